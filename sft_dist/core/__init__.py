@@ -1,0 +1,1 @@
+"""What every stage shares: the nouns (records), files that are whole or absent (store), seeds, process, errors."""

@@ -1,0 +1,54 @@
+"""This process among its peers: rank and world from the environment (torchrun's names), and the logger. No torch."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Process:
+    """Where this process stands. One process alone is rank 0 of 1."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one process that writes shared files."""
+        return self.rank == 0
+
+
+def current() -> Process:
+    """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE."""
+    env = {k: int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))}
+    return Process(
+        rank=env["RANK"],
+        world_size=env["WORLD_SIZE"],
+        local_rank=env["LOCAL_RANK"],
+        local_world_size=env["LOCAL_WORLD_SIZE"],
+    )
+
+
+def under_torchrun() -> bool:
+    """True in a rank that a launcher started."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def logger(name: str = "sft_dist") -> logging.Logger:
+    """Return the package's logger: INFO on rank 0, WARNING on the others, the rank in every line of several."""
+    log = logging.getLogger(name)
+    root = logging.getLogger("sft_dist")
+    if not root.handlers:
+        me = current()
+        handler = logging.StreamHandler(sys.stderr)
+        prefix = f"[rank {me.rank}] " if me.world_size > 1 and me.rank else ""
+        handler.setFormatter(logging.Formatter(f"%(asctime)s {prefix}%(message)s", "%H:%M:%S"))
+        root.addHandler(handler)
+        root.setLevel(logging.INFO if me.is_main else logging.WARNING)
+        root.propagate = False
+    return log

@@ -1,0 +1,104 @@
+"""Files that are whole or absent: write aside, fsync, rename. Checksums. JSON lines that survive a crash."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+CHUNK_BYTES = 1 << 22
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file or a folder entry to disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success fsync it and move it into place, on failure remove it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield aside
+        fsync_path(aside)
+        aside.replace(path)
+        fsync_path(path.parent)
+    finally:
+        with suppress(FileNotFoundError):
+            aside.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file atomically."""
+    with atomic_path(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a whole JSON file atomically, keys in their given order."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def append_jsonl(path: Path, value: Any) -> None:
+    """Append one JSON line in a single write, so that a crash leaves at most one torn last line."""
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+    with path.open("a", encoding="utf-8") as f:
+        f.write(line)
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    """Read all whole lines of a JSON-lines file; a torn last line is left out. A missing file is empty."""
+    if not path.exists():
+        return []
+    out = []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for i, line in enumerate(lines):
+        if not line:
+            continue
+        try:
+            out.append(json.loads(line))
+        except json.JSONDecodeError:
+            if i != len(lines) - 1:
+                raise
+    return out
+
+
+def checksum(path: Path) -> str:
+    """Return the xxh3-128 of a file as hex (about 15 GB/s: disks are the limit)."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as f:
+        while chunk := f.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """Return 32 hex digits that stand for a JSON-ready value, whatever the order of its keys."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
+    return xxhash.xxh3_128(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def replace_folder(aside: Path, path: Path) -> None:
+    """Move a finished folder into place, replacing what was there."""
+    for file in sorted(p for p in aside.rglob("*") if p.is_file()):
+        fsync_path(file)
+    if path.exists():
+        shutil.rmtree(path)
+    aside.rename(path)
+    fsync_path(path.parent)
