@@ -1,0 +1,11 @@
+"""The base of every section: frozen, no unknown keys, names without aliases."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """One section of the config. Unknown keys are errors; values do not change after validation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())

@@ -1,0 +1,206 @@
+"""The door: Hydra composes conf/ and overrides, pydantic validates once. Every error is listed with its path.
+
+A user's own YAML file is laid over the shipped defaults; overrides on the command line win over both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+from pydantic import BaseModel
+
+from sft_dist.config.foreign import FOREIGN_KEYS
+from sft_dist.config.root import RunConfig
+from sft_dist.core.errors import UserError, nearest
+from sft_dist.core.paths import resource
+
+DEFAULT_EXPERIMENT = "demo"
+
+
+def load_config(overrides: Sequence[str] = (), file: Path | None = None) -> RunConfig:
+    """Compose and validate the config of a run.
+
+    Args:
+        overrides: Hydra overrides, such as `train.epochs=2`, `experiment=demo`, `~data.sources.x`.
+        file: A user's YAML file that is laid over the defaults.
+
+    Raises:
+        UserError: With every mistake, its path in the config and a remedy.
+    """
+    return validate(compose(overrides, file))
+
+
+def validate(values: dict[str, Any]) -> RunConfig:
+    """Validate plain values; raise one UserError that lists all mistakes."""
+    try:
+        return RunConfig.model_validate(values)
+    except pydantic.ValidationError as error:
+        lines = [_explain(dict(e)) for e in error.errors()]
+        raise UserError("the config has {} mistake{}:\n{}".format(len(lines), "s" * (len(lines) > 1), "\n".join(lines))) from None
+
+
+def freeze(config: RunConfig) -> str:
+    """Return the resolved config as JSON text; `thaw` of it equals `config`."""
+    return json.dumps(config.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+
+
+def thaw(text: str) -> RunConfig:
+    """Read a frozen config."""
+    return validate(json.loads(text))
+
+
+def compose(overrides: Sequence[str], file: Path | None) -> dict[str, Any]:
+    """Return the composed, resolved values as plain containers. Hydra and OmegaConf stay inside this function."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    conf = resource("conf")
+    groups = {p.name for p in conf.iterdir() if p.is_dir()}
+    args = [_prefixed(o, groups) for o in overrides]
+    own = _read_user_file(file) if file is not None else None
+    if own is None and not any(o.split("=")[0].lstrip("+~") == "experiment" for o in overrides):
+        args.insert(0, f"experiment={DEFAULT_EXPERIMENT}")
+    if own is not None:
+        picks = own.pop("defaults", [])
+        args = [*_group_picks(picks, groups, file), "+user_file=own", *args]
+        ConfigStore.instance().store(group="user_file", name="own", node=own, package="_global_")
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(conf), version_base="1.3"):
+            cfg = hydra_compose(config_name="config", overrides=args)
+        values = OmegaConf.to_container(cfg, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_hydra_message(error, groups, conf)) from None
+    finally:
+        GlobalHydra.instance().clear()
+    assert isinstance(values, dict)
+    return {str(k): v for k, v in values.items()}
+
+
+def group_choices(group: str) -> list[str]:
+    """Return the shipped choices of a config group."""
+    return sorted(p.stem for p in (resource("conf") / group).glob("*.yaml"))
+
+
+def _prefixed(override: str, groups: set[str]) -> str:
+    """Let value overrides through to pydantic, which refuses unknown keys with a better message than Hydra."""
+    key = override.split("=", 1)[0]
+    if "=" not in override and not override.startswith("~"):
+        raise UserError(f"{override!r} is neither a command's file nor an override; write overrides as key=value, such as train.epochs=2")
+    return override if override[0] in "+~" or key in groups else f"++{override}"
+
+
+def _read_user_file(file: Path) -> dict[str, Any]:
+    import yaml
+
+    if not file.is_file():
+        raise UserError(f"the config file {file} does not exist, so there is nothing to run; check the path")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not readable as YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{file} holds a {type(values).__name__}, not a mapping of config sections; see docs/config.md")
+    return values
+
+
+def _group_picks(picks: Any, groups: set[str], file: Path | None) -> list[str]:
+    """Turn the `defaults:` list of a user's file into overrides of config groups."""
+    out: list[str] = []
+    for pick in picks if isinstance(picks, list) else [picks]:
+        if pick == "_self_":
+            continue
+        if not isinstance(pick, dict) or len(pick) != 1 or next(iter(pick)) not in groups:
+            raise UserError(f"{file}: defaults entry {pick!r} names no config group; use one of {sorted(groups)} as `group: choice`")
+        group, choice = next(iter(pick.items()))
+        out.append(f"{group}={choice}")
+    return out
+
+
+def _hydra_message(error: Exception, groups: set[str], conf: Path) -> str:
+    text = str(error).split("\n\nConfig search path")[0].strip()
+    for group in groups:
+        if f"'{group}/" in text:
+            return f"{text.splitlines()[0]} {group} has: {', '.join(group_choices(group))}"
+    return f"the overrides cannot be composed: {text}"
+
+
+def _explain(error: dict[str, Any]) -> str:
+    """One line a mistake: path, cause, remedy."""
+    loc = [str(p) for p in error["loc"]]
+    path = ".".join(_without_tags(loc))
+    kind, message = error["type"], error["msg"].removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        key = loc[-1]
+        if hint := FOREIGN_KEYS.get(key):
+            return f"  {path}: not a key of ours; {hint}"
+        section = _section(loc[:-1])
+        choices = list(section.model_fields) if section else []
+        elsewhere = _find_key(key)
+        hint = nearest(key, choices) or (f" Did you mean {elsewhere!r}?" if elsewhere else f" Known here: {', '.join(choices)}.")
+        return f"  {path}: unknown key.{hint}"
+    if kind == "value_error":
+        return f"  {path}: {message}" if path else f"  {message}"
+    if kind in {"union_tag_not_found", "union_tag_invalid"}:
+        return f"  {path}.kind: {message}"
+    shown = json.dumps(error.get("input"), default=str)
+    return f"  {path}={shown if len(shown) < 80 else shown[:77] + '...'}: {message}"
+
+
+def _without_tags(loc: list[str]) -> list[str]:
+    """Drop the tag that pydantic puts after the name of a discriminated source."""
+    if len(loc) > 3 and loc[:2] == ["data", "sources"]:
+        return [*loc[:3], *loc[4:]]
+    return loc
+
+
+def _section(loc: list[str]) -> type[BaseModel] | None:
+    """Return the model that stands at a path of the config."""
+    from typing import get_args
+
+    model: Any = RunConfig
+    for name in loc:
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            if name not in model.model_fields:
+                return None
+            annotation: Any = model.model_fields[name].annotation
+            parts = [a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                model = annotation
+            elif parts:
+                model = parts[0]
+            else:
+                model = annotation
+        else:  # inside data.sources: <name>, then <kind>
+            variants = _source_models()
+            model = variants.get(name, model)
+    return model if isinstance(model, type) and issubclass(model, BaseModel) else None
+
+
+def _source_models() -> dict[str, type[BaseModel]]:
+    from typing import get_args
+
+    from sft_dist.config.sources import SourceConfig
+
+    union = get_args(SourceConfig)[0]
+    return {get_args(m.model_fields["kind"].annotation)[0]: m for m in get_args(union)}
+
+
+def _find_key(key: str) -> str | None:
+    """Return the full path of a key that exists in another section."""
+    for name, field in RunConfig.model_fields.items():
+        model = field.annotation
+        if isinstance(model, type) and issubclass(model, BaseModel) and key in model.model_fields:
+            return f"{name}.{key}"
+    return None

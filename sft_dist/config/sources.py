@@ -1,0 +1,81 @@
+"""Where examples come from. `kind` chooses the reader; the common fields say how the mixture draws from it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from sft_dist.config.base import Section
+
+
+class SourceBase(Section):
+    """What every source has."""
+
+    take: PositiveFloat | None = Field(default=None, description="Part of the source that is used: a share up to 1, else a number of examples.")
+    share: float | None = Field(default=None, gt=0, le=1, description="Share of the mixture's examples that come from here.")
+    weight: PositiveFloat = Field(default=1.0, description="Factor on this source's mixing rate.")
+    epochs: PositiveFloat | None = Field(default=None, description="How often an epoch of training passes over this source.")
+    task: str | None = Field(default=None, description="Task name of every record, or '{field}' to read it from a field; null: the reader's own.")
+    license: str | None = Field(default=None, description="Licence, for the dataset card.")
+
+
+class DemoSource(SourceBase):
+    """The embedded instruction set: generated text tasks."""
+
+    kind: Literal["demo"]
+    examples_per_task: PositiveInt = 400
+    seed: NonNegativeInt = 0
+
+
+class NaturalInstructionsSource(SourceBase):
+    """Natural Instructions task files (v1 and v2)."""
+
+    kind: Literal["natural_instructions"]
+    path: str = Field(description="Folder of task*.json files, or one file.")
+    tasks: tuple[str, ...] = Field(default=("*",), description="Task names or globs to read.")
+    task_file: str | None = Field(default=None, description="File with one task name per line (an official split).")
+    definition: bool = Field(default=True, description="Put the definition into the instruction.")
+    positive_examples: NonNegativeInt = 0
+    negative_examples: NonNegativeInt = 0
+    explanations: bool = False
+    max_per_task: PositiveInt | None = Field(default=None, description="Instances a task, the first ones.")
+
+
+class AlpacaSource(SourceBase):
+    """Records of instruction, optional input, output: JSON array, JSON lines or Parquet, compressed too."""
+
+    kind: Literal["alpaca"]
+    path: str
+    instruction_field: str = "instruction"
+    input_field: str | None = "input"
+    output_field: str = "output"
+    system_field: str | None = None
+
+
+class ChatSource(SourceBase):
+    """Conversations: OpenAI messages, ShareGPT, OASST trees; tools and reasoning included."""
+
+    kind: Literal["chat"]
+    path: str
+    format: Literal["auto", "messages", "sharegpt", "oasst"] = "auto"
+    messages_field: str | None = Field(default=None, description="Field that holds the turns; null: messages or conversations.")
+    paths: Literal["best", "all"] = Field(default="best", description="OASST trees: the best-ranked path or every path.")
+
+
+class HubSource(SourceBase):
+    """Any `datasets` path (local or hub) with a field mapping."""
+
+    kind: Literal["hub"]
+    path: str
+    name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    format: Literal["alpaca", "messages", "sharegpt"] = "messages"
+    fields: dict[str, str] = Field(default_factory=dict, description="Our field -> the dataset's column.")
+
+
+SourceConfig = Annotated[
+    DemoSource | NaturalInstructionsSource | AlpacaSource | ChatSource | HubSource,
+    Field(discriminator="kind"),
+]
