@@ -1,0 +1,120 @@
+"""Answers that need no model: the task's most common training answer, and the nearest training neighbour's answer.
+
+A model that has learnt a task beats both: the first knows only the labels, the second only memorises.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sft_dist.core.records import Example
+from sft_dist.core.seeds import generator
+from sft_dist.evals.tasks import user_text
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+class Known(NamedTuple):
+    """A training pair: what was asked and what was answered."""
+
+    task: str
+    text: str
+    answer: str
+
+
+def known(example: Example) -> Known:
+    """Return the pair that a training example teaches."""
+    return Known(example.task, user_text(example), example.output)
+
+
+class Baselines:
+    """Both baselines over one training set.
+
+    Args:
+        training: The pairs that were trained on.
+        max_index: Pairs that the index for held-out tasks holds at most; a larger training set is sampled by seed.
+        seed: Of that sample.
+    """
+
+    def __init__(self, training: Iterable[Known], *, max_index: int = 100_000, seed: int = 0) -> None:
+        pairs = list(training)
+        self._by_task: dict[str, list[Known]] = {}
+        for pair in pairs:
+            self._by_task.setdefault(pair.task, []).append(pair)
+        self._majority = {task: most_common(p.answer for p in members) for task, members in self._by_task.items()}
+        self._majority_of_all = most_common(p.answer for p in pairs)
+        if len(pairs) > max_index:
+            drawn = generator(seed, "nearest").choice(len(pairs), max_index, replace=False)
+            pairs = [pairs[i] for i in np.sort(drawn)]
+        self._pairs = pairs
+        self._indexes: dict[str | None, TokenSetIndex] = {}
+
+    def majority(self, task: str) -> str:
+        """Return the task's most common training answer; of a task that was not trained, that of all training."""
+        return self._majority.get(task, self._majority_of_all)
+
+    def nearest(self, task: str, text: str) -> str:
+        """Return the answer to the most similar training text of the task; of an untrained task, of all training."""
+        pairs = self._by_task.get(task, self._pairs)
+        if not pairs:
+            return ""
+        key = task if task in self._by_task else None
+        if key not in self._indexes:
+            self._indexes[key] = TokenSetIndex([p.text for p in pairs])
+        return pairs[self._indexes[key].nearest(text)[0]].answer
+
+
+def most_common(answers: Iterable[str]) -> str:
+    """Return the most frequent answer, the first one met where several are equally frequent; "" of none."""
+    counts = Counter(answers)
+    return max(counts, key=counts.__getitem__, default="")
+
+
+class TokenSetIndex:
+    """Exact nearest neighbours by IDF-weighted Jaccard similarity of token sets, through an inverted index.
+
+    Weighting by inverse document frequency keeps the shared instruction from outvoting the input, which is where
+    two examples of one task differ. A query costs one pass over the postings of its tokens: about a millisecond
+    in 10,000 texts.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        """Index `texts` (D of them, at least one)."""
+        vocabulary: dict[str, int] = {}
+        sets = [_token_set(t) for t in texts]
+        token_ids = np.array(
+            [vocabulary.setdefault(w, len(vocabulary)) for s in sets for w in sorted(s)], dtype=np.int64
+        )
+        docs = np.repeat(np.arange(len(sets)), [len(s) for s in sets])
+        order = np.argsort(token_ids, kind="stable")
+        document_frequency = np.bincount(token_ids, minlength=len(vocabulary))
+        self._vocabulary = vocabulary
+        self._postings: NDArray[np.int64] = docs[order]
+        self._starts = np.concatenate([[0], np.cumsum(document_frequency)])
+        self._unknown_weight = np.log1p(len(sets))
+        self._weights = np.log1p(len(sets) / np.maximum(document_frequency, 1))
+        self._totals_D = np.bincount(docs, weights=self._weights[token_ids], minlength=len(sets))
+
+    def nearest(self, text: str) -> tuple[int, float]:
+        """Return the index of the most similar text (the first of equals) and its similarity, 0 to 1."""
+        words = _token_set(text)
+        hits = [self._vocabulary[w] for w in sorted(words) if w in self._vocabulary]
+        if not hits:
+            return 0, 0.0
+        lists = [self._postings[self._starts[t] : self._starts[t + 1]] for t in hits]
+        weights = np.repeat(self._weights[hits], [len(p) for p in lists])
+        shared_D = np.bincount(np.concatenate(lists), weights=weights, minlength=len(self._totals_D))
+        own = float(self._weights[hits].sum()) + (len(words) - len(hits)) * self._unknown_weight
+        similarity_D = shared_D / (self._totals_D + own - shared_D)
+        best = int(np.argmax(similarity_D))
+        return best, float(similarity_D[best])
+
+
+def _token_set(text: str) -> frozenset[str]:
+    return frozenset(_WORD.findall(text.lower()))

@@ -1,0 +1,100 @@
+"""<data.dir>/eval/seen.jsonl, heldout.jsonl -> the examples that are evaluated, at most a fixed number a task."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from sft_dist.core.errors import UserError
+from sft_dist.core.records import Example, Message, example_from_dict
+from sft_dist.core.seeds import derive
+
+SetName: TypeAlias = Literal["seen", "heldout"]
+SETS: tuple[SetName, ...] = ("seen", "heldout")
+"""seen: unseen inputs of trained tasks. heldout: tasks that training never met."""
+
+
+def load_eval_sets(data_dir: Path, *, max_per_task: int | None, seed: int) -> dict[SetName, list[Example]]:
+    """Read the evaluation sets of a data folder, capped a task.
+
+    Args:
+        data_dir: The folder that `prepare` wrote.
+        max_per_task: Examples of each task at most; None takes all.
+        seed: Decides which examples a cap keeps, whatever the order of the file.
+
+    Raises:
+        UserError: When neither file exists or holds anything, or when a line cannot be read.
+    """
+    sets: dict[SetName, list[Example]] = {}
+    for name in SETS:
+        if examples := _read(data_dir / "eval" / f"{name}.jsonl"):
+            sets[name] = cap_per_task(examples, max_per_task, seed)
+    if not sets:
+        raise UserError(
+            f"{data_dir / 'eval'} holds no evaluation examples, so there is nothing to generate on; set "
+            "data.holdout.examples_per_task, tasks or number, and run `sft-dist prepare` again"
+        )
+    return sets
+
+
+def cap_per_task(examples: Iterable[Example], max_per_task: int | None, seed: int) -> list[Example]:
+    """Keep at most `max_per_task` examples of each task: drawn by seed, answers as balanced as the task allows.
+
+    A task with few labels keeps equally many examples of each (as the official Natural Instructions test sets do),
+    so that a constant answer cannot look good; a task whose answers all differ is drawn at random. Tasks come in
+    alphabetical order, and the examples of one task in the order of the draw.
+    """
+    by_task: dict[str, dict[str, Example]] = {}
+    for e in examples:
+        by_task.setdefault(e.task, {}).setdefault(e.id, e)
+    kept: list[Example] = []
+    for _, members in sorted(by_task.items()):
+        drawn = sorted(members.values(), key=lambda e: derive(seed, "eval", e.id))
+        nth_of_label: Counter[str] = Counter()
+        ranked: list[tuple[int, int, Example]] = []
+        for order, e in enumerate(drawn):
+            label = e.answers[0].strip().lower()
+            ranked.append((nth_of_label[label], order, e))
+            nth_of_label[label] += 1
+        ranked.sort(key=lambda entry: entry[:2])
+        kept += [e for _, _, e in ranked[:max_per_task]]
+    return kept
+
+
+def prompt_text(example: Example) -> str:
+    """Return what is asked, for people to read: the turns before the last answer, roles shown if there are several."""
+    asked = _asked(example)
+    if len(asked) == 1:
+        return asked[0].content
+    return "\n\n".join(f"{m.role}: {m.content}" for m in asked)
+
+
+def user_text(example: Example) -> str:
+    """Return what the user wrote before the last answer, for similarity."""
+    return "\n".join(m.content for m in _asked(example) if m.role == "user")
+
+
+def _asked(example: Example) -> tuple[Message, ...]:
+    turns = example.messages
+    last = max((i for i, m in enumerate(turns) if m.role == "assistant"), default=len(turns))
+    return turns[:last]
+
+
+def _read(path: Path) -> list[Example]:
+    if not path.exists():
+        return []
+    out = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            out.append(example_from_dict(json.loads(line)))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}:{number} is not an evaluation example ({type(error).__name__}: {error}), so scores would be "
+                "wrong; the file was changed or cut, run `sft-dist prepare` again"
+            ) from None
+    return out

@@ -1,0 +1,269 @@
+"""Attention over packed documents: one function, several backends, every one equal to the slow twin `sdpa_dense`.
+
+Shapes: B batch (always 1 when packed), H query heads, G key-value heads, T tokens, D head size, S documents.
+A backend is a function registered with transformers' AttentionInterface under `registered_name(backend)`. No mask is
+built for such a name, and the documents arrive as `cu_seq_lens_q`; a call without it is refused, never guessed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sft_dist.core.errors import UserError
+
+Attend = Callable[..., tuple[Tensor, None]]
+
+
+class Needs(NamedTuple):
+    """What a model asks of attention."""
+
+    head_dim: int
+    dtype: torch.dtype
+    device: str
+    sliding_window: bool = False
+    softcap: bool = False
+    sinks: bool = False
+
+
+def registered_name(backend: str) -> str:
+    """Return the `attn_implementation` under which a backend is registered."""
+    return f"sft_dist_{backend}"
+
+
+def register() -> None:
+    """Make every backend known to transformers. Idempotent."""
+    from transformers import AttentionInterface
+
+    for name, attend in BACKENDS.items():
+        AttentionInterface.register(registered_name(name), attend)
+
+
+def choose(backend: str, needs: Needs) -> tuple[str, str]:
+    """Return the backend to use and the reason.
+
+    Args:
+        backend: A name of `BACKENDS`, or auto: the fastest that is present and right for the model.
+        needs: What the model asks for.
+
+    Raises:
+        UserError: When the named backend is absent or wrong for the model.
+    """
+    if backend != "auto":
+        if reason := unfit(backend, needs):
+            raise UserError(
+                f"model.attention={backend} cannot run here: {reason}; documents would not be attended rightly, "
+                "so nothing was started. Use model.attention=auto"
+            )
+        return backend, "as configured"
+    skipped = []
+    for name in FASTEST_FIRST:
+        reason = unfit(name, needs)
+        if not reason:
+            return name, "; ".join(skipped) or "the fastest backend for this device"
+        skipped.append(f"{name}: {reason}")
+    raise UserError(f"no attention backend is right for this model: {'; '.join(skipped)}")
+
+
+def unfit(backend: str, needs: Needs) -> str:
+    """Return why a backend cannot serve, or an empty string."""
+    cuda = needs.device == "cuda"
+    half = needs.dtype in (torch.bfloat16, torch.float16)
+    if backend in ("flash", "varlen"):
+        if not cuda:
+            return "it needs a CUDA device"
+        if not half:
+            return f"it needs bfloat16, not {needs.dtype}"
+        if needs.head_dim > 256:
+            return f"head size {needs.head_dim} is over its limit of 256"
+        if needs.sinks:
+            return "it has no attention sinks"
+    if backend == "flash" and importlib.util.find_spec("flash_attn") is None:
+        return "the flash-attn package is not installed"
+    if backend == "varlen" and importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return "this torch has no torch.nn.attention.varlen"
+    if backend == "varlen" and needs.softcap:
+        return "it has no logit softcap"
+    if backend == "flex" and not cuda:
+        return "its backward pass needs a CUDA device"
+    if backend == "flex" and needs.sinks:
+        return "it has no attention sinks"
+    return ""
+
+
+def _documents(cu_seq_lens_q: Tensor | None, tokens: int) -> Tensor:
+    if cu_seq_lens_q is None:
+        raise RuntimeError(
+            "packed attention was called without cu_seq_lens_q, so documents would see one another; "
+            "this model does not hand its keyword arguments down to attention and cannot be packed"
+        )
+    assert tokens > 0
+    return cu_seq_lens_q
+
+
+def _math(q: Tensor, k: Tensor, v: Tensor, allowed_TT: Tensor, scaling: float, softcap: float | None, sinks_H: Tensor | None) -> Tensor:
+    """Attention in the obvious way; q, k, v are [B, H, T, D] with equal heads."""
+    scores = (q @ k.transpose(-1, -2)).float() * scaling
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~allowed_TT, float("-inf"))
+    if sinks_H is None:
+        weights = scores.softmax(-1)
+    else:  # a sink takes part in the softmax and contributes no value
+        sink = sinks_H.float().reshape(1, -1, 1, 1).expand(scores.size(0), -1, scores.size(2), 1)
+        weights = torch.cat([scores, sink], -1).softmax(-1)[..., :-1]
+    return weights.to(v.dtype) @ v
+
+
+def _spread(x_BGTD: Tensor, heads: int) -> Tensor:
+    return x_BGTD.repeat_interleave(heads // x_BGTD.size(1), dim=1)
+
+
+def _causal(length: int, window: int | None, device: torch.device) -> Tensor:
+    i = torch.arange(length, device=device)
+    back = i[:, None] - i[None, :]
+    return (back >= 0) & (back < window) if window else back >= 0
+
+
+def sdpa_dense(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, *,
+    scaling: float | None = None, cu_seq_lens_q: Tensor | None = None, sliding_window: int | None = None,
+    softcap: float | None = None, s_aux: Tensor | None = None, **_: Any,
+) -> tuple[Tensor, None]:
+    """The slow twin: one [T, T] mask that allows the same document and the past. Memory grows with T squared."""
+    del module, attention_mask
+    T, H = query.size(2), query.size(1)
+    cu = _documents(cu_seq_lens_q, T)
+    document_T = torch.bucketize(torch.arange(T, device=query.device), cu[1:].to(query.device), right=True)
+    allowed = (document_T[:, None] == document_T[None, :]) & _causal(T, sliding_window, query.device)
+    scale = scaling if scaling is not None else query.size(-1) ** -0.5
+    out = _math(query, _spread(key, H), _spread(value, H), allowed, scale, softcap, s_aux)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def sdpa_per_doc(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, *,
+    scaling: float | None = None, cu_seq_lens_q: Tensor | None = None, sliding_window: int | None = None,
+    softcap: float | None = None, s_aux: Tensor | None = None, **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention one document at a time: no mask, no wasted pairs. The CPU path."""
+    del module, attention_mask
+    T, H = query.size(2), query.size(1)
+    bounds = _documents(cu_seq_lens_q, T).tolist()
+    gqa = key.size(1) != H
+    scale = scaling if scaling is not None else query.size(-1) ** -0.5
+    out = []
+    for a, b in zip(bounds[:-1], bounds[1:], strict=True):
+        if a == b:
+            continue
+        q, k, v = query[:, :, a:b], key[:, :, a:b], value[:, :, a:b]
+        window = sliding_window if sliding_window and b - a > sliding_window else None
+        if softcap or s_aux is not None:
+            part = _math(q, _spread(k, H), _spread(v, H), _causal(b - a, window, q.device), scale, softcap, s_aux)
+        elif window:
+            part = F.scaled_dot_product_attention(q, k, v, attn_mask=_causal(b - a, window, q.device), scale=scale, enable_gqa=gqa)
+        else:
+            part = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)
+        out.append(part)
+    return torch.cat(out, dim=2).transpose(1, 2).contiguous(), None
+
+
+def varlen(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, *,
+    scaling: float | None = None, cu_seq_lens_q: Tensor | None = None, max_length_q: int | None = None,
+    sliding_window: int | None = None, **_: Any,
+) -> tuple[Tensor, None]:
+    """torch's own variable-length flash attention. It has no is_causal: causal is the window (-1, 0)."""
+    del module, attention_mask
+    from torch.nn.attention.varlen import varlen_attn
+
+    cu = _documents(cu_seq_lens_q, query.size(2))
+    q, k, v = (_flat(x) for x in (query, key, value))
+    out = varlen_attn(
+        q, k, v, cu, cu, max_length_q, max_length_q,
+        scale=scaling, window_size=(sliding_window - 1 if sliding_window else -1, 0), enable_gqa=key.size(1) != query.size(1),
+    )
+    return out.view(query.size(0), -1, *out.shape[1:]), None
+
+
+def flash(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, *,
+    scaling: float | None = None, cu_seq_lens_q: Tensor | None = None, max_length_q: int | None = None,
+    sliding_window: int | None = None, softcap: float | None = None, **_: Any,
+) -> tuple[Tensor, None]:
+    """The flash-attn package (FlashAttention 2 and newer), variable-length."""
+    del module, attention_mask
+    from flash_attn import flash_attn_varlen_func
+
+    cu = _documents(cu_seq_lens_q, query.size(2))
+    q, k, v = (_flat(x) for x in (query, key, value))
+    out = flash_attn_varlen_func(
+        q, k, v, cu, cu, max_length_q, max_length_q, softmax_scale=scaling, causal=True,
+        window_size=(sliding_window - 1 if sliding_window else -1, 0), softcap=softcap or 0.0,
+    )
+    return out.view(query.size(0), -1, *out.shape[1:]), None
+
+
+def flex(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, *,
+    scaling: float | None = None, cu_seq_lens_q: Tensor | None = None, sliding_window: int | None = None,
+    softcap: float | None = None, **_: Any,
+) -> tuple[Tensor, None]:
+    """FlexAttention with a document mask: for models whose features the flash kernels lack."""
+    del module, attention_mask
+    T = query.size(2)
+    cu = _documents(cu_seq_lens_q, T)
+    mask = _flex_mask(cu, T, sliding_window)
+    cap = (lambda score, *_: softcap * torch.tanh(score / softcap)) if softcap else None
+    out = _compiled_flex()(query, key, value, score_mod=cap, block_mask=mask, scale=scaling, enable_gqa=key.size(1) != query.size(1))
+    return out.transpose(1, 2).contiguous(), None
+
+
+_flex_cache: dict[str, Any] = {}
+
+
+def _compiled_flex() -> Callable[..., Tensor]:
+    if "fn" not in _flex_cache:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        _flex_cache["fn"] = torch.compile(flex_attention)
+    return _flex_cache["fn"]
+
+
+def _flex_mask(cu: Tensor, tokens: int, window: int | None) -> Any:
+    """Build the block mask once a micro-batch: every layer of a forward pass holds the same `cu` tensor."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    if _flex_cache.get("cu") is not cu:
+        _flex_cache.update(cu=cu, masks={})
+    masks = _flex_cache["masks"]
+    if window not in masks:
+        document_T = torch.bucketize(torch.arange(tokens, device=cu.device), cu[1:], right=True)
+
+        def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            del b, h
+            past = (q >= k) & (document_T[q] == document_T[k])
+            return past & (q - k < window) if window else past
+
+        masks[window] = create_block_mask(allowed, None, None, tokens, tokens, device=cu.device)
+    return masks[window]
+
+
+def _flat(x_BHTD: Tensor) -> Tensor:
+    """[B, H, T, D] -> [B*T, H, D]."""
+    return x_BHTD.transpose(1, 2).reshape(-1, x_BHTD.size(1), x_BHTD.size(3))
+
+
+BACKENDS: dict[str, Attend] = {
+    "flash": flash,
+    "varlen": varlen,
+    "flex": flex,
+    "sdpa_per_doc": sdpa_per_doc,
+    "sdpa_dense": sdpa_dense,
+}
+FASTEST_FIRST = ("flash", "varlen", "flex", "sdpa_per_doc")

@@ -1,0 +1,138 @@
+"""The only home of DeepSpeed's keys: our dozen fields -> its config, and the engine.
+
+What is set explicitly and why (defaults of DeepSpeed 0.19): gradient_clipping defaults to 1.0, not off;
+gradients accumulate in the parameter dtype unless grad_accum_dtype says fp32; the process-group timeout is 10 minutes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from sft_dist.core.errors import UserError
+
+# Keys that we derive: letting `deepspeed.extra` set them would make the loss or the schedule wrong.
+DERIVED = {
+    "train_batch_size": "train.tokens_per_step",
+    "train_micro_batch_size_per_gpu": "train.micro_rows",
+    "gradient_accumulation_steps": "train.tokens_per_step",
+    "managed_gradient_accumulation": "nothing: the loop owns the boundary",
+    "gradient_clipping": "optim.clip",
+    "optimizer": "optim",
+    "scheduler": "optim.schedule",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "communication_data_type": "deepspeed.communication_dtype",
+    "zero_optimization.stage": "deepspeed.stage",
+    "zero_optimization.overlap_comm": "deepspeed.overlap_comm",
+    "zero_optimization.reduce_bucket_size": "deepspeed.reduce_bucket_size",
+    "zero_optimization.reduce_scatter": "nothing: gradients of the loss algebra need it on",
+    "zero_optimization.sub_group_size": "deepspeed.sub_group_size",
+    "zero_optimization.stage3_prefetch_bucket_size": "deepspeed.prefetch_bucket_size",
+    "zero_optimization.stage3_param_persistence_threshold": "deepspeed.persistence_threshold",
+    "zero_optimization.stage3_max_live_parameters": "deepspeed.max_live_parameters",
+}
+
+
+def zero_config(
+    *, stage: int, dtype: str, clip: float | None, overlap_comm: bool, reduce_bucket_size: int, prefetch_bucket_size: int,
+    persistence_threshold: int, max_live_parameters: int, sub_group_size: int, communication_dtype: str | None,
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the DeepSpeed config.
+
+    Raises:
+        UserError: When `extra` sets a key that we derive.
+    """
+    check_extra(extra)
+    zero: dict[str, Any] = {
+        "stage": stage,
+        # with the caller owning the accumulation boundary, DeepSpeed overlaps under partitioned gradients only
+        "overlap_comm": overlap_comm and stage >= 2,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": reduce_bucket_size,
+    }
+    if stage == 3:
+        zero |= {
+            "stage3_prefetch_bucket_size": prefetch_bucket_size,
+            "stage3_param_persistence_threshold": persistence_threshold,
+            "stage3_max_live_parameters": max_live_parameters,
+            "stage3_max_reuse_distance": max_live_parameters,
+            "sub_group_size": sub_group_size,
+            "stage3_gather_16bit_weights_on_model_save": False,
+        }
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,  # unused: the true batch is counted in tokens
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,  # step() is the boundary, so micro-steps may vary from step to step
+        "gradient_clipping": clip or 0.0,
+        "steps_per_print": 1_000_000_000,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": zero,
+        "checkpoint": {"tag_validation": "Fail"},
+    }
+    if dtype == "bfloat16":
+        config["bf16"] = {"enabled": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}  # else micro-steps add up in bf16: 1e-2 error at 64 of them
+    if communication_dtype is not None:
+        config["communication_data_type"] = communication_dtype
+    return _merged(config, extra)
+
+
+def check_extra(extra: Mapping[str, Any], path: str = "") -> None:
+    """Refuse keys of `deepspeed.extra` that we derive."""
+    for key, value in extra.items():
+        full = f"{path}{key}"
+        if full in DERIVED:
+            raise UserError(f"deepspeed.extra.{full} is derived, so two values would contradict each other; set {DERIVED[full]} instead")
+        if isinstance(value, Mapping):
+            check_extra(value, f"{full}.")
+
+
+def _merged(base: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for key, value in extra.items():
+        out[key] = _merged(out[key], value) if isinstance(value, Mapping) and isinstance(out.get(key), dict) else value
+    return out
+
+
+def device_type() -> str:
+    """Return cuda where there is a device and DS_ACCELERATOR does not say cpu, else cpu."""
+    import torch
+
+    return "cuda" if os.environ.get("DS_ACCELERATOR") != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def init_distributed(timeout_minutes: int) -> None:
+    """Join the process group, before any model is made: zero.Init needs it."""
+    on_cpu = device_type() == "cpu"
+    if on_cpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+    import deepspeed.ops
+    import torch
+
+    if on_cpu:
+        # else the first collective compiles a shared-memory op for minutes, with a compiler that may not be there
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    else:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    for key, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        os.environ.setdefault(key, value)
+    deepspeed.init_distributed(
+        dist_backend="gloo" if on_cpu else "nccl", timeout=timedelta(minutes=timeout_minutes), auto_mpi_discovery=False
+    )
+
+
+def make_engine(module: Any, config: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], *, betas: tuple[float, float], eps: float) -> Any:
+    """Return the DeepSpeed engine with torch's AdamW (fused on CUDA): no compiled op is needed anywhere."""
+    import deepspeed
+    import torch
+
+    # lr 0: some stages run a step with zero gradients to allocate their states; weight decay must not act then
+    optimizer = torch.optim.AdamW([dict(g) for g in groups], lr=0.0, betas=betas, eps=eps, fused=device_type() == "cuda")
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=dict(config))
+    return engine
