@@ -1,0 +1,7 @@
+"""Corpus -> an epoch's plan -> the batches of each rank. Position is data: (epoch, step). Next: train."""
+
+from sft_dist.batch.collate import collate
+from sft_dist.batch.plan import EpochPlan, PlanCounts, TaskCounts
+from sft_dist.batch.sampler import Planner, SamplerState
+
+__all__ = ["EpochPlan", "PlanCounts", "Planner", "SamplerState", "TaskCounts", "collate"]

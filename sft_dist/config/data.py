@@ -22,6 +22,9 @@ class HoldoutConfig(Section):
     )
     max_eval_per_task: PositiveInt = Field(default=100, description="Examples of each held-out task that are evaluated.")
     datasets: tuple[str, ...] = Field(default=(), description="Underlying datasets (globs) whose tasks are held out too.")
+    whole_datasets: bool = Field(
+        default=False, description="Refuse everything that comes from the datasets of held-out tasks, not only those tasks."
+    )
 
 
 class DataConfig(Section):
@@ -33,7 +36,7 @@ class DataConfig(Section):
     filters: FiltersConfig = FiltersConfig()
     max_bad_share: float = Field(default=0.02, ge=0, le=1, description="Share of unreadable records above which the run stops.")
     processes: PositiveInt | None = Field(default=None, description="Processes that tokenise; null: one a core.")
-    shard_tokens: PositiveInt = Field(default=1 << 26, description="Tokens a shard, at most.")
+    shard_examples: PositiveInt = Field(default=100_000, description="Records of a source that go into one shard.")
 
 
 class RenderConfig(Section):

@@ -1,42 +1,111 @@
-"""Which examples are kept. A rule that is null is off; every drop keeps its reason and what was measured."""
+"""Which examples are kept. A rule that is null (or false) is off; every drop keeps its reason and what was measured."""
 
 from __future__ import annotations
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from sft_dist.config.base import Section
+
+Script = Literal[
+    "Latin",
+    "Cyrillic",
+    "Greek",
+    "Arabic",
+    "Hebrew",
+    "Devanagari",
+    "Bengali",
+    "Tamil",
+    "Thai",
+    "Han",
+    "Kana",
+    "Hangul",
+]
 
 
 class LengthRule(Section):
     """Characters of prompt and answer."""
 
-    min_prompt_chars: NonNegativeInt = 1
-    min_answer_chars: NonNegativeInt = 1
-    max_chars: PositiveInt | None = None
+    min_prompt_chars: NonNegativeInt = Field(default=1, description="Of all user turns together.")
+    min_answer_chars: NonNegativeInt = Field(
+        default=1, description="Of every assistant turn without a tool call."
+    )
+    max_chars: PositiveInt | None = Field(default=None, description="Of all turns together.")
+
+    @model_validator(mode="after")
+    def _check(self) -> LengthRule:
+        least = self.min_prompt_chars + self.min_answer_chars
+        if self.max_chars is not None and self.max_chars < least:
+            raise ValueError(
+                f"max_chars={self.max_chars} is less than min_prompt_chars + min_answer_chars = {least}, "
+                "so every example would be dropped; raise the first or lower the others"
+            )
+        return self
 
 
 class RepetitionRule(Section):
     """Answers that repeat themselves."""
 
-    ngram: PositiveInt = 4
-    max_share: float = Field(default=0.5, gt=0, le=1, description="Largest share of an answer's n-grams that are repeats.")
-    min_words: PositiveInt = 32
+    ngram: PositiveInt = Field(
+        default=4, description="Words of an n-gram; a Han or Kana character counts as a word."
+    )
+    max_share: float = Field(
+        default=0.5, gt=0, le=1, description="Largest share of an answer's n-grams that are repeats."
+    )
+    min_words: PositiveInt = Field(default=32, description="Shorter answers are not judged.")
 
 
 class AnswerRepeatsPromptRule(Section):
     """Answers that are the prompt again."""
 
-    max_overlap: float = Field(default=0.95, gt=0, le=1, description="Longest common substring over answer length.")
-    min_answer_chars: PositiveInt = 40
+    max_overlap: float = Field(
+        default=0.95, gt=0, le=1, description="Longest common substring over answer length."
+    )
+    min_answer_chars: PositiveInt = Field(
+        default=40, description="Shorter answers are not judged: a label often stands in the prompt."
+    )
+
+
+class TruncatedAnswerRule(Section):
+    """Answers that stop in the middle: an open code block, a trailing comma or opening bracket, a dangling 'the'."""
+
+    min_words: PositiveInt = Field(
+        default=16, description="Shorter answers are not judged by their last word."
+    )
+
+
+class ScriptRule(Section):
+    """Language, as far as the script tells it: letters outside the allowed scripts."""
+
+    allow: tuple[Script, ...] = Field(default=("Latin",), min_length=1)
+    min_share: float = Field(
+        default=0.5, gt=0, le=1, description="Least share of letters in the allowed scripts."
+    )
+    min_letters: PositiveInt = Field(default=20, description="Texts of fewer letters are not judged.")
 
 
 class FiltersConfig(Section):
     """Rules by name."""
 
     length: LengthRule | None = LengthRule()
-    control_characters: bool = Field(default=True, description="Drop text with control characters other than tab and line ends.")
+    control_characters: bool = Field(
+        default=True, description="Drop text with control characters other than tab and line ends."
+    )
+    broken_text: bool = Field(
+        default=False, description="Drop text with replacement characters or the marks of a wrong decoding."
+    )
+    placeholder: bool = Field(
+        default=False, description="Drop answers that are a placeholder, a bare link or markup left over."
+    )
+    refusal: bool = Field(default=False, description="Drop answers that refuse.")
+    truncated_answer: TruncatedAnswerRule | None = None
+    script: ScriptRule | None = None
     repetition: RepetitionRule | None = None
     answer_repeats_prompt: AnswerRepeatsPromptRule | None = None
-    refusal: bool = Field(default=False, description="Drop answers that refuse.")
-    exact_duplicates: bool = Field(default=True, description="Keep one of several examples with equal prompt and answer in a source.")
-    eval_inputs: bool = Field(default=True, description="Drop training examples whose input is an evaluation input.")
+    exact_duplicates: bool = Field(
+        default=True, description="Keep one of several examples with equal prompt and answer in a source."
+    )
+    eval_inputs: bool = Field(
+        default=True, description="Drop training examples whose input is an evaluation input."
+    )

@@ -12,11 +12,25 @@ from sft_dist.config.base import Section
 class SourceBase(Section):
     """What every source has."""
 
-    take: PositiveFloat | None = Field(default=None, description="Part of the source that is used: a share up to 1, else a number of examples.")
-    share: float | None = Field(default=None, gt=0, le=1, description="Share of the mixture's examples that come from here.")
+    take: PositiveFloat | None = Field(
+        default=None,
+        description="Part of the source that is used: a share up to 1, else a number of examples.",
+    )
+    share: float | None = Field(
+        default=None, gt=0, le=1, description="Share of the mixture's examples that come from here."
+    )
     weight: PositiveFloat = Field(default=1.0, description="Factor on this source's mixing rate.")
-    epochs: PositiveFloat | None = Field(default=None, description="How often an epoch of training passes over this source.")
-    task: str | None = Field(default=None, description="Task name of every record, or '{field}' to read it from a field; null: the reader's own.")
+    epochs: PositiveFloat | None = Field(
+        default=None, description="How often an epoch of training passes over this source."
+    )
+    task: str | None = Field(
+        default=None,
+        description="Task name of every record; '{field}' in it stands for that field; null: the reader's own.",
+    )
+    dataset: str | None = Field(
+        default=None,
+        description="Underlying dataset of every record, '{field}' likewise; data.holdout.datasets looks at it.",
+    )
     license: str | None = Field(default=None, description="Licence, for the dataset card.")
 
 
@@ -34,7 +48,9 @@ class NaturalInstructionsSource(SourceBase):
     kind: Literal["natural_instructions"]
     path: str = Field(description="Folder of task*.json files, or one file.")
     tasks: tuple[str, ...] = Field(default=("*",), description="Task names or globs to read.")
-    task_file: str | None = Field(default=None, description="File with one task name per line (an official split).")
+    task_file: str | None = Field(
+        default=None, description="File with one task name per line (an official split)."
+    )
     definition: bool = Field(default=True, description="Put the definition into the instruction.")
     positive_examples: NonNegativeInt = 0
     negative_examples: NonNegativeInt = 0
@@ -43,32 +59,51 @@ class NaturalInstructionsSource(SourceBase):
 
 
 class AlpacaSource(SourceBase):
-    """Records of instruction, optional input, output: JSON array, JSON lines or Parquet, compressed too."""
+    """Records of instruction, optional input, output: JSON array, JSON lines, Parquet, CSV or TSV, compressed too."""
 
     kind: Literal["alpaca"]
-    path: str
+    path: str = Field(description="A file, a folder of files, or a glob.")
     instruction_field: str = "instruction"
     input_field: str | None = "input"
-    output_field: str = "output"
+    output_field: str | tuple[str, ...] = Field(
+        default="output",
+        description="Of several names the first that a record has; a list of texts there: all acceptable answers.",
+    )
     system_field: str | None = None
+    history_field: str | None = Field(
+        default=None, description="Earlier turns, as a list of [question, answer]."
+    )
+    instances_field: str | None = Field(
+        default=None, description="List of {input, output} that share the instruction (Self-Instruct seeds)."
+    )
+    columns: tuple[str, ...] | None = Field(
+        default=None, description="Column names of CSV and TSV files without a header line."
+    )
+    unescape: bool = Field(
+        default=False, description="In CSV and TSV, \\n and \\t stand for line end and tab."
+    )
 
 
 class ChatSource(SourceBase):
     """Conversations: OpenAI messages, ShareGPT, OASST trees; tools and reasoning included."""
 
     kind: Literal["chat"]
-    path: str
+    path: str = Field(description="A file, a folder of files, or a glob.")
     format: Literal["auto", "messages", "sharegpt", "oasst"] = "auto"
-    messages_field: str | None = Field(default=None, description="Field that holds the turns; null: messages or conversations.")
-    paths: Literal["best", "all"] = Field(default="best", description="OASST trees: the best-ranked path or every path.")
+    messages_field: str | None = Field(
+        default=None, description="Field that holds the turns; null: messages or conversations."
+    )
+    paths: Literal["best", "all"] = Field(
+        default="best", description="OASST trees: the best-ranked path or every path."
+    )
 
 
 class HubSource(SourceBase):
     """Any `datasets` path (local or hub) with a field mapping."""
 
     kind: Literal["hub"]
-    path: str
-    name: str | None = None
+    path: str = Field(description="Hub name, folder of data files, or folder written by save_to_disk.")
+    name: str | None = Field(default=None, description="Subset (configuration) of the dataset.")
     split: str = "train"
     revision: str | None = None
     format: Literal["alpaca", "messages", "sharegpt"] = "messages"

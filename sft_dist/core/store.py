@@ -67,13 +67,13 @@ def read_jsonl(path: Path) -> list[Any]:
     if not path.exists():
         return []
     out = []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")  # bytes: a crash may tear a line inside a character
     for i, line in enumerate(lines):
         if not line:
             continue
         try:
             out.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:
             if i != len(lines) - 1:
                 raise
     return out

@@ -47,7 +47,9 @@ class Baselines:
         self._by_task: dict[str, list[Known]] = {}
         for pair in pairs:
             self._by_task.setdefault(pair.task, []).append(pair)
-        self._majority = {task: most_common(p.answer for p in members) for task, members in self._by_task.items()}
+        self._majority = {
+            task: most_common(p.answer for p in members) for task, members in self._by_task.items()
+        }
         self._majority_of_all = most_common(p.answer for p in pairs)
         if len(pairs) > max_index:
             drawn = generator(seed, "nearest").choice(len(pairs), max_index, replace=False)

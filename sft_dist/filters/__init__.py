@@ -1,0 +1,77 @@
+"""Example -> Drop(reason, what was measured) or None. Cheap rules first. Next: render.
+
+A rule that the config sets to null or false is off; 0 is a number like any other. What needs more than the one example
+(`duplicate_key`, evaluation inputs) is applied by the selection pass, which sees every source whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Protocol
+
+from pydantic import BaseModel
+
+from sft_dist.config.filters import FiltersConfig
+from sft_dist.core.records import Drop, Example
+from sft_dist.core.store import fingerprint
+from sft_dist.filters.dedup import duplicate_key
+from sft_dist.filters.rules import (
+    AnswerRepeatsPrompt,
+    BrokenText,
+    ControlCharacters,
+    Length,
+    Placeholder,
+    Refusal,
+    Repetition,
+    Script,
+    TruncatedAnswer,
+)
+
+__all__ = ["FILTERS", "Filter", "build_filters", "duplicate_key", "filters_fingerprint"]
+
+RULES_VERSION = 1  # raised when a rule decides otherwise under the same options
+
+
+class Filter(Protocol):
+    """One rule. It judges an example alone, so any process may apply it to any part of a source."""
+
+    name: ClassVar[str]
+
+    def __call__(self, example: Example) -> Drop | None:
+        """Return why the example is dropped, or None."""
+
+
+# By the config's names, in the order in which they run: the cheapest first.
+FILTERS: dict[str, Callable[..., Filter]] = {
+    "length": Length,
+    "broken_text": BrokenText,
+    "control_characters": ControlCharacters,
+    "placeholder": Placeholder,
+    "script": Script,
+    "truncated_answer": TruncatedAnswer,
+    "refusal": Refusal,
+    "repetition": Repetition,
+    "answer_repeats_prompt": AnswerRepeatsPrompt,
+}
+
+
+def build_filters(config: FiltersConfig) -> list[Filter]:
+    """Return the rules that are on, in the order in which they run."""
+    chosen = []
+    for name, make in FILTERS.items():
+        rule = getattr(config, name)
+        if isinstance(rule, BaseModel):
+            chosen.append(make(**{f: getattr(rule, f) for f in type(rule).model_fields}))
+        elif rule is True:
+            chosen.append(make())
+    return chosen
+
+
+def filters_fingerprint(config: FiltersConfig) -> str:
+    """Return 32 hex digits that change with the rules that are on and with what a rule means."""
+    options = {
+        name: value
+        for name, value in config.model_dump(mode="json").items()
+        if value is not None and value is not False
+    }
+    return fingerprint({"version": RULES_VERSION, "rules": options})

@@ -1,0 +1,9 @@
+"""Examples -> what is never trained on, decided once before anything is built from them. Next: construct, filters.
+
+`decide` looks at every source once; `split` then puts each example on its side, the same in every process.
+"""
+
+from sft_dist.holdout.decide import decide
+from sft_dist.holdout.decision import Holdout, descend, input_key, split
+
+__all__ = ["Holdout", "decide", "descend", "input_key", "split"]

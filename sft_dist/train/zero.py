@@ -6,6 +6,7 @@ gradients accumulate in the parameter dtype unless grad_accum_dtype says fp32; t
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -68,7 +69,7 @@ def zero_config(
         "train_micro_batch_size_per_gpu": 1,  # unused: the true batch is counted in tokens
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,  # step() is the boundary, so micro-steps may vary from step to step
-        "gradient_clipping": clip or 0.0,
+        "gradient_clipping": (clip or 0.0) if stage else 0.0,  # ZeRO off: `update` clips
         "steps_per_print": 1_000_000_000,
         "zero_allow_untested_optimizer": True,
         "zero_optimization": zero,
@@ -135,4 +136,29 @@ def make_engine(module: Any, config: Mapping[str, Any], groups: Sequence[Mapping
     # lr 0: some stages run a step with zero gradients to allocate their states; weight decay must not act then
     optimizer = torch.optim.AdamW([dict(g) for g in groups], lr=0.0, betas=betas, eps=eps, fused=device_type() == "cuda")
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=dict(config))
+    if engine.zero_optimization_stage() == 0:
+        engine.enable_backward_allreduce = False  # `update` reduces, so that it can look before it steps
     return engine
+
+
+def update(engine: Any, clip: float | None) -> tuple[bool, float]:
+    """Clip and apply the optimizer step unless a gradient is not finite. Collective.
+
+    DeepSpeed skips a non-finite gradient by itself under ZeRO 1 to 3, in every dtype; with ZeRO off nothing would.
+
+    Returns:
+        Whether the step was applied, and the global gradient norm before clipping.
+    """
+    import torch
+
+    if engine.zero_optimization_stage():
+        engine.step()
+        norm = engine.get_global_grad_norm()
+        return bool(engine.was_step_applied()), float("nan") if norm is None else float(norm)
+    engine.buffered_allreduce_fallback()
+    total = float(torch.nn.utils.clip_grad_norm_(engine.module.parameters(), clip or float("inf")))
+    if not math.isfinite(total):
+        engine.module.zero_grad(set_to_none=True)
+        return False, total
+    engine.step()
+    return True, total

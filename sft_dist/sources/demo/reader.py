@@ -18,7 +18,7 @@ GENERATOR_VERSION = 1
 
 # Held out entirely by conf/experiment/demo.yaml. Each is near to trained tasks without being one of them:
 # an unseen pair of a position and a kind, a trained operation on another kind of word, two operations in a row.
-DEMO_HELD_OUT = ("last_name", "reverse_numbers", "capital_last_word")
+DEMO_HELD_OUT = ("last_name", "first_colour", "reverse_names", "capital_last_word")
 
 _MAX_REPEATS = 1000
 
@@ -67,8 +67,8 @@ class DemoReader:
     def _new_input(self, task: Task, rng: random.Random, seen: set[str]) -> tuple[str, str]:
         for _ in range(_MAX_REPEATS):
             text, answer = task.make(rng)
-            if text not in seen:
-                seen.add(text)
+            if (key := text.casefold()) not in seen:
+                seen.add(key)
                 return text, answer
         raise UserError(
             f"source {self.name!r}: examples_per_task={self.examples_per_task} is more than task {task.name!r} has "

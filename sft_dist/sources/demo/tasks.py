@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sft_dist.sources.demo.words import (
@@ -49,6 +49,11 @@ def _words(rng: Rng, low: int, high: int) -> list[str]:
     return rng.sample(OBJECTS + ANIMALS, rng.randint(low, high))
 
 
+def _list(items: Sequence[object]) -> str:
+    """Return the line that shows a list. The label puts a space before every item, so that none is spelled apart."""
+    return f"List: {' '.join(map(str, items))}"
+
+
 def _numbers(rng: Rng, count: int) -> list[int]:
     return rng.sample(range(10, 100), count)
 
@@ -58,45 +63,45 @@ def _numbers(rng: Rng, count: int) -> list[int]:
 
 def _first_word(rng: Rng) -> Pair:
     words = _words(rng, 3, 6)
-    return " ".join(words), words[0]
+    return _list(words), words[0]
 
 
 def _last_word(rng: Rng) -> Pair:
     words = _words(rng, 3, 6)
-    return " ".join(words), words[-1]
+    return _list(words), words[-1]
 
 
 def _reverse_words(rng: Rng) -> Pair:
     words = _words(rng, 3, 4)
-    return " ".join(words), " ".join(reversed(words))
+    return _list(words), " ".join(reversed(words))
 
 
-def _reverse_numbers(rng: Rng) -> Pair:
-    numbers = [str(n) for n in _numbers(rng, rng.randint(3, 4))]
-    return " ".join(numbers), " ".join(reversed(numbers))
+def _reverse_names(rng: Rng) -> Pair:
+    names = rng.sample(NAMES, rng.randint(3, 4))
+    return _list(names), " ".join(reversed(names))
 
 
 def _sort_words(rng: Rng) -> Pair:
     words = _words(rng, 3, 3)
-    return " ".join(words), " ".join(sorted(words))
+    return _list(words), " ".join(sorted(words))
 
 
 def _remove_word(rng: Rng) -> Pair:
-    words = _words(rng, 3, 5)
+    words = _words(rng, 3, 4)
     removed = rng.choice(words)
-    return f"List: {' '.join(words)}\nWord: {removed}", " ".join(w for w in words if w != removed)
+    return f"{_list(words)}\nWord: {removed}", " ".join(w for w in words if w != removed)
 
 
 def _count_words(rng: Rng) -> Pair:
     words = _words(rng, 2, 7)
-    return " ".join(words), str(len(words))
+    return _list(words), str(len(words))
 
 
 def _contains(rng: Rng) -> Pair:
     words = _words(rng, 4, 6)
     inside = rng.random() < 0.5
     word = words.pop() if not inside else rng.choice(words)
-    return f"List: {' '.join(words)}\nWord: {word}", "yes" if inside else "no"
+    return f"{_list(words)}\nWord: {word}", "yes" if inside else "no"
 
 
 def _repeated_word(rng: Rng) -> Pair:
@@ -104,24 +109,24 @@ def _repeated_word(rng: Rng) -> Pair:
     repeated = rng.choice(words)
     words.append(repeated)
     rng.shuffle(words)
-    return " ".join(words), repeated
+    return _list(words), repeated
 
 
 def _find_animal(rng: Rng) -> Pair:
     words = rng.sample(OBJECTS, rng.randint(3, 5))
     animal = rng.choice(ANIMALS)
     words.insert(rng.randint(0, len(words)), animal)
-    return " ".join(words), animal
+    return _list(words), animal
 
 
 def _capital_words(rng: Rng) -> Pair:
     words = rng.sample(ANIMALS, rng.randint(2, 4))
-    return " ".join(words), " ".join(words).upper()
+    return _list(words), " ".join(words).upper()
 
 
 def _capital_last_word(rng: Rng) -> Pair:
     words = rng.sample(ANIMALS, rng.randint(3, 5))
-    return " ".join(words), words[-1].upper()
+    return _list(words), words[-1].upper()
 
 
 # Lists of mixed kinds
@@ -136,7 +141,7 @@ def _mixed(kind: str, position: int) -> Callable[[Rng], Pair]:
         }
         items = [item for values in kinds.values() for item in values]
         rng.shuffle(items)
-        return " ".join(items), [item for item in items if item in kinds[kind]][position]
+        return _list(items), [item for item in items if item in kinds[kind]][position]
 
     return make
 
@@ -156,13 +161,13 @@ def _purchase(rng: Rng) -> dict[str, str]:
     }
     form = rng.choice(
         (
-            "{who} {verb} a {colour} {what} in {where} on {day}.",
-            "On {day} {who} {verb} a {colour} {what} in {where}.",
-            "In {where}, {who} {verb} a {colour} {what} on {day}.",
+            "{who} {verb} the {colour} {what} in {where} on {day}.",
+            "On {day} {who} {verb} the {colour} {what} in {where}.",
+            "In {where}, {who} {verb} the {colour} {what} on {day}.",
             "The {colour} {what} that {who} {verb} on {day} is in {where}.",
         )
     )
-    return {**parts, "text": form.format(**parts)}
+    return {**parts, "text": f"Text: {form.format(**parts)}"}
 
 
 def _extract(part: str) -> Callable[[Rng], Pair]:
@@ -175,21 +180,15 @@ def _extract(part: str) -> Callable[[Rng], Pair]:
 
 def _facts(rng: Rng) -> tuple[dict[str, str], str]:
     """Draw who lives where, as facts and as text."""
-    names = rng.sample(NAMES, 3)
-    facts = dict(zip(names, rng.sample(CITIES, 3), strict=True))
-    return facts, " ".join(f"{name} lives in {city}." for name, city in facts.items())
+    count = rng.randint(2, 3)
+    facts = dict(zip(rng.sample(NAMES, count), rng.sample(CITIES, count), strict=True))
+    return facts, "Text: " + " ".join(f"{name} lives in {city}." for name, city in facts.items())
 
 
 def _lookup(rng: Rng) -> Pair:
     facts, text = _facts(rng)
     name = rng.choice(list(facts))
     return f"{text}\nQuestion: Where does {name} live?", facts[name]
-
-
-def _reverse_lookup(rng: Rng) -> Pair:
-    facts, text = _facts(rng)
-    name = rng.choice(list(facts))
-    return f"{text}\nQuestion: Who lives in {facts[name]}?", name
 
 
 def _is_true(rng: Rng) -> Pair:
@@ -202,21 +201,24 @@ def _is_true(rng: Rng) -> Pair:
 def _opposite(rng: Rng) -> Pair:
     pairs = [*OPPOSITES.items(), *((b, a) for a, b in OPPOSITES.items())]
     word, opposite = rng.choice(pairs)
-    form = rng.choice(("The {colour} {what} is {word}.", "{who} has a {colour} {what} that is {word}."))
+    form = rng.choice(("The {colour} {what} is {word}.", "{who} has the {colour} {what} that is {word}."))
     text = form.format(colour=rng.choice(COLOURS), what=rng.choice(OBJECTS), who=rng.choice(NAMES), word=word)
-    return text, opposite
+    return f"Text: {text}", opposite
 
 
 def _plural(rng: Rng) -> Pair:
     adjectives = f"{rng.choice(ADJECTIVES)} {rng.choice(COLOURS)}"
     noun = rng.choice(OBJECTS + ANIMALS)
-    return f"one {adjectives} {noun}", f"two {adjectives} {plural(noun)}"
+    return f"Text: one {adjectives} {noun}", f"two {adjectives} {plural(noun)}"
 
 
 def _past(rng: Rng) -> Pair:
     base, past = rng.choice(list(VERBS.items()))
     name, place, day = rng.choice(NAMES), rng.choice(PLACES), rng.choice(DAYS)
-    return f"I {base} with {name} at the {place} every {day}.", f"I {past} with {name} at the {place} last {day}."
+    return (
+        f"Text: I {base} with {name} at the {place} every {day}.",
+        f"I {past} with {name} at the {place} last {day}.",
+    )
 
 
 def _sentiment(rng: Rng) -> Pair:
@@ -226,14 +228,14 @@ def _sentiment(rng: Rng) -> Pair:
     form = rng.choice(
         (
             "The {first} was {a} and the {second} was {b}.",
-            "{who} says: what a {a} {first}, and a {b} {second} too!",
-            "We had a {a} {first} in {where}. The {second} was {b}.",
+            "{who} found the {first} {a}, and the {second} {b} too.",
+            "The {first} in {where} was {a}. So {b} was the {second}!",
         )
     )
     text = form.format(
         first=first, second=second, a=words[0], b=words[1], who=rng.choice(NAMES), where=rng.choice(CITIES)
     )
-    return text, "positive" if good else "negative"
+    return f"Text: {text}", "positive" if good else "negative"
 
 
 def _topic(rng: Rng) -> Pair:
@@ -242,14 +244,14 @@ def _topic(rng: Rng) -> Pair:
     form = rng.choice(
         (
             "{who} wrote about the {first} and the {second} on {day}.",
-            "In {where} we talked about a {first} and then about a {second}.",
+            "In {where} we talked about {first} and then about {second}.",
             "The {first} in {where} and the {second} were in the news.",
         )
     )
     text = form.format(
         first=first, second=second, who=rng.choice(NAMES), where=rng.choice(CITIES), day=rng.choice(DAYS)
     )
-    return text, topic
+    return f"Text: {text}", topic
 
 
 def _rhyme(rng: Rng) -> Pair:
@@ -257,22 +259,22 @@ def _rhyme(rng: Rng) -> Pair:
     word, answer = rng.sample(family, 2)
     choices = [answer, *(rng.choice(f) for f in others)]
     rng.shuffle(choices)
-    return f"Word: {word}\nList: {' '.join(choices)}", answer
+    return f"{_list(choices)}\nWord: {word}", answer
 
 
 def _initials(rng: Rng) -> Pair:
     words = [w.capitalize() for w in _words(rng, 3, 4)]
-    return " ".join(words), "".join(f"{w[0]}." for w in words)
+    return f"Text: {' '.join(words)}", "".join(f"{w[0]}." for w in words)
 
 
 def _largest(rng: Rng) -> Pair:
     numbers = _numbers(rng, 3)
-    return " ".join(map(str, numbers)), str(max(numbers))
+    return _list(numbers), str(max(numbers))
 
 
 def _fields(rng: Rng) -> Pair:
     name, age, city = rng.choice(NAMES), rng.randint(10, 99), rng.choice(CITIES)
-    return f"{name} is {age} years old and lives in {city}.", f"name={name} age={age} city={city}"
+    return f"Text: {name} is {age} years old and lives in {city}.", f"name={name} age={age} city={city}"
 
 
 TASKS: tuple[Task, ...] = (
@@ -310,14 +312,14 @@ TASKS: tuple[Task, ...] = (
         ),
     ),
     Task(
-        name="reverse_numbers",
-        make=_reverse_numbers,
+        name="reverse_names",
+        make=_reverse_names,
         instructions=(
-            "Write the numbers in reverse order.",
-            "Reverse the order of the numbers.",
-            "Give these numbers backwards, the last one first.",
-            "Turn the list of numbers around.",
-            "List the numbers from the end to the start.",
+            "Write the names in reverse order.",
+            "Reverse the order of the names.",
+            "Give these names backwards, the last one first.",
+            "Turn the list of names around.",
+            "List the names from the end to the start.",
         ),
     ),
     Task(
@@ -465,17 +467,6 @@ TASKS: tuple[Task, ...] = (
             "Use the text to find where the person lives.",
             "Look up the home of the person.",
             "Read and answer with a city.",
-        ),
-    ),
-    Task(
-        name="reverse_lookup",
-        make=_reverse_lookup,
-        instructions=(
-            "Answer the question about the person.",
-            "Read the facts and name the person.",
-            "Use the text to find who lives there.",
-            "Look up the person in this city.",
-            "Read and answer with a person.",
         ),
     ),
     Task(

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-NAMES = tuple(
-    "Anna Ben Carla David Emma Felix Grace Hugo Iris Jonas Karin Leo Maria Nora Oscar Paula Rosa Simon Tara Victor".split()
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+NAMES = _words(
+    "Anna Ben Carla David Emma Felix Grace Hugo Iris Jonas Karin Leo Maria Nora Oscar Paula Rosa Simon Tara Victor"
 )
-CITIES = tuple(
-    "Paris Oslo Rome Cairo Lima Delhi Tokyo Berlin Madrid Vienna Dublin Athens Lisbon Prague Warsaw Boston".split()
+CITIES = _words(
+    "Paris Oslo Rome Cairo Lima Delhi Tokyo Berlin Madrid Vienna Dublin Athens Lisbon Prague Warsaw Boston"
 )
-COLOURS = tuple("red blue green yellow black white brown purple orange pink".split())
-DAYS = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
-ANIMALS = tuple("horse dog cat cow goat lion tiger bear rabbit fox wolf duck".split())
+COLOURS = _words("red blue green yellow black white brown purple orange pink")
+DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+ANIMALS = _words("horse dog cat cow goat lion tiger bear rabbit fox wolf duck")
 # Plurals in -s, -es and -ies.
-OBJECTS = tuple(
+OBJECTS = _words(
     "lamp cup chair table book key ring clock mirror spoon basket bottle candle window guitar pencil "
-    "box glass brush watch dress bench torch dish diary lorry".split()
+    "box glass brush watch dress bench torch dish diary lorry"
 )
 
 OPPOSITES = {
@@ -48,26 +53,26 @@ VERBS = {
     "cry": "cried",
     "study": "studied",
 }
-PLACES = tuple("park market station school river beach museum garden bridge kitchen".split())
+PLACES = _words("park market station school river beach museum garden bridge kitchen")
 
-GOOD = tuple("wonderful great lovely excellent perfect charming brilliant delightful superb pleasant".split())
-BAD = tuple("awful terrible horrible boring dreadful poor disappointing ugly annoying miserable".split())
-REVIEWED = tuple("film hotel meal concert novel trip show room service song".split())
+GOOD = _words("wonderful great lovely excellent perfect charming brilliant delightful superb pleasant")
+BAD = _words("awful terrible horrible boring dreadful poor disappointing ugly annoying miserable")
+REVIEWED = _words("film hotel meal concert novel trip show room service song")
 
 TOPICS = {
-    "sport": tuple("goal team coach match referee stadium".split()),
-    "food": tuple("bread soup cheese recipe butter salad".split()),
-    "weather": tuple("storm rain snow wind cloud thunder".split()),
-    "money": tuple("bank loan price tax salary invoice".split()),
+    "sport": _words("goal team coach match referee stadium"),
+    "food": _words("bread soup cheese recipe butter salad"),
+    "weather": _words("storm rain snow wind cloud thunder"),
+    "money": _words("bank loan price tax salary invoice"),
 }
 
 RHYMES = (
-    tuple("moon noon soon tune".split()),
-    tuple("cake lake snake wake".split()),
-    tuple("bell well shell smell".split()),
-    tuple("light night kite bite".split()),
-    tuple("tree sea knee tea".split()),
-    tuple("house mouse blouse spouse".split()),
-    tuple("coat boat note vote".split()),
-    tuple("sand hand land band".split()),
+    _words("moon noon soon tune"),
+    _words("cake lake snake wake"),
+    _words("bell well shell smell"),
+    _words("light night kite bite"),
+    _words("tree sea knee tea"),
+    _words("house mouse blouse spouse"),
+    _words("coat boat note vote"),
+    _words("sand hand land band"),
 )

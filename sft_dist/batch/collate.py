@@ -1,0 +1,56 @@
+"""Rows -> Batch: documents laid end to end, positions restarting, targets as positions instead of labels.
+
+T tokens, S documents, N targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sft_dist.core.records import Batch, Row
+from sft_dist.mix import Corpus
+
+
+def collate(corpus: Corpus, rows: Sequence[Row]) -> Batch:
+    """Read the documents of rows that one rank runs side by side. No rows give a batch of zero tokens.
+
+    A target at token p of a document is predicted from position p - 1. The first token of a document (or of the
+    slice that truncation left) is never a target: nothing in its own document predicts it.
+    """
+    lengths = np.concatenate([row.lengths for row in rows] or [np.zeros(0, np.int32)]).astype(np.int64)
+    cu_seqlens = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=cu_seqlens[1:])
+    input_ids = np.empty(cu_seqlens[-1], np.int64)
+    doc_ids: list[str] = []
+    spans: list[
+        tuple[int, int, float, int]
+    ] = []  # first target, end, weight, task; in positions of the batch
+    for row in rows:
+        for doc, start, length in zip(
+            row.docs.tolist(), row.starts.tolist(), row.lengths.tolist(), strict=True
+        ):
+            base = int(cu_seqlens[len(doc_ids)])
+            input_ids[base : base + length] = corpus.token_ids(doc, start, length)
+            doc_ids.append(corpus.id_hex(doc))
+            task = int(corpus.task_of[doc])
+            for span in corpus.spans(doc):
+                first, end = max(span.start - start, 1), min(span.start + span.length - start, length)
+                if first < end:
+                    spans.append((base + first, base + end, span.weight, task))
+    firsts, ends, weights, tasks = np.array(spans, np.float64).reshape(-1, 4).T
+    counts = (ends - firsts).astype(np.int64)
+    targets = np.repeat(ends.astype(np.int64) - np.cumsum(counts), counts) + np.arange(counts.sum())
+    return Batch(
+        input_ids=input_ids,
+        position_ids=np.arange(len(input_ids)) - np.repeat(cu_seqlens[:-1], lengths),
+        cu_seqlens=cu_seqlens.astype(np.int32),
+        max_seqlen=int(lengths.max(initial=0)),
+        target_positions=targets - 1,
+        target_ids=input_ids[targets],
+        target_weights=np.repeat(weights, counts).astype(np.float32),
+        target_tasks=np.repeat(tasks, counts).astype(np.int64),
+        doc_ids=tuple(doc_ids),
+        doc_cost_tokens=int((lengths**2).sum()),
+    )

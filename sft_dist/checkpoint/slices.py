@@ -1,0 +1,136 @@
+"""The optimizer's state of this rank as named slices of flat parameters, whatever the ZeRO stage and world size.
+
+A slice is (parameter name, offset in the flattened parameter, live fp32 views of master weight and Adam moments).
+Saving writes the slices of every rank; loading fills the slices of every rank from whichever files overlap them. So a
+checkpoint has no world size, and resharding is reading. Only this file knows where DeepSpeed keeps its tensors;
+tests compare it with DeepSpeed's own checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+KINDS = ("master", "exp_avg", "exp_avg_sq")
+PREFIX = "hf."  # of the model inside model.packed.PackedLM
+
+
+class Slice(NamedTuple):
+    """Elements `start .. start+length-1` of the flattened parameter `name`, as live views by kind."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    length: int
+    views: dict[str, Tensor]
+
+
+def local_slices(engine: Any) -> Iterator[Slice]:
+    """Yield the slices that this rank owns; over all ranks they cover every trainable parameter exactly once.
+
+    Call `allocate_states` first: Adam's moments do not exist before the first step.
+    """
+    stage = engine.zero_optimization_stage()
+    read: Callable[[Any, str, Any], Slice | None] = _stage3 if stage == 3 else _stage12 if stage else _stage0
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad and (piece := read(engine, name.removeprefix(PREFIX), parameter)):
+            yield piece
+
+
+def parameter_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
+    """Return the full shape of every trainable parameter."""
+    return {
+        name.removeprefix(PREFIX): tuple(getattr(p, "ds_shape", p.shape))
+        for name, p in engine.module.named_parameters()
+        if p.requires_grad
+    }
+
+
+def allocate_states(engine: Any) -> None:
+    """Create Adam's moments where the optimizer has not yet (it does so lazily), with step 0."""
+    optimizer = torch_optimizer(engine)
+    for flat in _flat_tensors(engine):
+        state = optimizer.state[flat]
+        if not state:
+            on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
+            state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device if on_device else "cpu")
+            state["exp_avg"] = torch.zeros_like(flat)
+            state["exp_avg_sq"] = torch.zeros_like(flat)
+
+
+def optimizer_step(engine: Any) -> int:
+    """Return the number of updates that Adam has applied (skipped steps do not count)."""
+    states = torch_optimizer(engine).state.values()
+    return max((int(s["step"]) for s in states if "step" in s), default=0)
+
+
+def set_optimizer_step(engine: Any, step: int) -> None:
+    """Set Adam's count of updates, one tensor a state: a shared one would be counted once per sub-group."""
+    for state in torch_optimizer(engine).state.values():
+        state["step"] = torch.full_like(state["step"], float(step))
+
+
+def publish(engine: Any) -> None:
+    """Make the forward weights equal the master weights, on every rank. Collective."""
+    stage = engine.zero_optimization_stage()
+    if stage == 3:
+        zero = engine.optimizer
+        for _, parameter in engine.module.named_parameters():
+            if parameter.requires_grad:
+                group, offset, length = zero.grad_position[zero.get_param_id(parameter)]
+                parameter.ds_tensor.data.copy_(zero.fp32_partitioned_groups_flat[group].narrow(0, offset, length))
+        if zero.persistent_parameters:  # small parameters stay gathered: gather them anew
+            zero.persistent_parameters[0].partition(zero.persistent_parameters, has_been_updated=False)
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+    elif stage:
+        engine.optimizer.update_lp_params()
+
+
+def torch_optimizer(engine: Any) -> torch.optim.Optimizer:
+    """Return torch's optimizer inside the engine."""
+    optimizer = engine.optimizer
+    return optimizer if engine.zero_optimization_stage() == 0 else optimizer.optimizer
+
+
+def _flat_tensors(engine: Any) -> list[Tensor]:
+    return [p for group in torch_optimizer(engine).param_groups for p in group["params"]] if engine.zero_optimization_stage() < 3 else list(
+        engine.optimizer.fp32_partitioned_groups_flat
+    )
+
+
+def _views(flat: Tensor, state: dict[str, Tensor], offset: int, length: int) -> dict[str, Tensor]:
+    return {"master": flat.detach().narrow(0, offset, length)} | {k: state[k].narrow(0, offset, length) for k in KINDS[1:]}
+
+
+def _stage3(engine: Any, name: str, parameter: Any) -> Slice | None:
+    zero = engine.optimizer
+    group, offset, partition = zero.grad_position[zero.get_param_id(parameter)]
+    flat = zero.fp32_partitioned_groups_flat[group]
+    rank = torch.distributed.get_rank(parameter.ds_process_group)
+    start = rank * partition
+    length = max(0, min(partition, parameter.ds_numel - start))  # the last partition is padded
+    if not length:
+        return None
+    return Slice(name, tuple(parameter.ds_shape), start, length, _views(flat, zero.optimizer.state[flat], offset, length))
+
+
+def _stage12(engine: Any, name: str, parameter: Any) -> Slice | None:
+    fragment = getattr(parameter, "_hp_mapping", None)
+    if fragment is None:
+        return None
+    zero = engine.optimizer
+    flats = getattr(zero, "single_partition_of_fp32_groups", None) or zero.fp32_groups_flat_partition
+    flat = flats[fragment.param_group_index]
+    at, length = fragment.hp_fragment_address.start, fragment.hp_fragment_address.numel
+    return Slice(name, tuple(parameter.shape), fragment.lp_fragment_address.start, length, _views(flat, zero.optimizer.state[flat], at, length))
+
+
+def _stage0(engine: Any, name: str, parameter: Any) -> Slice | None:
+    """Every rank holds everything; the slices of rank 0 are the ones that count."""
+    state = engine.optimizer.state[parameter]
+    numel = parameter.numel()
+    views = {"master": parameter.detach().view(-1)} | {k: state[k].view(-1) for k in KINDS[1:]}
+    return Slice(name, tuple(parameter.shape), 0, numel, views)

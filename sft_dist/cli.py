@@ -1,0 +1,224 @@
+"""The command line: one sub-command a stage. Parses, loads the config, calls one pipeline.
+
+    sft-dist run                                    everything: prepare, train, export, evaluate, report
+    sft-dist check my.yaml                          mistakes, and what training would consist of
+    sft-dist preview my.yaml                        which tokens carry loss
+    sft-dist train my.yaml train.epochs=2           train; prepares what is missing
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sft_dist.core.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sft_dist.config import RunConfig
+
+CHECK_EXAMPLES = 2000  # of each source: what `check` renders when there is no store yet
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit code: 0, 2 for a user's mistake, 1 for a failure of ours or the machine's."""
+    from rich.console import Console
+
+    # rich would fold lines at 80 columns in a log file
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options, console))
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except RuntimeError as error:
+        if os.environ.get("SFT_TRACEBACK"):
+            raise
+        sys.stderr.write(f"failed: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sft-dist", description="Distributed supervised fine-tuning.", epilog="Config keys: docs/config.md")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace, Console], int], text: str, *, takes: str = "config") -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command, name=name)
+        if takes == "config":
+            sub.add_argument("config", nargs="*", metavar="FILE|KEY=VALUE", help="a config file of yours, then overrides; neither: the embedded demo")
+        elif takes == "run":
+            sub.add_argument("run_dir", type=Path, metavar="RUN", help="a run folder, such as runs/demo")
+        return sub
+
+    add("run", _run, "Prepare, train, export, evaluate and report.")
+    add("check", _check, "List every mistake in the config, and say what training would consist of. Nothing is kept.")
+    preview = add("preview", _preview, "Show turns and packed rows, and which tokens carry loss.")
+    preview.add_argument("--examples", type=int, default=3, metavar="N", help="examples of each source (3)")
+    preview.add_argument("--html", type=Path, metavar="FILE", help="write a page as well")
+    prepare = add("prepare", _prepare, "Build the token stores.")
+    prepare.add_argument("--rebuild", action="store_true", help="replace stores that other settings built")
+    prepare.add_argument("--verify", action="store_true", help="check the checksums of what is there, build nothing")
+    prepare.add_argument("--slice", default="0/1", metavar="I/N", help="build every N-th shard from the I-th (a Slurm array)")
+    add("train", _train, "Train on this machine; prepares what is missing, continues what was interrupted.")
+    freeze = add("freeze", _freeze, "Validate and write the run folder without starting ranks (for launchers).")
+    freeze.add_argument("--run-dir", type=Path, required=True, help="the run folder")
+    export = add("export", _export, "Write a checkpoint as a Hugging Face folder.", takes="run")
+    export.add_argument("--checkpoint", metavar="NAME", help="such as step-00000100; the newest by default")
+    export.add_argument("--out", type=Path, metavar="FOLDER", help="default: export/ of the run")
+    add("evaluate", _evaluate, "Generate on held-out examples and tasks, and score.", takes="run")
+    add("report", _report, "Write report.html from the files of the run.", takes="run")
+    compare = add("compare", _compare, "Compare runs: losses, scores, and what differs in their configs.", takes="nothing")
+    compare.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN")
+    add("watch", _watch, "Follow a run from its files, from any node.", takes="run")
+    return parser
+
+
+def _load(options: argparse.Namespace) -> RunConfig:
+    from sft_dist.config.load import load_config
+
+    words: list[str] = options.config
+    file = Path(words[0]) if words and "=" not in words[0] and not words[0].startswith("~") else None
+    return load_config(words[1:] if file else words, file)
+
+
+def _command(options: argparse.Namespace, name: str) -> str:
+    return shlex.join(["sft-dist", name, *options.config])
+
+
+def _run(options: argparse.Namespace, console: Console) -> int:
+    from sft_dist.pipelines.evaluate import evaluate
+    from sft_dist.pipelines.train import train
+
+    folder = train(_load(options), console, command=_command(options, "prepare"))
+    if folder.status()["state"] != "finished":
+        return 0
+    evaluate(folder, console)
+    return _show(folder.path, console)
+
+
+def _train(options: argparse.Namespace, console: Console) -> int:
+    from sft_dist.pipelines.train import train
+
+    folder = train(_load(options), console, command=_command(options, "prepare"))
+    if folder.status()["state"] == "finished":
+        console.print(f"next: sft-dist evaluate {folder.path}")
+    return 0
+
+
+def _check(options: argparse.Namespace, console: Console) -> int:
+    from sft_dist.pipelines.check import check
+
+    config = _load(options)
+    console.print(check(config, limit=CHECK_EXAMPLES).line(), soft_wrap=True)
+    return 0
+
+
+def _preview(options: argparse.Namespace, console: Console) -> int:
+    from sft_dist.pipelines.check import preview
+
+    preview(_load(options), console, per_source=options.examples, html=options.html)
+    return 0
+
+
+def _prepare(options: argparse.Namespace, console: Console) -> int:
+    from sft_dist.pipelines.prepare import prepare
+    from sft_dist.shards import Store
+
+    config = _load(options)
+    if options.verify:
+        return _verify(Path(config.data.dir), list(config.data.sources), console)
+    index, _, count = options.slice.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise UserError(f"--slice {options.slice} is not I/N with I below N; a Slurm array gives it as $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT")
+    with console.status("preparing") as status:
+        done = prepare(config, rebuild=options.rebuild, part=(int(index), int(count)), command=_command(options, "prepare"), progress=status.update)
+    for name, path in done.stores.items():
+        if (path / "manifest.json").is_file():
+            store, read = Store.open(path), done.selected.sources[name]
+            console.print(f"{name}: {len(store):,} examples, {store.n_tokens:,} tokens of {read.read:,} records; evaluation {read.evaluation:,}, "
+                          f"unreadable {read.unreadable:,}, dropped {sum(read.dropped.values()):,}")
+        else:
+            console.print(f"{name}: slice {options.slice} is built; the store is closed when all slices are")
+    return 0
+
+
+def _verify(folder: Path, names: list[str], console: Console) -> int:
+    from sft_dist.shards import Store
+
+    wrong = [problem for name in names for problem in Store.open(folder / "stores" / name).verify()]
+    if wrong:
+        raise UserError("{} files do not match their checksums:\n  {}\nrebuild with: sft-dist prepare --rebuild".format(len(wrong), "\n  ".join(wrong)))
+    console.print(f"{len(names)} stores match their checksums")
+    return 0
+
+
+def _freeze(options: argparse.Namespace, console: Console) -> int:
+    from sft_dist.core.runfolder import RunFolder
+    from sft_dist.pipelines.prepare import prepare
+    from sft_dist.pipelines.train import set_up
+
+    config = _load(options)
+    run_dir: Path = options.run_dir
+    config = config.model_copy(update={"name": run_dir.name, "run_root": str(run_dir.parent)})
+    prepared = prepare(config, build=False, command=_command(options, "prepare"))
+    set_up(config, prepared, RunFolder(run_dir))
+    console.print(f"{run_dir / 'config.json'} is written")
+    return 0
+
+
+def _export(options: argparse.Namespace, console: Console) -> int:
+    from sft_dist.core.runfolder import RunFolder
+    from sft_dist.pipelines.export import export
+
+    out = export(RunFolder(options.run_dir), options.checkpoint, options.out)
+    console.print(f"the model lies in {out}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, console: Console) -> int:
+    from sft_dist.core.runfolder import RunFolder
+    from sft_dist.pipelines.evaluate import evaluate
+
+    evaluate(RunFolder(options.run_dir), console)
+    return _show(options.run_dir, console)
+
+
+def _report(options: argparse.Namespace, console: Console) -> int:
+    return _show(options.run_dir, console)
+
+
+def _show(run_dir: Path, console: Console) -> int:
+    from sft_dist.report.run import summary_table, write_report
+
+    page = write_report(run_dir)
+    console.print(summary_table(run_dir))
+    console.print(f"report: {page}")
+    return 0
+
+
+def _compare(options: argparse.Namespace, console: Console) -> int:
+    from sft_dist.report.compare import compare
+
+    console.print(compare(options.run_dirs))
+    return 0
+
+
+def _watch(options: argparse.Namespace, console: Console) -> int:
+    from sft_dist.pipelines.watch import watch
+
+    console.print(watch(options.run_dir, console))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

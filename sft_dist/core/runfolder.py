@@ -1,0 +1,99 @@
+"""The run folder: what a run writes and what a launcher, a person and the report read. The contract is docs/map.md's table."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from sft_dist.core.errors import UserError
+from sft_dist.core.store import append_jsonl, read_json, write_json
+
+State = Literal["running", "stopped", "finished", "fatal"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths and small files of one run. Exit codes lie under torchrun and srun; status.json does not."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config, frozen: what every rank loads."""
+        return self.path / "config.json"
+
+    @property
+    def stores(self) -> Path:
+        """Which token stores this run trains on, by source, with their keys."""
+        return self.path / "stores.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One line a step (core.records.StepMetrics) or evaluation."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """One line an event: resume, checkpoint, skipped step, stop."""
+        return self.path / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Checkpoints, by step."""
+        return self.path / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        """The fine-tuned model as a Hugging Face folder."""
+        return self.path / "export"
+
+    def status(self) -> dict[str, Any]:
+        """Return status.json, empty before the first write."""
+        with suppress(FileNotFoundError):
+            return dict(read_json(self.path / "status.json"))
+        return {}
+
+    def set_status(self, state: State, **facts: Any) -> None:
+        """Write status.json atomically."""
+        write_json(self.path / "status.json", {"state": state, "time": time.time(), **facts})
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Append one line to events.jsonl."""
+        append_jsonl(self.events, {"time": time.time(), "kind": kind, **facts})
+
+    def heartbeat(self) -> None:
+        """Touch the heartbeat: a launcher ends a run whose heartbeat is old."""
+        (self.path / "heartbeat").touch()
+
+    def asked(self, control: Literal["stop", "save"]) -> bool:
+        """True when a person or a launcher put a control file there."""
+        return (self.path / "control" / control).exists()
+
+    def clear(self, control: Literal["stop", "save"]) -> None:
+        """Remove a control file."""
+        (self.path / "control" / control).unlink(missing_ok=True)
+
+    def lock(self) -> IO[str]:
+        """Hold the run folder for this process; the lock ends with the returned file or the process.
+
+        Raises:
+            UserError: When another live run holds it.
+        """
+        held = (self.path / "lock").open("a+")
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held.seek(0)
+            raise UserError(
+                f"{self.path} is in use by another run ({held.read().strip() or 'unknown process'}), and two runs would "
+                "overwrite one another's checkpoints; wait for it, stop it, or use another name"
+            ) from None
+        held.truncate(0)
+        held.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        held.flush()
+        return held

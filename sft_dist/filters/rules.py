@@ -1,0 +1,240 @@
+"""Rules that judge one example alone, each by something that can be measured and shown.
+
+Assistant turns of loss weight 0 are not trained on and not judged.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sft_dist.core.records import Drop, Example
+from sft_dist.filters.tables import (
+    CONTROL,
+    DANGLING_WORDS,
+    LETTER,
+    MOJIBAKE,
+    PLACEHOLDER,
+    REFUSAL,
+    SCRIPTS,
+    SHORT_TEXT_CHARS,
+    WORD,
+)
+
+
+def prompt_of(example: Example) -> str:
+    """Return all user turns, a blank line between them."""
+    return "\n\n".join(m.content for m in example.messages if m.role == "user")
+
+
+def answers_of(example: Example) -> list[str]:
+    """Return the texts of the assistant turns that are trained on; turns that only call tools have none."""
+    return [
+        m.content
+        for m in example.messages
+        if m.role == "assistant" and m.weight != 0 and (m.content or not m.tool_calls)
+    ]
+
+
+def excerpt(text: str) -> str:
+    """Return the beginning of a text, quoted, for a reason."""
+    return repr(text if len(text) <= SHORT_TEXT_CHARS else text[:SHORT_TEXT_CHARS] + "...")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Length:
+    """Prompts and answers that are too short, conversations that are too long, in characters without outer space."""
+
+    name: ClassVar[str] = "length"
+    min_prompt_chars: int = 1
+    min_answer_chars: int = 1
+    max_chars: int | None = None
+
+    def __call__(self, example: Example) -> Drop | None:
+        """Return `prompt_too_short`, `answer_too_short`, `too_many_chars`, or None."""
+        prompt = len(prompt_of(example).strip())
+        if prompt < self.min_prompt_chars:
+            return Drop("prompt_too_short", f"{prompt} characters < {self.min_prompt_chars}")
+        shortest = min((len(a.strip()) for a in answers_of(example)), default=self.min_answer_chars)
+        if shortest < self.min_answer_chars:
+            return Drop("answer_too_short", f"{shortest} characters < {self.min_answer_chars}")
+        total = sum(len(m.content) for m in example.messages)
+        if self.max_chars is not None and total > self.max_chars:
+            return Drop("too_many_chars", f"{total} characters > {self.max_chars}")
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlCharacters:
+    """Control characters other than tab, line feed and carriage return: the mark of binary or badly decoded text."""
+
+    name: ClassVar[str] = "control_characters"
+
+    def __call__(self, example: Example) -> Drop | None:
+        """Return `control_characters` or None."""
+        for number, message in enumerate(example.messages, 1):
+            if found := CONTROL.search(message.content):
+                return Drop(
+                    self.name, f"U+{ord(found.group()):04X} at character {found.start() + 1} of turn {number}"
+                )
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokenText:
+    """Replacement characters, and UTF-8 that was read as Latin-1 or Windows-1252."""
+
+    name: ClassVar[str] = "broken_text"
+
+    def __call__(self, example: Example) -> Drop | None:
+        """Return `broken_text` or None."""
+        for number, message in enumerate(example.messages, 1):
+            text = message.content
+            if not text.isascii() and (found := MOJIBAKE.search(text)):
+                return Drop(self.name, f"{found.group()!r} at character {found.start() + 1} of turn {number}")
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placeholder:
+    """Answers that are a placeholder, a bare link, or markup that a generator left over."""
+
+    name: ClassVar[str] = "placeholder"
+
+    def __call__(self, example: Example) -> Drop | None:
+        """Return `placeholder` or None."""
+        for answer in answers_of(example):
+            if found := PLACEHOLDER.search(answer):
+                return Drop(self.name, f"{excerpt(found.group().strip())} in the answer {excerpt(answer)}")
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Answers that open with a refusal or with talk about being a language model (English and Chinese)."""
+
+    name: ClassVar[str] = "refusal"
+
+    def __call__(self, example: Example) -> Drop | None:
+        """Return `refusal` or None."""
+        for answer in answers_of(example):
+            if found := REFUSAL.search(answer[:SHORT_TEXT_CHARS].replace("\u2019", "'")):
+                return Drop(self.name, f"{found.group()!r} in the opening {excerpt(answer)}")
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruncatedAnswer:
+    """Last answers that stop in the middle."""
+
+    name: ClassVar[str] = "truncated_answer"
+    min_words: int = 16
+
+    def __call__(self, example: Example) -> Drop | None:
+        """Return `truncated_answer` or None."""
+        answer = next(reversed(answers_of(example)), "").rstrip()
+        if answer.count("```") % 2:
+            return Drop(self.name, "a code block is not closed")
+        if len(WORD.findall(answer)) < self.min_words:
+            return None
+        if answer[-1] in ",([{\u3001\uff0c\uff08":
+            return Drop(self.name, f"ends in {answer[-1]!r}")
+        last = answer.split()[-1]
+        if last in DANGLING_WORDS:
+            return Drop(self.name, f"ends in the word {last!r}")
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """Letters outside the allowed scripts: a guess at the language that is right as far as a script tells it."""
+
+    name: ClassVar[str] = "script"
+    allow: tuple[str, ...] = ("Latin",)
+    min_share: float = 0.5
+    min_letters: int = 20
+
+    def __call__(self, example: Example) -> Drop | None:
+        """Return `script` or None."""
+        text = "\n".join(m.content for m in example.messages)
+        if text.isascii() and "Latin" in self.allow:
+            return None
+        letters = len(LETTER.findall(text))
+        if letters < self.min_letters:
+            return None
+        allowed = sum(len(SCRIPTS[s].findall(text)) for s in self.allow)
+        if allowed >= self.min_share * letters:
+            return None
+        wanted = ", ".join(self.allow)
+        return Drop(
+            self.name,
+            f"{allowed} of {letters} letters are {wanted}: {allowed / letters:.2f} < {self.min_share}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repetition:
+    """Answers that repeat themselves: the share of n-grams of words that occurred before in the same answer."""
+
+    name: ClassVar[str] = "repetition"
+    ngram: int = 4
+    max_share: float = 0.5
+    min_words: int = 32
+
+    def __call__(self, example: Example) -> Drop | None:
+        """Return `repetition` or None."""
+        for answer in answers_of(example):
+            words = WORD.findall(answer.casefold())
+            count = len(words) - self.ngram + 1
+            if len(words) < self.min_words or count < 1:
+                continue
+            distinct = len(set(zip(*(words[i:] for i in range(self.ngram)), strict=False)))
+            share = 1 - distinct / count
+            if share > self.max_share:
+                return Drop(
+                    self.name, f"{share:.3f} of {count} {self.ngram}-grams are repeats > {self.max_share}"
+                )
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerRepeatsPrompt:
+    """Answers that are mostly one piece of the prompt."""
+
+    name: ClassVar[str] = "answer_repeats_prompt"
+    max_overlap: float = 0.95
+    min_answer_chars: int = 40
+
+    def __call__(self, example: Example) -> Drop | None:
+        """Return `answer_repeats_prompt` or None."""
+        answers = [a for a in (_plain(a) for a in answers_of(example)) if len(a) >= self.min_answer_chars]
+        if not answers:
+            return None
+        prompt = _plain(prompt_of(example))
+        for answer in answers:
+            overlap = longest_common(answer, prompt, more_than=self.max_overlap * len(answer)) / len(answer)
+            # At a limit of 1 nothing can be more; an answer that lies whole in the prompt is meant then.
+            if overlap:
+                return Drop(self.name, f"overlap {overlap:.3f} > {self.max_overlap}")
+        return None
+
+
+def longest_common(answer: str, prompt: str, *, more_than: float) -> int:
+    """Return the length of the longest common substring if it is more than `more_than` or the whole answer, else 0.
+
+    Only windows of that length are looked up (with the C search of `in`), so a high limit costs few look-ups.
+    """
+    length = min(math.floor(more_than) + 1, len(answer))
+    best = 0
+    for start in range(len(answer) - length + 1):
+        while (
+            start + max(length, best + 1) <= len(answer)
+            and answer[start : start + max(length, best + 1)] in prompt
+        ):
+            best = max(length, best + 1)
+    return best
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold()

@@ -1,0 +1,80 @@
+"""What a config would do, before anything is kept: counts in one line, coloured turns."""
+
+from __future__ import annotations
+
+import tempfile
+from itertools import islice
+from pathlib import Path
+
+from rich.console import Console
+
+from sft_dist.config import RunConfig
+from sft_dist.core.errors import UserError
+from sft_dist.pipelines.plan import Summary, cost_model, make_planner, open_corpus, summarise
+from sft_dist.pipelines.prepare import Prepared, prepare
+from sft_dist.pipelines.select import training_examples
+from sft_dist.sources import open_source
+
+
+def check(config: RunConfig, *, limit: int) -> Summary:
+    """Return what training would consist of: exact where the stores are built, else from the first examples.
+
+    Args:
+        config: The run's config.
+        limit: Training examples of each source that are rendered when the stores are not built.
+
+    Raises:
+        UserError: For anything that preparation or planning would refuse.
+    """
+    model = config.model.path
+    if model and (Path(model).exists() or model.startswith(("/", ".", "~"))) and not (Path(model) / "config.json").is_file():
+        raise UserError(f"model.path={model} has no config.json, so there is no base model to start from; check the path")
+    if all((Path(config.data.dir) / "stores" / name / "manifest.json").is_file() for name in config.data.sources):
+        prepared = prepare(config, build=False)
+        return _summary(config, prepared, 1.0)
+    with tempfile.TemporaryDirectory(prefix="sft-check-") as scratch:
+        prepared = prepare(config, limit=limit, folder=Path(scratch))
+        kept = {n: prepared.selected.sources[n].kept for n in prepared.stores}
+        share = sum(min(limit, k) for k in kept.values()) / max(1, sum(kept.values()))
+        return _summary(config, prepared, share)
+
+
+def preview(config: RunConfig, console: Console, *, per_source: int, html: Path | None) -> None:
+    """Show the first training examples of each source, and the first packed rows."""
+    from sft_dist.core.store import write_text
+    from sft_dist.render.preview import preview_html, preview_terminal
+
+    with tempfile.TemporaryDirectory(prefix="sft-preview-") as scratch:
+        prepared = prepare(config, limit=max(per_source, 200), folder=Path(scratch))
+        examples = []
+        for name, source_config in config.data.sources.items():
+            source = open_source(name, source_config)
+            examples += list(islice(training_examples(source, prepared.selected.sources[name]), per_source))
+        preview_terminal(prepared.renderer, examples, console)
+        if html is not None:
+            write_text(html, preview_html(prepared.renderer, examples, _packed_rows(config, prepared)))
+            console.print(f"page: {html}")
+
+
+def _packed_rows(config: RunConfig, prepared: Prepared) -> list[list[tuple[str, int, int, int]]]:
+    """Return the first global batch as rows of (label, start, length, supervised tokens)."""
+    corpus = open_corpus(prepared.stores)
+    planner = make_planner(config, corpus, world_size=1, cost=cost_model(config, prepared.renderer.tokenizer.vocab_size))
+    rows = []
+    for row in planner.epoch(0).rows(0)[:16]:
+        slices = corpus.slices(row.docs, config.pack.seq_len, keep_end=config.pack.too_long == "truncate_prompt")
+        starts = row.lengths.cumsum() - row.lengths
+        rows.append(
+            [
+                (corpus.task_names[int(corpus.task_of[doc])], int(at), int(length), int(targets))
+                for doc, at, length, targets in zip(row.docs, starts, row.lengths, slices.target_tokens, strict=True)
+            ]
+        )
+    return rows
+
+
+def _summary(config: RunConfig, prepared: Prepared, share: float) -> Summary:
+    corpus = open_corpus(prepared.stores)
+    planner = make_planner(config, corpus, world_size=1, cost=cost_model(config, prepared.renderer.tokenizer.vocab_size))
+    stores = dict(zip(corpus.source_names, corpus.stores, strict=True))
+    return summarise(config, planner, prepared.selected.sources, stores, share=share)

@@ -1,0 +1,42 @@
+"""Run folder -> a Hugging Face folder, from any checkpoint, on any machine that sees it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sft_dist.checkpoint.export import export_checkpoint
+from sft_dist.config.load import thaw
+from sft_dist.core.errors import UserError
+from sft_dist.core.runfolder import RunFolder
+from sft_dist.core.store import read_json
+from sft_dist.render.tokenizer import TextTokenizer
+
+
+def export(folder: RunFolder, checkpoint: str | None, out: Path | None) -> Path:
+    """Write the named checkpoint, or the newest, to `out` or export/ of the run; return the folder.
+
+    Raises:
+        UserError: When there is no such checkpoint.
+    """
+    if not folder.config.is_file():
+        raise UserError(f"{folder.path} is not a run folder (no config.json), so there is nothing to export; give one such as runs/demo")
+    config = thaw(folder.config.read_text(encoding="utf-8"))
+    latest = folder.checkpoints / "LATEST"
+    name = checkpoint or (latest.read_text().strip() if latest.is_file() else "")
+    if not name or not (folder.checkpoints / name).is_dir():
+        have = sorted(p.name for p in folder.checkpoints.glob("step-*"))
+        raise UserError(f"{folder.path} has no checkpoint {name or '(none is complete)'}; it has: {', '.join(have) or 'none'}")
+    stores = read_json(folder.stores)
+    target = out or folder.export
+    export_checkpoint(
+        folder.checkpoints / name,
+        str(folder.path / "init") if config.model.shape else str(config.model.path),
+        target,
+        dtype=config.model.dtype,
+        tokenizer=TextTokenizer.load(stores["tokenizer"]),
+        template_text=stores["template_text"],
+        stop_ids=stores["stop_ids"],
+        revision=config.model.revision,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    return target

@@ -1,0 +1,104 @@
+"""Starts the ranks of one machine through launch/node.sh and shows how they are doing until they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sft_dist.core.errors import UserError
+from sft_dist.core.paths import resource
+from sft_dist.core.runfolder import RunFolder
+
+POLL_S = 0.5
+TAIL_LINES = 25
+
+
+def gpus() -> int:
+    """Return the visible CUDA devices without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([d for d in visible.split(",") if d.strip()])
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=20)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def ranks_of(nproc: int | str) -> int:
+    """Return the ranks to start on this machine."""
+    return max(1, gpus()) if nproc == "auto" else int(nproc)
+
+
+def free_port() -> int:
+    """Return a port that is free now."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def run_ranks(folder: RunFolder, module: str, *, nproc: int, port: int | None, watch: Callable[[], None]) -> int:
+    """Run `module` under torchrun on this machine; return the launcher's exit code.
+
+    Ctrl-C once asks the ranks to stop with a checkpoint; twice ends them.
+
+    Args:
+        folder: The run folder; the ranks' output goes below its logs/.
+        module: Python module of a rank; it gets `--run-dir`.
+        nproc: Ranks.
+        port: Rendezvous port; None takes a free one.
+        watch: Called every half second, to show progress.
+    """
+    script = resource("launch") / "node.sh"
+    environment = {
+        **os.environ,
+        "RUN_DIR": str(folder.path),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port or free_port()),
+        "NPROC": str(nproc),
+        "PYTHON": sys.executable,
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    console = folder.path / "logs" / f"{module.rsplit('.', 1)[-1]}.log"
+    console.parent.mkdir(parents=True, exist_ok=True)
+    with console.open("a") as output:
+        command = ["bash", str(script), "-m", module, "--run-dir", str(folder.path)]
+        # its own session: Ctrl-C reaches this process alone, which then asks politely
+        ranks = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        interrupts = 0
+        while True:
+            try:
+                code = ranks.poll()
+                watch()
+                if code is not None:
+                    return code
+                time.sleep(POLL_S)
+            except KeyboardInterrupt:
+                interrupts += 1
+                os.killpg(ranks.pid, signal.SIGUSR1 if interrupts == 1 else signal.SIGTERM)
+                if interrupts == 1:
+                    sys.stderr.write("\nstopping at the next step, with a checkpoint; press Ctrl-C again to end at once\n")
+
+
+def failure(folder: RunFolder, module: str, code: int) -> UserError | RuntimeError:
+    """Return the error for ranks that failed: the user's mistake if status.json says so, else the end of the log."""
+    status = folder.status()
+    if status.get("state") == "fatal" and "reason" in status:
+        return UserError(status["reason"])
+    log = folder.path / "logs" / f"{module.rsplit('.', 1)[-1]}.log"
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:]) if log.exists() else ""
+    return RuntimeError(f"the ranks ended with code {code}; the end of {log}:\n{tail}\n(the full output of every rank lies in {log.parent})")
+
+
+def relative(path: Path) -> str:
+    """Return a path as short as it can be shown."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

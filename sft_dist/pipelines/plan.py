@@ -1,0 +1,190 @@
+"""Stores and config -> the plan of every epoch, and what it says in one line."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft_dist.batch.plan import EpochPlan
+from sft_dist.batch.sampler import Planner
+from sft_dist.config import RunConfig
+from sft_dist.mix import Corpus, Mixture, SourceMix
+from sft_dist.pack import CostModel
+from sft_dist.pipelines.select import Selection
+from sft_dist.shards import Store
+
+# Stands in for a model that is not at hand (a hub id on a login node): only the balance of rows depends on it.
+DEFAULT_SHAPE = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 14336, "vocab_size": 128256}
+
+
+def open_corpus(stores: Mapping[str, Path], keys: Mapping[str, Mapping[str, Any]] | None = None) -> Corpus:
+    """Open the stores, their keys checked."""
+    return Corpus({name: Store.open(path, keys[name] if keys else None) for name, path in stores.items()})
+
+
+def mixture_of(config: RunConfig, corpus: Corpus) -> Mixture:
+    """Return how the config mixes the sources that have a store."""
+    sources = {
+        name: SourceMix(take=s.take, share=s.share, weight=s.weight, epochs=s.epochs)
+        for name, s in config.data.sources.items()
+        if name in corpus.source_names
+    }
+    return Mixture(sources=sources, **config.mix.model_dump())
+
+
+def cost_model(config: RunConfig, vocab_size: int) -> CostModel:
+    """Return the FLOP model of the config's model, read from its config.json without transformers."""
+    if shape := config.model.shape:
+        return CostModel.of_shape(
+            hidden_size=shape.hidden_size,
+            layers=shape.layers,
+            attention_size=shape.hidden_size,
+            kv_size=shape.hidden_size // shape.heads * (shape.kv_heads or shape.heads),
+            intermediate_size=shape.intermediate_size,
+            vocab_size=vocab_size,
+        )
+    file = Path(config.model.path or "") / "config.json"
+    raw = json.loads(file.read_text()) if file.is_file() else DEFAULT_SHAPE
+    return cost_of(raw.get("text_config") or raw)
+
+
+def cost_of(shape: Mapping[str, Any]) -> CostModel:
+    """Return the FLOP model for the fields of a Hugging Face config."""
+    hidden, heads = shape["hidden_size"], shape["num_attention_heads"]
+    head_dim = shape.get("head_dim") or hidden // heads
+    experts = shape.get("num_experts") or shape.get("num_local_experts") or 0
+    inner = shape.get("moe_intermediate_size") if experts else None
+    return CostModel.of_shape(
+        hidden_size=hidden,
+        layers=shape["num_hidden_layers"],
+        attention_size=heads * head_dim,
+        kv_size=(shape.get("num_key_value_heads") or heads) * head_dim,
+        intermediate_size=inner or shape.get("intermediate_size") or 4 * hidden,
+        vocab_size=shape["vocab_size"],
+        active_experts=shape.get("num_experts_per_tok", 1) if experts else 1,
+        experts=experts,
+    )
+
+
+def make_planner(config: RunConfig, corpus: Corpus, *, world_size: int, cost: CostModel) -> Planner:
+    """Return the planner of a config."""
+    pack = config.pack
+    return Planner(
+        corpus,
+        mixture=mixture_of(config, corpus),
+        seq_len=pack.seq_len,
+        too_long=pack.too_long,
+        window=pack.window,
+        packing=pack.packing,
+        rows_per_step=config.train.tokens_per_step // pack.seq_len,
+        micro_rows=config.train.micro_rows,
+        world_size=world_size,
+        balance_window=pack.balance_window,
+        seed=config.seed,
+        cost=cost,
+    )
+
+
+def total_steps(config: RunConfig, planner: Planner, first: EpochPlan) -> int:
+    """Return the optimizer steps of the whole run; draws differ a little from epoch to epoch, so each is planned."""
+    steps = first.n_steps
+    limit = config.train.max_steps
+    for epoch in range(1, config.train.epochs):
+        if limit is not None and steps >= limit:
+            break
+        steps += planner.epoch(epoch).n_steps
+    return steps if limit is None else min(steps, limit)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """The line that `check` ends in. Figures are of one epoch; `share` below 1: estimated from that share of the data."""
+
+    examples: int
+    tokens: int
+    target_tokens: int
+    fill: float
+    steps: int
+    drops: dict[str, int]
+    share: float = 1.0
+
+    def line(self) -> str:
+        """Return the figures in words."""
+        about = "about " if self.share < 1 else ""
+        drops = ", ".join(f"{reason} {n:,}" for reason, n in sorted(self.drops.items(), key=lambda d: -d[1])) or "none"
+        return (
+            f"{about}{self.examples:,} examples, {self.tokens:,} tokens, {self.target_tokens:,} supervised "
+            f"({self.target_tokens / max(1, self.tokens):.0%}), fill {self.fill:.1%}, {self.steps:,} steps; drops: {drops}"
+        )
+
+
+def summarise(config: RunConfig, planner: Planner, selections: Mapping[str, Selection], stores: Mapping[str, Store], *, share: float = 1.0) -> Summary:
+    """Return what training on these stores would consist of."""
+    first = planner.epoch(0)
+    counts = first.counts
+    drops: Counter[str] = Counter()
+    for name, selection in selections.items():
+        drops.update(selection.dropped)
+        if selection.unreadable:
+            drops["unreadable"] += selection.unreadable
+        if name in stores:
+            drops.update({r: round(n / share) for r, n in stores[name].info.get("dropped", {}).items()})
+    drops.update({r: round(n / share) for r, n in counts.dropped.items()})
+    steps = total_steps(config, planner, first) if share == 1.0 else round(counts.rows / share / (config.train.tokens_per_step // config.pack.seq_len) + 0.5) * config.train.epochs
+    return Summary(
+        examples=round(counts.examples / share),
+        tokens=round(counts.tokens / share),
+        target_tokens=round(counts.target_tokens / share),
+        fill=counts.fill,
+        steps=min(steps, config.train.max_steps or steps),
+        drops={r: n for r, n in drops.items() if n},
+        share=share,
+    )
+
+
+def plan_facts(config: RunConfig, first: EpochPlan, corpus: Corpus, steps: int, world_size: int, parameters: int, read: Mapping[str, Any]) -> dict[str, Any]:
+    """Return plan.json: what the run trains on, for the report."""
+    counts = first.counts
+    tasks = {
+        t.task: {
+            "examples": t.examples_before,
+            "tokens": t.tokens_before,
+            "drawn_examples": t.examples_after,
+            "drawn_tokens": t.tokens_after,
+            "drawn_target_tokens": t.target_tokens_after,
+            "source": ", ".join(n for k, n in enumerate(corpus.source_names) if t.task in corpus.stores[k].task_names),
+        }
+        for t in first.task_table()
+    }
+    sources = {
+        name: {
+            "kind": config.data.sources[name].kind,
+            "examples": len(store),
+            "tokens": store.n_tokens,
+            "target_tokens": store.n_target_tokens,
+            **read.get(name, {}),
+        }
+        for name, store in zip(corpus.source_names, corpus.stores, strict=True)
+    }
+    return {
+        "examples": counts.examples,
+        "tokens": counts.tokens,
+        "target_tokens": counts.target_tokens,
+        "rows": counts.rows,
+        "fill": counts.fill,
+        "steps": steps,
+        "epochs": config.train.epochs,
+        "seq_len": config.pack.seq_len,
+        "tokens_per_step": config.train.tokens_per_step,
+        "world_size": world_size,
+        "parameters": parameters,
+        "truncated": counts.truncated,
+        "duplicates": counts.duplicates,
+        "drops": dict(counts.dropped),
+        "sources": sources,
+        "tasks": tasks,
+    }

@@ -1,0 +1,223 @@
+"""Sources -> which record goes where: trained on, evaluated, dropped, unreadable. One byte a record.
+
+Two streaming passes. The first decides what is held out (it needs to see every task); the second applies the decision
+and the filters, writes the evaluation sets, and keeps every rejected record with its reason. A store's key holds the
+selection of its own source only, so a new source leaves the stores of the others valid.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from sft_dist.config import RunConfig
+from sft_dist.core.errors import UserError
+from sft_dist.core.records import BadRecord, Drop, Example, example_to_dict
+from sft_dist.core.store import atomic_path, fingerprint, read_json, write_json
+from sft_dist.filters import build_filters, duplicate_key, filters_fingerprint
+from sft_dist.holdout import Holdout, decide, split
+from sft_dist.holdout.decision import Side
+from sft_dist.sources import Source
+
+TRAIN, EVALUATE, DROPPED, UNREADABLE = range(4)
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """What becomes of the records of one source.
+
+    Attributes:
+        codes: uint8, one a record in reading order: TRAIN, EVALUATE, DROPPED or UNREADABLE.
+        tasks: Tasks of the training examples, sorted.
+        read: Records.
+        evaluation: Records that are evaluated.
+        unreadable: Records that could not be read.
+        dropped: Records that are not kept, by reason.
+        fingerprint: 32 hex digits over codes and tasks.
+    """
+
+    codes: NDArray[np.uint8]
+    tasks: tuple[str, ...]
+    read: int
+    evaluation: int
+    unreadable: int
+    dropped: dict[str, int]
+    fingerprint: str
+
+    @property
+    def kept(self) -> int:
+        """Training examples."""
+        return self.read - self.evaluation - self.unreadable - sum(self.dropped.values())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selected:
+    """The decision, and the selection of every source."""
+
+    holdout: Holdout
+    sources: dict[str, Selection]
+
+
+def select(config: RunConfig, sources: dict[str, Source], folder: Path, progress: Callable[[str], None]) -> Selected:
+    """Decide and select, or read back what an earlier call decided on the same input.
+
+    Writes <folder>/selection.json, selection-<source>.npy, eval/{seen,heldout}.jsonl and rejects/<source>.jsonl.
+
+    Raises:
+        UserError: When a held-out name matches nothing, a source has too many unreadable records, or nothing is left.
+    """
+    key = _key(config, sources)
+    state = folder / "selection.json"
+    if state.is_file() and (found := read_json(state)).get("key") == key:
+        return _read(folder, found)
+    options = config.data.holdout
+    progress("deciding what is held out")
+    holdout = decide(
+        ((name, record) for name, source in sources.items() for record in source if isinstance(record, Example)),
+        **options.model_dump(),
+        seed=config.seed,
+    )
+    selections: dict[str, Selection] = {}
+    with ExitStack() as stack:
+        sets: dict[Side, IO[str]] = {
+            "eval_seen": _open(stack, folder / "eval" / "seen.jsonl"),
+            "eval_heldout": _open(stack, folder / "eval" / "heldout.jsonl"),
+        }
+        written: set[str] = set()
+        for name, source in sources.items():
+            progress(f"selecting from {name}")
+            with ExitStack() as own:
+                rejects = _open(own, folder / "rejects" / f"{name}.jsonl")
+                selections[name] = _apply(config, source, holdout, sets, written, rejects)
+                with own.enter_context(atomic_path(folder / f"selection-{name}.npy")).open("wb") as f:
+                    np.save(f, selections[name].codes)
+    write_json(
+        state,
+        {
+            "key": key,
+            "holdout": holdout.to_dict(),
+            "sources": {n: {k: v for k, v in asdict(s).items() if k != "codes"} for n, s in selections.items()},
+        },
+    )
+    return Selected(holdout=holdout, sources=selections)
+
+
+def training_examples(source: Source, selection: Selection, first: int = 0, last: int | None = None) -> Iterator[Example]:
+    """Yield the training examples among records `first` to `last` - 1 of a source."""
+    for number, record in enumerate(source):
+        if last is not None and number >= last:
+            return
+        if number >= first and selection.codes[number] == TRAIN:
+            assert isinstance(record, Example)
+            yield record
+
+
+def reject(file: IO[str], drop: Drop, record: Example | BadRecord) -> None:
+    """Keep a record that is not trained on, with its reason."""
+    body = example_to_dict(record) if isinstance(record, Example) else asdict(record)
+    line = json.dumps({"reason": drop.reason, "detail": drop.detail, "record": body}, ensure_ascii=False)
+    file.write(line.encode("utf-8", "backslashreplace").decode() + "\n")
+
+
+def _apply(
+    config: RunConfig, source: Source, holdout: Holdout, sets: dict[Side, IO[str]], written: set[str], rejects: IO[str]
+) -> Selection:
+    filters = build_filters(config.data.filters)
+    seen: set[int] = set()
+    codes = bytearray()
+    tasks: set[str] = set()
+    dropped: Counter[str] = Counter()
+    first_bad: BadRecord | None = None
+    for record in source:
+        if isinstance(record, BadRecord):
+            codes.append(UNREADABLE)
+            first_bad = first_bad or record
+            reject(rejects, Drop("unreadable", f"{record.file}, line {record.line}: {record.reason}"), record)
+            continue
+        side = split(record, holdout, drop_eval_inputs=config.data.filters.eval_inputs)
+        if side == "train":
+            side = next((drop for rule in filters if (drop := rule(record))), side)
+        if side == "train" and config.data.filters.exact_duplicates:
+            content = duplicate_key(record)
+            if content in seen:
+                side = Drop("exact_duplicate", "an earlier record of this source has the same prompt and answer")
+            seen.add(content)
+        if isinstance(side, Drop):
+            codes.append(DROPPED)
+            dropped[side.reason] += 1
+            reject(rejects, side, record)
+        elif side == "train":
+            codes.append(TRAIN)
+            tasks.add(record.task)
+        else:
+            codes.append(EVALUATE)
+            if record.id not in written:  # a repeated record is one evaluation example
+                written.add(record.id)
+                sets[side].write(json.dumps(example_to_dict(record), ensure_ascii=False) + "\n")
+    array = np.frombuffer(bytes(codes), np.uint8)
+    selection = Selection(
+        codes=array,
+        tasks=tuple(sorted(tasks)),
+        read=len(array),
+        evaluation=int((array == EVALUATE).sum()),
+        unreadable=int((array == UNREADABLE).sum()),
+        dropped=dict(dropped),
+        fingerprint=fingerprint([xxhash.xxh3_128_hexdigest(array.tobytes()), sorted(tasks)]),
+    )
+    _judge(config, source, selection, first_bad)
+    return selection
+
+
+def _judge(config: RunConfig, source: Source, selection: Selection, first_bad: BadRecord | None) -> None:
+    share = selection.unreadable / max(1, selection.read)
+    if first_bad and share > config.data.max_bad_share:
+        raise UserError(
+            f"data.sources.{source.name}: {selection.unreadable} of {selection.read} records cannot be read ({share:.1%}, more than "
+            f"data.max_bad_share={config.data.max_bad_share:.1%}); the first is {first_bad.file}, line {first_bad.line}: "
+            f"{first_bad.reason}. Mend the file or raise the limit"
+        )
+    if not selection.kept and not selection.evaluation:
+        raise UserError(
+            f"data.sources.{source.name}: none of its {selection.read} records is kept ({selection.dropped}), so it adds nothing; "
+            "look at data.filters, or remove the source"
+        )
+
+
+def _open(stack: ExitStack, path: Path) -> IO[str]:
+    """Open a text file that appears when the stack ends without an error."""
+    aside = stack.enter_context(atomic_path(path))
+    return stack.enter_context(aside.open("w", encoding="utf-8", errors="backslashreplace"))
+
+
+def _key(config: RunConfig, sources: dict[str, Source]) -> str:
+    task_file = config.data.holdout.task_file
+    return fingerprint(
+        {
+            "version": VERSION,
+            "sources": {n: s.fingerprint() for n, s in sources.items()},
+            "holdout": config.data.holdout.model_dump(mode="json"),
+            "task_file": Path(task_file).read_text() if task_file and Path(task_file).is_file() else None,
+            "seed": config.seed,
+            "filters": filters_fingerprint(config.data.filters),
+            "eval_inputs": config.data.filters.eval_inputs,
+            "max_bad_share": config.data.max_bad_share,
+        }
+    )
+
+
+def _read(folder: Path, state: dict[str, Any]) -> Selected:
+    sources = {
+        name: Selection(**{**fields, "tasks": tuple(fields["tasks"])}, codes=np.load(folder / f"selection-{name}.npy"))
+        for name, fields in state["sources"].items()
+    }
+    return Selected(holdout=Holdout.from_dict(state["holdout"]), sources=sources)

@@ -1,0 +1,138 @@
+"""Config -> run folder -> ranks: freeze what is run, refuse what would go wrong, start, follow."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sft_dist.config import RunConfig
+from sft_dist.config.load import freeze, thaw
+from sft_dist.core.errors import UserError
+from sft_dist.core.runfolder import RunFolder
+from sft_dist.core.store import write_json, write_text
+from sft_dist.pipelines.launch import failure, ranks_of, run_ranks
+from sft_dist.pipelines.prepare import Prepared, prepare
+from sft_dist.pipelines.watch import Watcher
+from sft_dist.shards import Store
+
+RANK = "sft_dist.pipelines.rank"
+
+# What may change between the parts of one run: it alters neither the data nor the updates, or (length of the run) is
+# recorded as an event. Everything else decides the trajectory.
+FREE_SECTIONS = {"launch", "wandb", "checkpoint", "eval", "deepspeed"}
+FREE_KEYS = {
+    "train.epochs", "train.max_steps", "train.log_every", "train.eval_every", "train.eval_tokens", "train.export", "train.max_skipped_steps",
+    "train.threads_per_rank", "train.micro_rows", "model.attention", "model.gradient_checkpointing", "data.processes", "data.dir",
+    "data.max_bad_share",
+}
+
+
+def run_folder(config: RunConfig) -> RunFolder:
+    """Return the folder of a config's run."""
+    return RunFolder(Path(config.run_root) / config.name)
+
+
+def set_up(config: RunConfig, prepared: Prepared, folder: RunFolder) -> None:
+    """Write config.json and stores.json of a run, new or continued.
+
+    Raises:
+        UserError: When the folder holds a run that this config cannot continue.
+    """
+    if config.checkpoint.resume == "never" and folder.path.exists():
+        aside = folder.path.with_name(f"{folder.path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
+        with folder.lock():
+            folder.path.rename(aside)
+    if folder.config.exists():
+        _check_continues(config, thaw(folder.config.read_text(encoding="utf-8")), folder)
+    if not prepared.stores:
+        raise UserError("every example is held out or dropped, so there is nothing to train on; look at data.holdout and data.filters")
+    folder.path.mkdir(parents=True, exist_ok=True)
+    (folder.path / "control").mkdir(exist_ok=True)
+    write_text(folder.config, freeze(config))
+    tokenizer = Path(config.data.dir) / "tokenizer" if config.render.train_vocab_size else config.model.tokenizer or config.model.path
+    write_json(
+        folder.stores,
+        {
+            "sources": {n: {"path": str(p.resolve()), "key": prepared.keys[n]} for n, p in prepared.stores.items()},
+            "eval_store": str(prepared.eval_store.resolve()) if prepared.eval_store else None,
+            "tokenizer": str(Path(tokenizer).resolve() if Path(str(tokenizer)).exists() else tokenizer),
+            "template_text": prepared.renderer.template_text,
+            "stop_ids": list(prepared.renderer.stop_ids),
+            "read": {n: _read_facts(prepared, n) for n in prepared.selected.sources},
+        },
+    )
+
+
+def train(config: RunConfig, console: Console, *, command: str) -> RunFolder:
+    """Prepare what is missing, train on this machine, return the run folder.
+
+    Raises:
+        UserError: For anything wrong with config, data or model.
+        RuntimeError: When the ranks failed.
+    """
+    folder = run_folder(config)
+    if config.launch.nodes > 1:
+        raise UserError(
+            f"launch.nodes={config.launch.nodes}, but this command starts ranks on this machine only; "
+            "use sbatch slurm/train.sbatch, or launch/multi_node.sh on every node"
+        )
+    with console.status("preparing") as status:
+        prepared = prepare(config, command=command, progress=status.update)
+    set_up(config, prepared, folder)
+    if folder.status().get("state") == "finished" and _nothing_left(config, folder):
+        console.print(f"{folder.path} is finished already; use another name, or checkpoint.resume=never to start anew")
+        return folder
+    nproc = ranks_of(config.launch.nproc)
+    console.print(f"training in {folder.path} on {nproc} rank{'s' * (nproc > 1)}")
+    with Watcher(folder, console) as watcher:
+        code = run_ranks(folder, RANK, nproc=nproc, port=config.launch.port, watch=watcher.poll)
+    state = folder.status().get("state")
+    if code or state not in ("finished", "stopped"):
+        raise failure(folder, RANK, code)
+    if state == "stopped":
+        console.print(f"stopped at step {folder.status()['step']}; the same command continues")
+    return folder
+
+
+def _nothing_left(config: RunConfig, folder: RunFolder) -> bool:
+    """True when a finished run would not be longer under this config."""
+    done = folder.status()
+    return config.train.max_steps is None or done.get("step", 0) >= min(config.train.max_steps, done.get("steps", 0))
+
+
+def _read_facts(prepared: Prepared, name: str) -> dict[str, Any]:
+    selection = prepared.selected.sources[name]
+    dropped = dict(selection.dropped)
+    kept = 0
+    if name in prepared.stores:
+        store = Store.open(prepared.stores[name])
+        dropped |= store.info["dropped"]
+        kept = len(store)
+    return {"read": selection.read, "unreadable": selection.unreadable, "evaluation": selection.evaluation, "dropped": dropped, "kept": kept}
+
+
+def _check_continues(new: RunConfig, old: RunConfig, folder: RunFolder) -> None:
+    """Refuse a config that would continue a run on other data or with other updates."""
+    has_checkpoint = any(folder.checkpoints.glob("step-*")) if folder.checkpoints.is_dir() else False
+    changed = _differences(old.model_dump(mode="json"), new.model_dump(mode="json"))
+    fixed = [k for k in changed if k.split(".")[0] not in FREE_SECTIONS and k not in FREE_KEYS and k not in ("name", "run_root")]
+    if fixed and has_checkpoint:
+        shown = ", ".join(f"{k} {changed[k][0]!r} -> {changed[k][1]!r}" for k in fixed[:5])
+        raise UserError(
+            f"{folder.path} was trained with other settings ({shown}), so continuing it would mix two runs; "
+            "use another name, restore the settings, or set checkpoint.resume=never to start anew (the old folder is kept aside)"
+        )
+    if changed and has_checkpoint:
+        folder.event("config_changed", keys=sorted(changed))
+
+
+def _differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        out: dict[str, tuple[Any, Any]] = {}
+        for key in [*old, *(k for k in new if k not in old)]:
+            out |= _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        return out
+    return {} if old == new else {path: (old, new)}

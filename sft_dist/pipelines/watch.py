@@ -1,0 +1,81 @@
+"""A progress bar over the files of a run folder: the run itself, or one that another process or node carries."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from sft_dist.core.runfolder import RunFolder
+
+QUIET_EVERY_S = 20.0  # without a terminal, a line this often
+
+
+class Watcher:
+    """Reads new lines of metrics.jsonl at each `poll` and shows them."""
+
+    def __init__(self, folder: RunFolder, console: Console) -> None:
+        self._folder, self._console = folder, console
+        self._offset = folder.metrics.stat().st_size if folder.metrics.exists() else 0
+        self._said = 0.0
+        self._last: dict[str, Any] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal,
+        )
+        self._bar = self._progress.add_task("starting", total=None, figures="")
+
+    def __enter__(self) -> Watcher:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def poll(self) -> None:
+        """Show what is new."""
+        for line in self._new_lines():
+            if line["kind"] == "eval":
+                self._console.print(f"step {line['step']}: held-out loss {line['loss']:.4f}")
+            else:
+                self._last = line
+        if not self._last:
+            return
+        total = self._folder.status().get("steps")
+        step, mfu = self._last["step"], self._last["mfu"]
+        loss = self._last["loss"]
+        figures = f"loss {loss:.4f}" if loss is not None else "loss not finite"
+        figures += f" · {self._last['tokens_per_s']:,.0f} tok/s" + (f" · MFU {mfu:.1%}" if mfu else "")
+        self._progress.update(self._bar, description="training", total=total, completed=step, figures=figures)
+        if not self._console.is_terminal and (time.monotonic() - self._said > QUIET_EVERY_S or step == total):
+            self._said = time.monotonic()
+            self._console.print(f"step {step} of {total}: {figures}")
+
+    def _new_lines(self) -> list[dict[str, Any]]:
+        path = self._folder.metrics
+        if not path.exists():
+            return []
+        with path.open("rb") as f:
+            f.seek(self._offset)
+            data = f.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
+def watch(run_dir: Path, console: Console) -> str:
+    """Follow a run until its status is no longer running; return the status."""
+    folder = RunFolder(run_dir)
+    with Watcher(folder, console) as watcher:
+        watcher._offset = 0  # noqa: SLF001  from the beginning: the run started before us
+        while True:
+            watcher.poll()
+            state = str(folder.status().get("state", "not started"))
+            if state != "running":
+                watcher.poll()
+                return state
+            time.sleep(1.0)

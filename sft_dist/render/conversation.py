@@ -1,0 +1,136 @@
+"""An example as the renderers see it: turns with their loss weight decided, a default system prompt filled in."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from sft_dist.core.records import Drop, Example, Message, Role
+
+TrainOn: TypeAlias = Literal["assistant", "last_turn", "all"]
+Thinking: TypeAlias = Literal["keep_all", "last_turn", "strip"]
+THINK_END = "</think>"
+
+
+class Turn(NamedTuple):
+    """One message, ready to be written.
+
+    Attributes:
+        role: Who speaks.
+        content: Text without the reasoning.
+        reasoning: What was thought before the content; None where the record has none.
+        calls: Tool calls as (name, arguments), arguments re-written as the JSON that `tojson` gives, or as they were.
+        name: Name of the speaker or tool.
+        tool_call_id: Which call a tool turn answers.
+        weight: Loss weight of the turn's text and its end-of-turn token.
+        call_ids: Ids of the calls.
+    """
+
+    role: Role
+    content: str
+    reasoning: str | None = None
+    calls: tuple[tuple[str, Any], ...] = ()
+    name: str | None = None
+    tool_call_id: str | None = None
+    weight: float = 0.0
+    call_ids: tuple[str | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns, tool schemas and template variables of one example; `frame_weight` is that of the template's own text."""
+
+    turns: tuple[Turn, ...]
+    tools: tuple[Any, ...]
+    variables: dict[str, Any]
+    frame_weight: float = 0.0
+
+    def head(self, n: int) -> Conversation:
+        """Return the first `n` turns with everything else as it was."""
+        return replace(self, turns=self.turns[:n])
+
+    @property
+    def last_query(self) -> int:
+        """Index of the last question of a user; tool results that pose as a user turn are none.
+
+        Without any, the last turn (so that no turn comes after it), as Qwen3 has it.
+        """
+        for i in range(len(self.turns) - 1, -1, -1):
+            t = self.turns[i]
+            wrapped = t.content.startswith("<tool_response>") and t.content.endswith("</tool_response>")
+            if t.role == "user" and not wrapped:
+                return i
+        return len(self.turns) - 1
+
+
+def read_conversation(
+    example: Example, *, train_on: TrainOn, system: str | None, split_thoughts: bool
+) -> Conversation | Drop:
+    """Return the example's turns with loss weights decided.
+
+    Args:
+        example: Any example.
+        train_on: Which turns carry loss where `Message.weight` does not say.
+        system: System prompt for a conversation that brings none.
+        split_thoughts: Move `<think>...</think>` at the head of an answer into `reasoning`.
+    """
+    messages = example.messages
+    if not messages:
+        return Drop("no_messages", "the conversation has no turns")
+    if system is not None and all(m.role != "system" for m in messages):
+        messages = (Message(role="system", content=system), *messages)
+    last_user = max((i for i, m in enumerate(messages) if m.role == "user"), default=-1)
+    turns = []
+    for i, m in enumerate(messages):
+        answered = m.role == "assistant" and (train_on == "assistant" or i > last_user)
+        weight = m.weight if m.weight is not None else float(answered or train_on == "all")
+        if not (math.isfinite(weight) and weight >= 0):
+            return Drop("bad_weight", f"turn {i} ({m.role}) has loss weight {weight}; use 0 or a positive number")
+        content, reasoning = m.content, m.reasoning_content
+        if split_thoughts and m.role == "assistant" and reasoning is None and THINK_END in content:
+            content, reasoning = split_reasoning(content)
+        turns.append(
+            Turn(
+                role=m.role,
+                content=content,
+                reasoning=reasoning,
+                calls=tuple((c.name, _parsed(c.arguments)) for c in m.tool_calls),
+                name=m.name,
+                tool_call_id=m.tool_call_id,
+                weight=weight,
+                call_ids=tuple(c.id for c in m.tool_calls),
+            )
+        )
+    try:
+        variables = json.loads(example.template_kwargs) if example.template_kwargs else {}
+        tools = tuple(json.loads(t) for t in example.tools)
+    except json.JSONDecodeError as error:
+        return Drop("bad_json", f"tools or template_kwargs are not JSON: {error}")
+    if example.input_start is not None:
+        variables = {"input_start": example.input_start, **variables}
+    return Conversation(tuple(turns), tools, variables, float(train_on == "all"))
+
+
+def split_reasoning(content: str) -> tuple[str, str]:
+    """Return (answer, thoughts) of a text such as `<think>\\n...\\n</think>\\n\\nanswer`."""
+    thoughts = content.split(THINK_END)[0].rstrip("\n").split("<think>")[-1].lstrip("\n")
+    return content.split(THINK_END)[-1].lstrip("\n"), thoughts
+
+
+def drop_thoughts(turns: Sequence[Turn], keep_after: int) -> tuple[Turn, ...]:
+    """Return the turns with no reasoning up to and including turn `keep_after`."""
+    return tuple(
+        t._replace(reasoning=None) if t.reasoning is not None and i <= keep_after else t for i, t in enumerate(turns)
+    )
+
+
+def _parsed(arguments: str) -> Any:
+    """Return the arguments of a call as the object that chat templates expect; as text where it is no JSON object."""
+    try:
+        value = json.loads(arguments)
+    except json.JSONDecodeError:
+        return arguments
+    return value if isinstance(value, dict) else arguments

@@ -1,0 +1,132 @@
+"""Where a tokenizer's files lie and what they say: a folder, a bare tokenizer.json, or a hub id. No transformers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft_dist.core.errors import UserError
+
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+# What an end-of-text token is called where no config says it; the first that the vocabulary has is taken.
+EOS_NAMES = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>")
+PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerFiles:
+    """The content of a tokenizer's files.
+
+    Attributes:
+        tokenizer_json: Text of tokenizer.json.
+        config: tokenizer_config.json over special_tokens_map.json; empty where neither exists.
+        chat_template: The Jinja text that came with the tokenizer, if any.
+        path: What the user named, for messages.
+    """
+
+    tokenizer_json: str
+    config: dict[str, Any]
+    chat_template: str | None
+    path: str
+
+    def token(self, key: str) -> str | None:
+        """Return the text of a named special token such as `eos_token`; None where the files name none."""
+        value = self.config.get(key)
+        if isinstance(value, dict):
+            value = value.get("content")
+        return value if isinstance(value, str) else None
+
+
+def find(path: str, revision: str | None = None) -> TokenizerFiles:
+    """Read the files of a tokenizer.
+
+    Args:
+        path: A folder, a tokenizer.json, or a hub id (`HF_HUB_OFFLINE=1` reads the local cache only).
+        revision: Hub commit, tag or branch; meaningless for a local path.
+
+    Raises:
+        UserError: Nothing is there, or it is not a fast tokenizer.
+    """
+    local = Path(path).expanduser()
+    if local.is_file():
+        return _read(local.parent if local.name == "tokenizer.json" else None, local, path)
+    if not local.is_dir():
+        local = _download(path, revision)
+    if not (local / "tokenizer.json").is_file():
+        slow = [n for n in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json") if (local / n).is_file()]
+        if slow:
+            raise UserError(
+                f"{path} holds {slow[0]} but no tokenizer.json, so its exact token borders cannot be read; "
+                "convert it once: python -c \"from transformers import AutoTokenizer; "
+                f"AutoTokenizer.from_pretrained('{path}').save_pretrained('{Path(path).name}-fast')\" and name that folder"
+            )
+        raise UserError(
+            f"the folder {path} has no tokenizer.json, so text cannot be turned into tokens; name a folder that "
+            "AutoTokenizer.save_pretrained wrote, a tokenizer.json, or a hub id in model.tokenizer"
+        )
+    return _read(local, local / "tokenizer.json", path)
+
+
+def _download(path: str, revision: str | None) -> Path:
+    """Fetch the tokenizer's files of a hub repository into the hub cache."""
+    if path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith((".json", ".model")):
+        raise UserError(
+            f"there is no file or folder {path}, so no tokenizer can be read; check model.tokenizer (a relative path "
+            f"starts at {Path.cwd()})"
+        )
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(path, revision=revision, allow_patterns=[*FILES, "tokenizer.model"])
+        )
+    except (OSError, ValueError, HFValidationError) as error:
+        raise UserError(
+            f"{path} is neither a local path nor a tokenizer that the hub or its local cache could give "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}); check the name, or download it where there is "
+            "a network and name the folder"
+        ) from error
+
+
+def _read(folder: Path | None, tokenizer_json: Path, path: str) -> TokenizerFiles:
+    config: dict[str, Any] = {}
+    template: str | None = None
+    if folder is not None:
+        for name in ("special_tokens_map.json", "tokenizer_config.json"):
+            if (folder / name).is_file():
+                config.update(_json(folder / name))
+        template = _template(folder, config.pop("chat_template", None))
+    return TokenizerFiles(
+        tokenizer_json=tokenizer_json.read_text(encoding="utf-8"), config=config, chat_template=template, path=path
+    )
+
+
+def _template(folder: Path, in_config: Any) -> str | None:
+    """Return the chat template; a file of its own wins over the config, as in transformers."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if (folder / "chat_template.json").is_file():
+        in_config = _json(folder / "chat_template.json").get("chat_template")
+    if isinstance(in_config, list):  # several named templates
+        named = {t["name"]: t["template"] for t in in_config}
+        in_config = named.get("default")
+    return in_config if isinstance(in_config, str) else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}), so the tokenizer cannot be read; restore the file") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} does not hold a JSON object, so the tokenizer cannot be read; restore the file")
+    return value

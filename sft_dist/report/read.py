@@ -1,0 +1,219 @@
+"""The files of a run folder, read forgivingly: what is missing or torn is named, never an error.
+
+What is read of plan.json (every key may be absent):
+    examples, tokens, target_tokens, rows, fill (of the first epoch), steps (of the run), epochs, seq_len,
+        tokens_per_step, world_size, parameters
+    truncated, duplicates, drops: reason -> count, when the epoch was planned
+    sources: name -> kind, read, unreadable, evaluation, kept, dropped: reason -> count, examples, tokens, target_tokens
+    tasks: name -> source, examples, tokens, target_tokens (in the stores), drawn_examples, drawn_tokens,
+        drawn_target_tokens (by the mixture, in one epoch)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sft_dist.core.errors import UserError
+
+MADE_BY = {
+    "config.json": "sft-dist train",
+    "env.json": "sft-dist train",
+    "plan.json": "sft-dist train",
+    "metrics.jsonl": "sft-dist train",
+    "events.jsonl": "sft-dist train",
+    "eval/scores.json": "sft-dist evaluate",
+    "eval/generations.jsonl": "sft-dist evaluate",
+}
+"""What the report reads -> the command that makes it."""
+
+STEP_FIELDS = (
+    "step", "loss", "grad_norm", "lr", "tokens", "target_tokens", "tokens_per_s", "mfu", "fill", "imbalance",
+    "step_s", "data_wait_s", "memory_bytes", "skipped",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Training:
+    """The optimizer steps of a run, in order, each once (of repeated steps after a resume, the last one counts).
+
+    Attributes:
+        columns: Field of StepMetrics -> float64 [steps]; NaN where a line has no finite value.
+        task_loss: Task -> (steps, losses), the steps in which it occurred.
+        evals: (steps, losses) of the evaluations during training.
+        eval_task_loss: Task -> loss, of the last evaluation.
+    """
+
+    columns: Mapping[str, NDArray[np.float64]]
+    task_loss: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+    evals: tuple[NDArray[np.float64], NDArray[np.float64]]
+    eval_task_loss: Mapping[str, float]
+
+    def __getitem__(self, field: str) -> NDArray[np.float64]:
+        """Return one column."""
+        return self.columns[field]
+
+    def __len__(self) -> int:
+        """Return the number of steps."""
+        return len(self.columns["step"])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFiles:
+    """Everything a report shows. Absent files leave empty containers and stand in `problems`.
+
+    `silent_s` is the age of the heartbeat, NaN without one.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    env: dict[str, Any]
+    plan: dict[str, Any]
+    status: dict[str, Any]
+    training: Training
+    events: tuple[dict[str, Any], ...]
+    scores: dict[str, Any]
+    generations: tuple[dict[str, Any], ...]
+    problems: Mapping[str, str]
+    silent_s: float
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return str(self.config.get("name") or self.path.resolve().name)
+
+    def option(self, path: str, default: Any = None) -> Any:
+        """Return a value of the config by its dotted path."""
+        value: Any = self.config
+        for part in path.split("."):
+            if not isinstance(value, dict) or part not in value:
+                return default
+            value = value[part]
+        return value
+
+    @property
+    def metric(self) -> str:
+        """The headline metric: exact_match or rouge_l."""
+        return str(self.option("eval.metric", "exact_match"))
+
+
+def read_run(run_dir: Path) -> RunFiles:
+    """Read a run folder.
+
+    Raises:
+        UserError: When the folder does not exist.
+    """
+    if not run_dir.is_dir():
+        raise UserError(
+            f"{run_dir} is not a folder, so there is no run to report on; name a folder under run_root, such as runs/demo"
+        )
+    problems: dict[str, str] = {}
+    lines = _lines(run_dir, "metrics.jsonl", problems)
+    heartbeat = run_dir / "heartbeat"
+    return RunFiles(
+        path=run_dir,
+        config=_object(run_dir, "config.json", problems),
+        env=_object(run_dir, "env.json", problems),
+        plan=_object(run_dir, "plan.json", problems),
+        status=_object(run_dir, "status.json", {}),
+        training=read_training(lines),
+        events=tuple(_lines(run_dir, "events.jsonl", problems)),
+        scores=_object(run_dir, "eval/scores.json", problems),
+        generations=tuple(_lines(run_dir, "eval/generations.jsonl", problems)),
+        problems=problems,
+        silent_s=time.time() - heartbeat.stat().st_mtime if heartbeat.exists() else math.nan,
+    )
+
+
+def read_training(lines: Iterable[Mapping[str, Any]]) -> Training:
+    """Turn lines of metrics.jsonl into columns."""
+    steps: dict[int, Mapping[str, Any]] = {}
+    evals: dict[int, Mapping[str, Any]] = {}
+    for line in lines:
+        if isinstance(line.get("step"), int):
+            (evals if line.get("kind") == "eval" else steps)[line["step"]] = line
+    ordered = [steps[s] for s in sorted(steps)]
+    columns = {f: np.array([number(line.get(f)) for line in ordered], dtype=np.float64) for f in STEP_FIELDS}
+    by_task: dict[str, tuple[list[float], list[float]]] = {}
+    for line in ordered:
+        for task, value in (line.get("task_loss") or {}).items():
+            if math.isfinite(loss := number(value)):
+                xs, ys = by_task.setdefault(task, ([], []))
+                xs.append(line["step"])
+                ys.append(loss)
+    points = [(float(s), number(evals[s].get("loss"))) for s in sorted(evals)]
+    finite = [p for p in points if math.isfinite(p[1])]
+    last = evals[max(evals)].get("task_loss") or {} if evals else {}
+    return Training(
+        columns=columns,
+        task_loss={t: (np.array(xs), np.array(ys)) for t, (xs, ys) in sorted(by_task.items())},
+        evals=(np.array([p[0] for p in finite]), np.array([p[1] for p in finite])),
+        eval_task_loss={t: v for t, raw in last.items() if math.isfinite(v := number(raw))},
+    )
+
+
+def number(value: Any) -> float:
+    """Return a finite float; NaN for anything else (a missing field, null, text)."""
+    if isinstance(value, bool | int | float) and math.isfinite(value):
+        return float(value)
+    return math.nan
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as dotted path -> leaf."""
+    if not isinstance(value, dict) or not value:
+        return {prefix: value} if prefix else {}
+    out: dict[str, Any] = {}
+    for key, inner in value.items():
+        out |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    return out
+
+
+def _object(run_dir: Path, name: str, problems: dict[str, str]) -> dict[str, Any]:
+    path = run_dir / name
+    if not path.is_file():
+        problems[name] = "missing"
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        problems[name] = f"unreadable ({error})"
+        return {}
+    if not isinstance(value, dict):
+        problems[name] = f"unreadable (holds a {type(value).__name__}, not an object)"
+        return {}
+    return value
+
+
+def _lines(run_dir: Path, name: str, problems: dict[str, str]) -> list[dict[str, Any]]:
+    """Read a JSON-lines file; lines that a crash tore are left out and counted."""
+    path = run_dir / name
+    if not path.is_file():
+        problems[name] = "missing"
+        return []
+    out, torn = [], 0
+    for line in path.read_bytes().split(b"\n"):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError:
+            torn += 1
+            continue
+        if isinstance(value, dict):
+            out.append(value)
+        else:
+            torn += 1
+    if torn:
+        problems[name] = f"read except for {torn} torn line{'s' * (torn > 1)}"
+    elif not out:
+        problems[name] = "empty"
+    return out

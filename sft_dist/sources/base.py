@@ -1,0 +1,176 @@
+"""What every reader shares: files and options -> fingerprint, records -> examples or a reason, names of tasks."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from os.path import commonpath
+from pathlib import Path
+from typing import Any, Protocol
+
+from sft_dist.core.records import BadRecord, Example
+from sft_dist.core.store import checksum, fingerprint
+from sft_dist.sources.reading import TEXT_CHARS, RawRecord
+
+READER_VERSION = 1  # raised when a reader makes other examples of the same records
+
+_FIELD = re.compile(r"\{([^{}]+)\}")
+
+
+class Source(Protocol):
+    """A named set of examples. Iterating twice gives the same, in the same order."""
+
+    name: str
+
+    def fingerprint(self) -> str:
+        """Return 32 hex digits over the content of the input and every option that changes what is read."""
+
+    def files(self) -> list[Path]:
+        """Return the input files; empty when there are none."""
+
+    def __iter__(self) -> Iterator[Example | BadRecord]:
+        """Yield examples, and a `BadRecord` in place of each record that cannot be read."""
+
+
+class RecordError(ValueError):
+    """Why one record cannot become an example; readers turn it into a `BadRecord`."""
+
+
+class FileSource(ABC):
+    """Base of the readers of files: each record becomes examples through `convert`.
+
+    Attributes:
+        name: The source's name in the config.
+    """
+
+    def __init__(
+        self, name: str, files: list[Path], *, task: str | None, dataset: str | None, **options: Any
+    ) -> None:
+        """Keep what identifies the source.
+
+        Args:
+            name: The source's name.
+            files: Its files, in reading order.
+            task: Task name of every record, with fields of the record in braces; None: the name of the source.
+            dataset: Underlying dataset of every record, likewise; None: unknown.
+            options: Everything else that changes what is read.
+        """
+        self.name = name
+        self._files = files
+        self._task = task
+        self._dataset = dataset
+        self._options = {"reader": type(self).__name__, "task": task, "dataset": dataset, **options}
+
+    def files(self) -> list[Path]:
+        """Return the input files, in reading order."""
+        return list(self._files)
+
+    def fingerprint(self) -> str:
+        """Return 32 hex digits over the options, and the name and content of every file; where they lie is left out."""
+        return fingerprint(
+            {
+                "version": READER_VERSION,
+                "name": self.name,
+                "options": self._options,
+                "files": content_of(self._files),
+            }
+        )
+
+    def __iter__(self) -> Iterator[Example | BadRecord]:
+        """Yield the examples of every record; a record that cannot be read gives one `BadRecord` instead."""
+        for raw in self.records():
+            if isinstance(raw, BadRecord):
+                yield raw
+                continue
+            try:
+                # as a list: a record is taken whole or not at all
+                yield from list(self.convert(raw.fields))
+            except RecordError as error:
+                text = repr(raw.fields)[:TEXT_CHARS]
+                yield BadRecord(file=raw.file, line=self.line_of(raw), reason=str(error), text=text)
+
+    @abstractmethod
+    def records(self) -> Iterator[RawRecord | BadRecord]:
+        """Yield the records of the files."""
+
+    @abstractmethod
+    def convert(self, fields: Mapping[str, Any]) -> Iterable[Example]:
+        """Return the examples that one record holds, or raise `RecordError`."""
+
+    def line_of(self, raw: RawRecord) -> int:
+        """Return the line on which a record starts, for a report."""
+        return raw.line
+
+    def task_of(self, fields: Mapping[str, Any]) -> str:
+        """Return the task of a record."""
+        return self.name if self._task is None else fill_in(self._task, fields, "task")
+
+    def origin_of(self, fields: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the names of the datasets that a record comes from."""
+        return () if self._dataset is None else (f"dataset:{fill_in(self._dataset, fields, 'dataset')}",)
+
+
+def fill_in(pattern: str, fields: Mapping[str, Any], what: str) -> str:
+    """Return `pattern` with each `{field}` replaced by the record's value, such as "p3/{template}".
+
+    Raises:
+        RecordError: When a field is missing or is no short text.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1)
+        found = fields.get(name)
+        if isinstance(found, list | tuple) and len(found) == 1:
+            found = found[0]
+        if isinstance(found, bool) or not isinstance(found, str | int) or not str(found).strip():
+            state = "is missing" if name not in fields else f"holds {found!r}, not a name"
+            raise RecordError(f"field {name!r}, which names the {what}, {state}")
+        return str(found).strip()
+
+    return _FIELD.sub(value, pattern)
+
+
+def text_field(fields: Mapping[str, Any], name: str) -> str:
+    """Return a required text field, or raise `RecordError` that says what stands there instead."""
+    if name not in fields:
+        present = ", ".join(list(map(str, fields))[:8])
+        raise RecordError(f"field {name!r} is missing (the record has {present or 'no fields'})")
+    value = fields[name]
+    if not isinstance(value, str):
+        raise RecordError(f"field {name!r} holds {kind_of(value)}, not text")
+    return value
+
+
+def optional_text(fields: Mapping[str, Any], name: str | None) -> str:
+    """Return a text field that may be missing, null or unnamed; empty then."""
+    return "" if name is None or fields.get(name) is None else text_field(fields, name)
+
+
+def kind_of(value: object) -> str:
+    """Name the JSON type of a value, for an error message."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    names = {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def content_of(files: list[Path]) -> list[tuple[str, str]]:
+    """Return (name below the common folder, xxh3) of each file."""
+    if not files:
+        return []
+    root = Path(commonpath([f.resolve().parent for f in files]))
+    return [(f.resolve().relative_to(root).as_posix(), _checksum_of(f)) for f in files]
+
+
+def _checksum_of(path: Path) -> str:
+    stat = path.stat()
+    return _checksum(path.resolve(), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=100_000)
+def _checksum(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001  size and time are the cache's key
+    return checksum(path)

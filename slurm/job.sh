@@ -1,0 +1,39 @@
+# shellcheck shell=bash
+# What every batch script here needs: the site's settings, the environment, one way to run a command on the first
+# node or on all. Sourced with SFT_ROOT set (sbatch spools a copy of the script, so its own folder says nothing).
+
+site=${SFT_SITE_ENV:-$SFT_ROOT/slurm/site.env}
+# shellcheck source=/dev/null
+if [ -f "$site" ]; then . "$site"; fi
+# Inside a container the host's interpreter does not exist.
+if [ -n "${CONTAINER:-}" ] || [[ ${SRUN_OPTIONS:-} == *--container-image* ]]; then PYTHON=${PYTHON:-python3}; fi
+. "$SFT_ROOT/launch/env.sh"
+
+# `sbatch --export=...` makes srun drop the environment, PATH included, unless told otherwise.
+export SLURM_EXPORT_ENV=ALL
+# srun of Slurm 22.05 and newer ignores SLURM_CPUS_PER_TASK, and all ranks would share one core.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}
+export SLURM_CPUS_PER_TASK=$SRUN_CPUS_PER_TASK
+
+# The name of this job, or of this element of an array: the number alone can mean the whole array.
+id=${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-}}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+
+log() { printf '%s [job %s.%s] %s\n' "$(date +%FT%T)" "$id" "${SLURM_RESTART_COUNT:-0}" "$*"; }
+die() { log "$1"; exit "${2:-2}"; }
+field() { sed -n 's/.*"'"$2"'": *"\{0,1\}\([^",}]*\).*/\1/p' "$1" 2>/dev/null | head -n 1; }   # FILE KEY of flat JSON
+
+hosts=()
+mapfile -t hosts < <(scontrol show hostnames "${SLURM_JOB_NODELIST:-}")
+[ "${#hosts[@]}" -gt 0 ] || die "this script runs inside a Slurm job; submit it with sbatch"
+
+options=() container=()
+read -ra options <<<"${SRUN_OPTIONS:-}"
+if [ -n "${CONTAINER:-}" ]; then
+  read -ra container <<<"${CONTAINER_OPTIONS:---nv}"
+  container=(apptainer exec "${container[@]}" "$CONTAINER")
+fi
+# Prefixes of commands. Arrays, not functions: what runs in the background is then srun itself and not a subshell.
+# shellcheck disable=SC2034  # used by the scripts that source this
+on_first=(srun --nodes=1 --ntasks=1 -w "${hosts[0]}" ${options[@]+"${options[@]}"} ${container[@]+"${container[@]}"})
+# shellcheck disable=SC2034
+on_all=(srun --kill-on-bad-exit=1 --wait=60 --label ${options[@]+"${options[@]}"} ${container[@]+"${container[@]}"})

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Uploads the offline Weights & Biases records of runs; for the login node, where there is internet.
+#
+#   slurm/wandb-sync.sh runs/sft-123 runs/sft-124     these runs
+#   slurm/wandb-sync.sh                               every run under RUN_ROOT (runs/)
+#
+# What was uploaded before is skipped. Each attempt of a run is a record of its own, grouped under the run.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$here/../launch/env.sh"
+if [ $# = 0 ]; then set -- "${RUN_ROOT:-runs}"/*; fi
+
+shopt -s nullglob
+failed=0 found=0
+for run in "$@"; do
+  for record in "$run"/wandb/offline-run-*/ "$run"/wandb/wandb/offline-run-*/; do
+    found=$((found + 1))
+    if compgen -G "$record*.synced" >/dev/null; then continue; fi
+    "$PYTHON" -m wandb sync "${record%/}" || failed=$((failed + 1))
+  done
+done
+if [ "$found" = 0 ]; then
+  echo "wandb-sync.sh: no offline record under $*; was the run trained with wandb.mode=offline?" >&2
+  exit 1
+fi
+if [ "$failed" -gt 0 ]; then
+  echo "wandb-sync.sh: $failed of $found records could not be uploaded, see above; run it again" >&2
+  exit 1
+fi

@@ -1,0 +1,92 @@
+"""A tiny base model and one torchrun launch a world size, shared by all numeric tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+
+# One launch a world size runs all of these; tests look at their part of the outcome.
+CASES = {
+    1: [
+        "gradient:3:1", "gradient:0:1", "train:0:20:1", "train:3:20:1", "save:3:8:4",
+    ],
+    2: [
+        "gradient:3:1", "gradient:3:4", "gradient:0:2", "train:3:20:2", "train:2:20:2", "train:1:20:2",
+        "train:0:20:2", "save:3:8:4", "save:2:8:4", "save:1:8:4", "save:0:8:4", "resume:3:8:2", "resume:2:8:2", "resume:1:8:2",
+        "resume:0:8:2", "native_twin:3", "native_twin:2", "native_twin:0", "poison:3", "poison:2", "poison:0",
+    ],
+    4: ["gradient:3:2", "resume:3:8:2", "save:3:8:4"],
+}
+# Run after the others, on their checkpoints: fewer ranks than wrote them.
+LATER = {1: ["resume:3:8:2"], 2: ["resume:3:8:4"]}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama with two layers, grouped key-value heads and tied embeddings."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        tie_word_embeddings=True, max_position_embeddings=128, bos_token_id=None, eos_token_id=2,
+    )
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def torchrun(world: int, script: Path, *arguments: str, timeout_s: float = 400) -> None:
+    """Run a script on `world` gloo ranks with one thread each; fail with the end of its output."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        env.pop(name, None)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-addr", "127.0.0.1", "--master-port", str(port),
+        str(script), *arguments,
+    ]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout_s, check=False)
+    assert done.returncode == 0, f"{world} ranks failed:\n{done.stderr[-6000:]}"
+
+
+@pytest.fixture(scope="session")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all launches keep checkpoints and gradients."""
+    return tmp_path_factory.mktemp("numerics")
+
+
+@pytest.fixture(scope="session")
+def outcome(tiny_model: Path, scratch: Path) -> Callable[[int], dict[str, Any]]:
+    """Return what the launch of a world size saw; each launch runs once."""
+    done: dict[Any, dict[str, Any]] = {}
+
+    def launch(key: Any, world: int, cases: list[str]) -> dict[str, Any]:
+        if key not in done:
+            out = scratch / f"{key}.json"
+            torchrun(world, HERE / "cases.py", str(out), str(tiny_model), str(scratch), *cases)
+            done[key] = json.loads(out.read_text())
+        return done[key]
+
+    def of(world: int, *, later: bool = False) -> dict[str, Any]:
+        if later:
+            launch("4", 4, CASES[4]), launch("2", 2, CASES[2])
+            return launch(f"{world}-later", world, LATER[world])
+        if world == 4:
+            launch("2", 2, CASES[2])
+        return launch(str(world), world, CASES[world])
+
+    return of

@@ -1,0 +1,128 @@
+"""The numerics that a trainer must not get wrong. Tolerances and their causes: docs/numerics.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cases
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+Outcome = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_model: Path) -> dict[str, Any]:
+    """Twenty steps and the first gradient of an independent trainer: plain torch, every document alone, one process."""
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(tiny_model, attn_implementation="eager")
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], betas=(0.9, 0.95), eps=1e-8)
+    losses, norms, first = [], [], None
+    for step in range(20):
+        total, weight_sum = torch.zeros(()), 0.0
+        for doc in cases.documents(step):
+            logits = model(torch.tensor([doc])).logits[0]
+            ce = F.cross_entropy(logits[:-1], torch.tensor(doc[1:]), reduction="none")
+            w = torch.tensor(cases.weights_of(doc)[1:])
+            total, weight_sum = total + (ce * w).sum(), weight_sum + float(w.sum())
+        loss = total / weight_sum
+        optimizer.zero_grad()
+        loss.backward()
+        if first is None:
+            first = {n: p.grad.clone().flatten() for n, p in model.named_parameters()}
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * min(1.0, (step + 1) / 4)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return {"losses": losses, "norms": norms, "gradient": torch.cat(list(first.values()))}
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize(
+    ("world", "case"),
+    [
+        (1, "gradient:3:1"), (1, "gradient:0:1"), (2, "gradient:3:1"), (2, "gradient:3:4"),
+        (2, "gradient:0:2"), (4, "gradient:3:2"),
+    ],
+)
+def test_gradient_is_that_of_plain_torch_for_any_ranks_accumulation_and_stage(outcome: Outcome, plain: dict[str, Any], world: int, case: str) -> None:
+    ours = torch.load(outcome(world)[case])
+    assert relative(ours, plain["gradient"]) < 1e-5
+
+
+def test_mean_of_means_would_fail_the_gradient_test(tiny_model: Path, plain: dict[str, Any]) -> None:
+    """The planted bug: averaging each micro-batch over its own targets, then over micro-batches."""
+    from sft_dist.model.load import load_packed
+    from sft_dist.model.packed import to_inputs
+
+    module = load_packed(str(tiny_model), dtype="float32", backend="sdpa_per_doc", device="cpu", zero_config=None, gradient_checkpointing=False).module
+    micro = [m[0] for m in cases.deal(0, 1, 4)]
+    for batch in micro:
+        loss_sum, _ = module(*to_inputs(batch, "cpu"))
+        (loss_sum / float(batch.target_weights.sum()) / len(micro)).backward()
+    wrong = torch.cat([p.grad.flatten() for p in module.parameters()])
+    assert relative(wrong, plain["gradient"]) > 1e-2
+
+
+@pytest.mark.parametrize(("world", "case"), [(1, "train:0:20:1"), (1, "train:3:20:1"), (2, "train:3:20:2"), (2, "train:2:20:2"), (2, "train:1:20:2"), (2, "train:0:20:2")])
+def test_twenty_steps_equal_plain_torch(outcome: Outcome, plain: dict[str, Any], world: int, case: str) -> None:
+    ours = outcome(world)[case]
+    np.testing.assert_allclose(ours["losses"], plain["losses"], rtol=1e-5)
+    np.testing.assert_allclose(ours["norms"], plain["norms"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("stage", [3, 2, 1, 0])
+def test_resume_equals_uninterrupted_bit_for_bit(outcome: Outcome, stage: int) -> None:
+    seen = outcome(2)
+    whole, resumed = seen[f"save:{stage}:8:4"], seen[f"resume:{stage}:8:2"]
+    assert resumed["losses"] == whole["losses"][4:]
+    assert resumed["norms"] == whole["norms"][4:]
+    assert resumed["lrs"] == whole["lrs"][4:]
+    assert resumed["largest_weight_difference"] == 0.0
+
+
+@pytest.mark.parametrize(("world", "from_world"), [(4, 2), (1, 2), (2, 4)])
+def test_resume_on_another_number_of_ranks(outcome: Outcome, world: int, from_world: int) -> None:
+    resumed = outcome(4)["resume:3:8:2"] if world == 4 else outcome(world, later=True)[f"resume:3:8:{from_world}"]
+    whole = outcome(from_world)["save:3:8:4"]
+    np.testing.assert_allclose(resumed["losses"], whole["losses"][4:], rtol=1e-6)
+    assert resumed["largest_weight_difference"] < 1e-5
+
+
+@pytest.mark.parametrize("stage", [3, 2, 0])
+def test_our_checkpoint_equals_deepspeeds_own(outcome: Outcome, stage: int) -> None:
+    seen = outcome(2)[f"native_twin:{stage}"]
+    assert seen["weights"] == 0.0
+    assert seen["kept"] == 0.0
+    assert seen["ours"] == seen["native"]
+
+
+@pytest.mark.parametrize("stage", [3, 2, 0])
+def test_a_non_finite_step_is_skipped_named_and_forgotten(outcome: Outcome, stage: int) -> None:
+    seen = outcome(2)[f"poison:{stage}"]
+    assert seen["skipped"] == [True]
+    assert seen["moved"] == 0.0
+    (kind, facts), *_ = seen["events"]
+    assert kind == "skipped_step"
+    assert facts["examples"] == ["doc0"]
+    assert np.isfinite(seen["next_loss"]).all()
+
+
+def test_task_losses_add_up_to_the_loss(outcome: Outcome) -> None:
+    seen = outcome(2)["train:3:20:2"]
+    for step, (loss, tasks) in enumerate(zip(seen["losses"], seen["task_loss"], strict=True)):
+        weight = {"even": 0.0, "odd": 0.0}
+        for k, doc in enumerate(cases.documents(step)):
+            weight["odd" if k % 2 else "even"] += sum(cases.weights_of(doc)[1:])
+        assert sum(tasks[t] * w for t, w in weight.items()) / sum(weight.values()) == pytest.approx(loss, rel=1e-6)

@@ -1,0 +1,130 @@
+"""Packed documents are what they are alone, in every backend; planted leaks are caught."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cases
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sft_dist.model import attention, leak
+from sft_dist.model.load import load_packed
+from sft_dist.model.packed import PackedLM, to_inputs
+
+DOCS = cases.documents(0)
+
+
+def packed(model: Path, backend: str, *, checkpointing: bool = False) -> PackedLM:
+    return load_packed(str(model), dtype="float32", backend=backend, device="cpu", zero_config=None, gradient_checkpointing=checkpointing).module
+
+
+def losses(module: PackedLM, docs: list[list[int]]) -> torch.Tensor:
+    """Loss of every target of packed documents."""
+    return module(*to_inputs(cases.pack(docs, list(range(len(docs)))), "cpu"))[1]
+
+
+def alone(model: Path) -> torch.Tensor:
+    """The same by transformers itself, one document at a time."""
+    from transformers import LlamaForCausalLM
+
+    plain = LlamaForCausalLM.from_pretrained(model, attn_implementation="eager")
+    out = []
+    with torch.no_grad():
+        for doc in DOCS:
+            logits = plain(torch.tensor([doc])).logits[0]
+            ce = F.cross_entropy(logits[:-1], torch.tensor(doc[1:]), reduction="none")
+            out.append(ce[torch.tensor(cases.weights_of(doc)[1:]) > 0])
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("backend", ["sdpa_per_doc", "sdpa_dense"])
+def test_packed_is_alone(tiny_model: Path, backend: str) -> None:
+    difference = (losses(packed(tiny_model, backend), DOCS) - alone(tiny_model)).abs()
+    assert float(difference.max()) <= 1e-5
+
+
+def test_gradient_does_not_depend_on_backend_order_or_checkpointing(tiny_model: Path) -> None:
+    def gradient(module: PackedLM, docs: list[list[int]]) -> torch.Tensor:
+        loss, _ = module(*to_inputs(cases.pack(docs, list(range(len(docs)))), "cpu"))
+        loss.backward()
+        return torch.cat([p.grad.flatten() for p in module.parameters()])
+
+    reference = gradient(packed(tiny_model, "sdpa_dense"), DOCS)
+    for other in (
+        gradient(packed(tiny_model, "sdpa_per_doc"), DOCS),
+        gradient(packed(tiny_model, "sdpa_per_doc"), DOCS[::-1]),
+        gradient(packed(tiny_model, "sdpa_per_doc", checkpointing=True), DOCS),
+    ):
+        assert float((other - reference).norm() / reference.norm()) < 1e-5
+
+
+def test_other_documents_do_not_move_a_document(tiny_model: Path) -> None:
+    module = packed(tiny_model, "sdpa_per_doc")
+    first, second = losses(module, [DOCS[0], DOCS[1]]), losses(module, [DOCS[2][: len(DOCS[0])] + [5] * (len(DOCS[0]) - len(DOCS[2])), DOCS[1]])
+    targets = sum(w > 0 for w in cases.weights_of(DOCS[1]))
+    assert torch.equal(first[-targets:], second[-targets:])
+
+
+def test_masked_labels_never_matter(tiny_model: Path) -> None:
+    module = packed(tiny_model, "sdpa_per_doc")
+    batch = cases.pack(DOCS, list(range(len(DOCS))))
+
+    def gradient(b: Any) -> torch.Tensor:
+        module.zero_grad()
+        module(*to_inputs(b, "cpu"))[0].backward()
+        return torch.cat([p.grad.flatten() for p in module.parameters()])
+
+    import dataclasses
+
+    none = np.zeros_like(batch.target_weights)
+    half = np.where(np.arange(len(none)) % 2 == 0, batch.target_weights, 0).astype(np.float32)
+    other_labels = np.where(half == 0, (batch.target_ids + 17) % cases.VOCAB, batch.target_ids)
+    a = gradient(dataclasses.replace(batch, target_weights=half))
+    b = gradient(dataclasses.replace(batch, target_weights=half, target_ids=other_labels))
+    assert torch.equal(a, b)
+    changed = gradient(dataclasses.replace(batch, target_weights=half, target_ids=(batch.target_ids + 17) % cases.VOCAB))
+    assert not torch.equal(a, changed)
+
+
+def causal_across_documents(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, *, scaling: float, **_: Any) -> Any:
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True).transpose(1, 2), None
+
+
+@pytest.mark.parametrize("bug", ["causal across documents", "all-ones mask"])
+def test_a_planted_leak_is_caught(tiny_model: Path, monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
+    """Both bugs leave the mean loss alone; the packed-alone test and the start-up check must see them."""
+    from transformers import LlamaForCausalLM
+
+    if bug == "causal across documents":
+        monkeypatch.setitem(attention.BACKENDS, "sdpa_per_doc", causal_across_documents)
+        module = packed(tiny_model, "sdpa_per_doc")
+    else:
+        module = packed(tiny_model, "sdpa_per_doc")
+        plain = LlamaForCausalLM.from_pretrained(tiny_model, attn_implementation="sdpa")
+        decoder = plain.get_decoder()
+
+        def with_ones(**inputs: Any) -> Any:
+            ones = torch.ones_like(inputs["input_ids"])
+            return decoder(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], attention_mask=ones)
+
+        monkeypatch.setattr(module.hf, "get_decoder", lambda: with_ones)
+    leaked = (losses(module, DOCS) - alone(tiny_model)).abs()
+    assert float(leaked.max()) > 1e-3
+    moved = leak.measure(lambda batch: module(*to_inputs(batch, "cpu"))[1], cases.VOCAB)
+    assert moved > leak.TOLERANCE[torch.float32]
+    attention.register()
+
+
+def test_the_start_up_check_passes_on_a_right_backend(tiny_model: Path) -> None:
+    module = packed(tiny_model, "sdpa_per_doc")
+    assert leak.measure(lambda batch: module(*to_inputs(batch, "cpu"))[1], cases.VOCAB) == 0.0
+
+
+def test_attention_without_document_borders_is_refused(tiny_model: Path) -> None:
+    module = packed(tiny_model, "sdpa_per_doc")
+    with pytest.raises(RuntimeError, match="documents would see one another"):
+        module.hf.get_decoder()(input_ids=torch.ones(1, 4, dtype=torch.long), use_cache=False)

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import pytest
+
+from sft_dist.core.errors import UserError
+from sft_dist.core.records import single_turn
+from sft_dist.evals.baselines import Baselines, Known, TokenSetIndex, known, most_common
+from sft_dist.evals.records import AnswerLoss, Generation
+from sft_dist.evals.score import (
+    exact_match,
+    judge,
+    normalise,
+    rouge_l,
+    scores,
+    strict_exact_match,
+    write_results,
+)
+
+
+def ask(task, text, *answers):
+    return single_turn(
+        task=task, source="s", instruction="Do it.", input=text, output=answers[0], references=answers
+    )
+
+
+def said(example, text, stopped=True):
+    return Generation(id=example.id, prediction=text, stopped=stopped, tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The Answer.", "the answer"),  # articles stay, unlike SQuAD's script
+        ("  a \n b\t c ", "a b c"),
+        ("it's well-known!", "its wellknown"),
+        ("naïve «Öl»", "naïve «öl»"),  # only ASCII punctuation goes
+        ("?!", ""),
+    ],
+)
+def test_normalise(text, expected):
+    assert normalise(text) == expected
+
+
+def test_exact_match_takes_the_best_reference_and_strict_compares_letters():
+    assert exact_match("positive.", ["Negative", "Positive"])
+    assert not exact_match("the positive", ["Positive"])
+    assert not strict_exact_match("positive.", ["Negative", "Positive"])
+    assert strict_exact_match(" Positive\n", ["Negative", "Positive"])
+
+
+@pytest.mark.parametrize(
+    ("prediction", "references", "expected"),
+    [
+        ("a b c", ["a b c"], 1.0),
+        # LCS of [a cat sat down] and [the cat sat] after stemming "cats": 2. P = 2/4, R = 2/3, F = 4/7.
+        ("a cat sat down", ["the cats sat"], 4 / 7),
+        ("a cat sat down", ["nothing", "the cats sat"], 4 / 7),  # the best of the references
+        ("c b a", ["a b c"], 1 / 3),  # order counts: LCS 1
+        ("", ["a"], 0.0),
+    ],
+)
+def test_rouge_l_by_hand(prediction, references, expected):
+    assert rouge_l(prediction, references) == pytest.approx(expected)
+
+
+def test_majority_and_ties():
+    assert most_common(["b", "a", "a", "b"]) == "b"
+    assert most_common([]) == ""
+    training = [
+        Known("t", "x", "yes"),
+        Known("t", "y", "yes"),
+        Known("t", "z", "no"),
+        Known("u", "x", "no"),
+        Known("u", "w", "no"),
+    ]
+    baselines = Baselines(training)
+    assert baselines.majority("t") == "yes"
+    assert baselines.majority("never trained") == "no"  # of all training: no 3, yes 2
+
+
+def test_nearest_neighbour_by_eye():
+    training = [
+        Known("colour", "Name the colour of the sky", "blue"),
+        Known("colour", "Name the colour of the grass", "green"),
+        Known("sound", "Which sound does the duck make", "quack"),
+    ]
+    baselines = Baselines(training)
+    assert baselines.nearest("colour", "Name the colour of wet grass") == "green"
+    assert baselines.nearest("colour", "Which sound does the duck make") in {
+        "blue",
+        "green",
+    }  # same task only
+    assert baselines.nearest("held out", "Which sound does a duck make?") == "quack"  # all training tasks
+    assert baselines.nearest("colour", "zzz") == "blue"  # nothing shared: the first
+    assert Baselines([]).nearest("t", "x") == "" == Baselines([]).majority("t")
+
+
+def test_index_equals_brute_force_weighted_jaccard():
+    texts = ["a b c", "a b d", "a e", "f", "", "a b c d"]
+    index = TokenSetIndex(texts)
+    import math
+
+    def weight(token):
+        df = sum(token in t.split() for t in texts)
+        return math.log1p(len(texts) / df) if df else math.log1p(len(texts))
+
+    def similarity(x, y):
+        x, y = set(x.split()), set(y.split())
+        return sum(map(weight, x & y)) / (sum(map(weight, x | y)) or 1)
+
+    for query in ["a b", "d c", "f a", "e e q", "a b c d"]:
+        truth = [similarity(query, t) for t in texts]
+        best, value = index.nearest(query)
+        assert best == truth.index(max(truth))
+        assert value == pytest.approx(max(truth))
+
+
+def test_nearest_of_300_in_3000_texts_is_fast():
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    # Zipf-distributed words: frequent ones have postings over nearly all texts, as the shared instruction has.
+    texts = [" ".join(f"w{i}" for i in rng.zipf(1.3, 80) % 5000) for _ in range(3_000)]
+    start = time.process_time()
+    index = TokenSetIndex(texts)
+    assert [index.nearest(t)[0] for t in texts[:300]][7] == 7
+    assert time.process_time() - start < 10  # under a second on an idle core
+
+
+def test_a_large_training_set_is_sampled_for_held_out_tasks_only():
+    training = [Known("t", f"question {i}", str(i)) for i in range(50)]
+    baselines = Baselines(training, max_index=5)
+    assert baselines.nearest("t", "question 31") == "31"
+    answers = {baselines.nearest("other", f"question {i}") for i in range(50)}
+    assert len(answers) <= 5
+
+
+def test_known_reads_user_text_and_answer():
+    e = single_turn(task="t", source="s", instruction="Add.", input="1 2", output="3", system="be brief")
+    assert known(e) == Known("t", "Add.\n\n1 2", "3")
+
+
+def fixture():
+    """Task a: 2 of 3 right. Task b: 0 of 1 right. Held-out task c: 1 of 1 right."""
+    a = [ask("a", "sky", "blue"), ask("a", "grass", "green", "Grün"), ask("a", "sea", "blue")]
+    b = [ask("b", "2+2", "four")]
+    c = [ask("c", "dog", "bark")]
+    generations = {
+        e.id: said(e, text)
+        for e, text in zip([*a, *b, *c], ["Blue.", "grün", "red", "it is four", "bark"], strict=True)
+    }
+    training = [
+        Known("a", "Do it.\n\nblue sky", "blue"),
+        Known("a", "Do it.\n\nsea", "green"),
+        Known("a", "Do it.\n\nlake", "blue"),
+        Known("b", "Do it.\n\n1+1", "two"),
+    ]
+    return {"seen": [*a, *b], "heldout": c}, generations, Baselines(training)
+
+
+def test_scores_per_task_and_macro_by_hand():
+    sets, generations, baselines = fixture()
+    judged = judge(sets, generations, baselines)
+    assert [j.exact_match for j in judged] == [True, True, False, False, True]
+    assert [j.strict_exact_match for j in judged] == [False, False, False, False, True]
+    assert [j.majority_answer for j in judged] == ["blue", "blue", "blue", "two", "blue"]
+    assert [j.nearest_answer for j in judged][:4] == ["blue", "green", "green", "two"]
+
+    losses = {e.id: AnswerLoss(id=e.id, nats=2.0, tokens=4) for e in sets["seen"]}
+    out = scores(
+        judged,
+        categories={"a": "Word Analogy", "b": "Maths"},
+        losses=losses,
+        training_examples={"a": 3, "b": 1},
+    )
+    a = out["seen"]["tasks"]["a"]
+    assert (a["n"], a["training_examples"], a["category"]) == (3, 3, "Word Analogy")
+    assert a["exact_match"] == pytest.approx(2 / 3)
+    assert a["majority"]["exact_match"] == pytest.approx(2 / 3)
+    assert a["nearest"]["exact_match"] == pytest.approx(
+        2 / 3 - 1 / 3 + 1 / 3
+    )  # blue right, green right, green wrong
+    assert a["loss"] == pytest.approx(6 / 12)
+    assert out["seen"]["tasks"]["b"]["rouge_l"] == pytest.approx(2 * (1 / 3) * 1 / (1 / 3 + 1))
+    macro = out["seen"]["macro"]
+    assert (macro["tasks"], macro["n"]) == (2, 4)
+    assert macro["exact_match"] == pytest.approx((2 / 3 + 0) / 2)  # tasks count the same, 2/4 would be micro
+    # task a: values 1, 1, 0 -> variance 1/3, of the mean 1/9; task b: one example, no spread known.
+    assert macro["exact_match_se"] == pytest.approx((1 / 9) ** 0.5 / 2)
+    assert out["seen"]["categories"]["Word Analogy"]["headline"] == "exact_match"
+    assert out["seen"]["categories"]["Maths"]["headline"] == "rouge_l"
+    assert out["heldout"]["macro"]["exact_match"] == 1.0
+    assert "loss" not in out["heldout"]["macro"]
+    assert "base" not in macro
+
+
+def test_base_model_is_scored_beside():
+    sets, generations, baselines = fixture()
+    base = {i: Generation(id=i, prediction="blue", stopped=False, tokens=9) for i in generations}
+    out = scores(judge(sets, generations, baselines, base))
+    assert out["seen"]["tasks"]["a"]["base"]["exact_match"] == pytest.approx(2 / 3)
+    assert out["seen"]["macro"]["base"]["exact_match"] == pytest.approx(1 / 3)
+
+
+def test_files_have_the_agreed_fields(tmp_path):
+    sets, generations, baselines = fixture()
+    judged = judge(sets, generations, baselines)
+    write_results(tmp_path / "eval", judged, scores(judged))
+    line = json.loads((tmp_path / "eval" / "generations.jsonl").read_text().splitlines()[1])
+    agreed = "set task id prompt references prediction exact_match rouge_l stopped majority_answer nearest_answer majority_em nearest_em majority_rouge_l nearest_rouge_l"
+    assert set(agreed.split()) <= set(line)
+    assert line["references"] == ["green", "Grün"]
+    assert line["prompt"] == "Do it.\n\ngrass"
+    assert set(json.loads((tmp_path / "eval" / "scores.json").read_text())) == {"seen", "heldout"}
+
+
+def test_a_missing_generation_is_an_error_not_a_zero():
+    sets, generations, baselines = fixture()
+    generations.pop(sets["heldout"][0].id)
+    with pytest.raises(UserError, match="1 evaluation examples have no generation"):
+        judge(sets, generations, baselines)
+
+
+def test_scoring_never_reaches_torch():
+    import subprocess
+
+    code = "import sys, sft_dist.evals.score as s, sft_dist.evals.probes, sft_dist.evals.parts; s.rouge_l('a', ['a']); print('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "False\n"
+    )

@@ -1,0 +1,371 @@
+"""slurm/*: what follows an attempt (every row of the table in train.sbatch), arguments of the other scripts.
+
+srun, scontrol, squeue and scancel are stand-ins on PATH; tests/cluster runs the same scripts on a real Slurm.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SLURM = REPOSITORY / "slurm"
+
+# One attempt is one line of $PLAN: "STATE STEP CODE [signal|touch|hang]"; "-" writes no status.
+SRUN = """#!/bin/bash
+echo "srun $*" >> "$CALLS"
+case " $* " in
+  *" hostname "*) echo "192.0.2.1 192.0.2.99" ;;
+  *" true "*) exit "${ANSWER_CODE:-0}" ;;
+  *" freeze "*) [ -z "${FREEZE_CODE:-}" ] || exit "$FREEZE_CODE"; echo '{
+ "nproc": 3
+}' > "$RUN_DIR/config.json" ;;
+  *node.sh*)
+    echo "attempt $ATTEMPT port $MASTER_PORT nproc ${NPROC:-} cpus $SRUN_CPUS_PER_TASK address $MASTER_ADDR" >> "$CALLS"
+    read -r state step code what < <(sed -n "$(grep -c '^attempt' "$CALLS")p" "$PLAN")
+    [ "$what" = signal ] && kill -USR1 "$PPID" && sleep 0.3
+    [ "$what" = touch ] && touch "$RUN_DIR/control/stop"
+    if [ "$what" = hang ]; then touch -d '1 hour ago' "$RUN_DIR/heartbeat"; echo $$ > "$RUN_DIR/srun.pid"; fi
+    [ "$state" = - ] || printf '{\\n "state": "%s",\\n "step": %s\\n}\\n' "$state" "$step" > "$RUN_DIR/status.json"
+    [ "$what" = hang ] && exec sleep 30
+    exit "$code" ;;
+esac
+"""
+SCONTROL = """#!/bin/bash
+case $1 in
+  show) echo node1; echo node2 ;;
+  requeue) echo "requeue $2" >> "$CALLS"; [ -z "${REQUEUE_CODE:-}" ] || exit "$REQUEUE_CODE"; kill -KILL "$PPID" ;;
+esac
+"""
+SQUEUE = """#!/bin/bash
+case " $* " in
+  *" -s "*) grep -q '^attempt' "$CALLS" && echo "70.$(grep -c '^attempt' "$CALLS")" ;;
+  *) [ -z "${OWNER_STATE:-}" ] || echo "$OWNER_STATE" ;;
+esac
+"""
+SCANCEL = """#!/bin/bash
+echo "scancel $*" >> "$CALLS"
+[[ $* == 70.* ]] && kill "$(cat "$RUN_DIR/srun.pid")"
+exit 0
+"""
+SBATCH = """#!/bin/bash
+echo "sbatch $* [$RUN_DIR $SLICES]" >> "$CALLS"
+echo $((100 + $(grep -c '^sbatch' "$CALLS")))
+"""
+
+
+class Job:
+    """One batch job on two pretended nodes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.run, self.calls_file = folder, folder / "run", folder / "calls"
+        (folder / "bin").mkdir()
+        tools = {"srun": SRUN, "scontrol": SCONTROL, "squeue": SQUEUE, "scancel": SCANCEL, "sbatch": SBATCH}
+        for name, text in tools.items():
+            (folder / "bin" / name).write_text(text)
+            (folder / "bin" / name).chmod(0o755)
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
+        self.environment = {
+            **kept,
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+            "PYTHON": "python3",
+            "CALLS": str(self.calls_file),
+            "PLAN": str(folder / "plan"),
+            "RUN_DIR": str(self.run),
+            "SFT_ROOT": str(REPOSITORY),
+            "SFT_SITE_ENV": str(folder / "site.env"),
+            "SLURM_JOB_ID": "70",
+            "SLURM_JOB_NAME": "sft",
+            "SLURM_JOB_NODELIST": "node[1-2]",
+            "SLURM_SUBMIT_DIR": str(folder),
+            "SLURM_CPUS_ON_NODE": "12",
+            "POLL_S": "0.2",
+            "STACKS_S": "0.2",
+        }
+        self.calls_file.touch()
+
+    def submit(
+        self, *arguments: str, plan: str = "", script: str = "train.sbatch", **environment: str
+    ) -> subprocess.CompletedProcess:
+        """Run a script as the batch step of a job."""
+        (self.folder / "plan").write_text(plan)
+        return subprocess.run(
+            ["bash", str(SLURM / script), *arguments],
+            cwd=self.folder,
+            env={k: v for k, v in {**self.environment, **environment}.items() if v},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def calls(self, word: str) -> list[str]:
+        return [line for line in self.calls_file.read_text().splitlines() if line.startswith(word)]
+
+
+@pytest.fixture
+def job(tmp_path) -> Job:
+    return Job(tmp_path)
+
+
+REQUEUED = -signal.SIGKILL  # as Slurm ends a script whose job it requeues
+POLICY = {
+    "finished": ("finished 40 0", {}, 0, 1, ""),
+    "finished, though srun failed": ("finished 40 143", {}, 0, 1, ""),
+    "fatal": ("fatal 3 1", {}, 2, 1, "the run cannot go on"),
+    "stopped by a signal to the batch script": (
+        "stopped 7 0 signal",
+        {},
+        REQUEUED,
+        1,
+        "requeue: stopped at step 7",
+    ),
+    "stopped by a signal to the step alone": ("stopped 7 0", {}, REQUEUED, 1, "requeue: stopped at step 7"),
+    "stopped by control/stop": ("stopped 7 0 touch", {}, 0, 1, "stopped at step 7 by control/stop"),
+    "signalled, but no checkpoint": (
+        "running 7 1 signal",
+        {},
+        REQUEUED,
+        1,
+        "no checkpoint was written in time",
+    ),
+    "failed with progress, then well": ("running 7 1\nfinished 40 0", {}, 0, 2, ""),
+    "failed before the first status, then well": ("- 0 1\nfinished 40 0", {}, 0, 2, "state none"),
+    "failed with progress each time": ("running 7 1\nrunning 9 1", {}, REQUEUED, 2, "failed 2 times here"),
+    "failed twice, no further": ("running 0 1\nrunning 0 1", {}, 1, 2, "came no further than step 0"),
+    "failed at the same step again": (
+        "running 7 1\nrunning 7 1\nrunning 7 1",
+        {"TRIES": "3"},
+        1,
+        3,
+        "no further than step 7",
+    ),
+    "a node does not answer": ("running 7 1", {"ANSWER_CODE": "1"}, REQUEUED, 1, "a node does not answer"),
+    "silent": ("running 7 1 hang", {"HEARTBEAT_MAX": "5"}, REQUEUED, 1, "no heartbeat"),
+    "restart limit": ("stopped 7 0", {"SLURM_RESTART_COUNT": "20"}, 1, 1, "not requeued after 20 restarts"),
+    "requeue refused": ("stopped 7 0", {"REQUEUE_CODE": "1"}, 1, 1, "continue with: RUN_DIR="),
+}
+
+
+@pytest.mark.parametrize("case", POLICY)
+def test_restart_policy(job, case):
+    plan, environment, code, attempts, phrase = POLICY[case]
+    done = job.submit("experiment=demo", plan=plan + "\n", **environment)
+    assert done.returncode == code, done.stdout
+    assert phrase in done.stdout
+    assert len(job.calls("attempt")) == attempts
+    assert job.calls("requeue") == (["requeue 70"] if code == REQUEUED or case == "requeue refused" else [])
+
+
+def test_each_attempt_has_its_own_name_and_port(job):
+    job.submit("a=1", plan="running 7 1\nfinished 40 0\n")
+    first, second = (line.split() for line in job.calls("attempt"))
+    assert (first[1], second[1]) == ("0.1", "0.2")
+    assert first[3] != second[3]
+    assert 20000 <= int(first[3]) < 32768
+    assert first[4:] == ["nproc", "3", "cpus", "12", "address", "192.0.2.1"]  # ranks from the frozen config
+
+
+def test_requeued_job_goes_on_with_its_config_and_counts_failures_on(job):
+    job.submit("a=1", plan="running 7 1\nrunning 7 1\n", TRIES="1")  # further than before: requeued
+    job.calls_file.write_text("")
+    done = job.submit("a=1", plan="running 7 1\nrunning 7 1\n", SLURM_RESTART_COUNT="1")
+    assert done.returncode == 1
+    assert "two attempts in a row" in done.stdout
+    assert not [c for c in job.calls("srun") if "freeze" in c]
+    assert [line.split()[1] for line in job.calls("attempt")] == ["1.1", "1.2"]
+    job.calls_file.write_text("")
+    assert job.submit("a=1", plan="finished 40 0\n").returncode == 0  # submitted anew: counted anew
+    assert [c for c in job.calls("srun") if "freeze --run-dir" in c]
+
+
+def test_stale_status_is_not_taken_for_this_attempts(job):
+    job.run.mkdir()
+    (job.run / "status.json").write_text('{"state": "stopped", "step": 5}')
+    done = job.submit("a=1", plan="- 0 1\n- 0 1\n")
+    assert done.returncode == 1
+    assert not job.calls("requeue")
+
+
+def test_requeue_after_the_end_does_nothing(job):
+    job.run.mkdir()
+    (job.run / "status.json").write_text('{"state": "finished", "step": 5}')
+    assert job.submit("a=1", SLURM_RESTART_COUNT="1").returncode == 0
+    assert not job.calls("attempt")
+
+
+def test_data_are_prepared_first_when_asked(job):
+    job.submit("a=1", plan="finished 40 0\n", PREPARE="1")
+    assert [c.split(" -m sft_dist ")[1].split()[0] for c in job.calls("srun") if " -m sft_dist " in c] == [
+        "prepare",
+        "freeze",
+    ]
+
+
+def test_refused_config(job):
+    done = job.submit("a=1", FREEZE_CODE="2")
+    assert done.returncode == 2
+    assert not job.calls("attempt")
+    assert not job.calls("requeue")
+
+
+def test_silent_attempt_gets_usr2_for_stacks_and_is_then_ended(job):
+    job.submit("a=1", plan="running 7 1 hang\n", HEARTBEAT_MAX="5")
+    assert job.calls("scancel") == ["scancel --signal=USR2 70.1", "scancel 70.1"]
+
+
+def test_signal_is_passed_to_the_step(job):
+    (job.folder / "plan").write_text("stopped 7 0\n")
+    slow = SRUN.replace('[ "$what" = touch ]', "sleep 2; [ x = y ]")
+    (job.folder / "bin" / "srun").write_text(slow)
+    process = subprocess.Popen(
+        ["bash", SLURM / "train.sbatch", "a=1"], cwd=job.folder, env=job.environment, stdout=subprocess.PIPE
+    )
+    end = time.monotonic() + 20
+    while not job.calls("attempt"):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=30)
+    assert job.calls("scancel") == ["scancel --signal=USR1 70.1"]
+    assert (job.run / "control" / "stop").exists()
+
+
+def test_element_of_an_array_is_requeued_by_its_own_name(job):
+    done = job.submit(
+        "a=1", plan="stopped 7 0\n", SLURM_ARRAY_JOB_ID="70", SLURM_ARRAY_TASK_ID="3", RUN_DIR=""
+    )
+    assert done.returncode == REQUEUED
+    assert job.calls("requeue") == ["requeue 70_3"]
+    assert (job.folder / "runs" / "sft-70_3" / "status.json").exists()
+
+
+def test_run_folder_of_a_job_that_lives_is_refused(job):
+    (job.run / "control").mkdir(parents=True)
+    (job.run / "control" / "job").write_text("69\n")
+    done = job.submit("a=1", OWNER_STATE="RUNNING")
+    assert done.returncode == 2
+    assert "belongs to job 69" in done.stdout
+    assert not job.calls("attempt")
+    assert job.submit("a=1", plan="finished 1 0\n").returncode == 0  # 69 has ended
+    assert (job.run / "control" / "job").read_text() == "70\n"
+
+
+def test_container_and_site_settings(job):
+    (job.folder / "site.env").write_text(
+        "CONTAINER=/images/sft.sif\nCONTAINER_OPTIONS='--nv --bind /data'\nSRUN_OPTIONS='--mpi=none'\n"
+    )
+    job.submit("a=1", plan="finished 1 0\n", PYTHON="")
+    node = next(c for c in job.calls("srun") if "node.sh" in c)
+    assert (
+        f"--mpi=none apptainer exec --nv --bind /data /images/sft.sif bash {REPOSITORY}/launch/node.sh"
+        in node
+    )
+    freeze = next(c for c in job.calls("srun") if "freeze" in c)
+    assert "/images/sft.sif python3 -m sft_dist freeze" in freeze  # the host's interpreter is not in there
+
+
+@pytest.mark.parametrize("script", ["train.sbatch", "prepare.sbatch", "evaluate.sbatch", "sweep.sbatch"])
+def test_wrong_folder_is_named(job, script):
+    done = job.submit("a=1", script=script, SFT_ROOT="", SLURM_SUBMIT_DIR=str(job.folder))
+    assert done.returncode == 2
+    assert "is not the sft_dist repository" in done.stdout
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_prepare_slices(job):
+    array = {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8"}
+    assert job.submit("a=1", script="prepare.sbatch", **array).returncode == 0
+    assert job.submit("a=1", script="prepare.sbatch").returncode == 0
+    one, whole = job.calls("srun")
+    assert one.endswith("-m sft_dist prepare a=1 --slice 3/8")
+    assert whole.endswith("-m sft_dist prepare a=1")
+    again = {**array, "SLURM_ARRAY_TASK_COUNT": "1"}  # --array=3 alone
+    assert job.submit("a=1", script="prepare.sbatch", **again).returncode == 2
+    assert job.submit("a=1", script="prepare.sbatch", SLICES="8", **again).returncode == 0
+
+
+def test_evaluate(job):
+    assert "RUN_DIR is not set" in job.submit(script="evaluate.sbatch", RUN_DIR="").stdout
+    assert "no config.json" in job.submit(script="evaluate.sbatch").stdout
+    job.run.mkdir()
+    (job.run / "config.json").touch()
+    assert job.submit(script="evaluate.sbatch").returncode == 0
+    (evaluate,) = job.calls("srun")
+    assert evaluate.endswith(f"-m sft_dist evaluate {job.run}")
+
+
+def test_sweep_element_trains_its_line(job):
+    (job.folder / "lr.txt").write_text("optim.lr=1e-5\n'note=a b' optim.lr=3e-5\n")
+    element = {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "2", "RUN_DIR": ""}
+    done = job.submit("lr.txt", "a=1", plan="finished 40 0\n", script="sweep.sbatch", **element)
+    assert done.returncode == 0, done.stdout
+    run = job.folder / "runs" / "lr" / "trial-2"
+    assert f"freeze --run-dir {run} a=1 note=a b optim.lr=3e-5" in " ".join(job.calls("srun"))
+    assert "has finished already" in job.submit("lr.txt", script="sweep.sbatch", **element).stdout
+    assert len(job.calls("attempt")) == 1
+    element["SLURM_ARRAY_TASK_ID"] = "3"
+    assert "line 3 of lr.txt is empty" in job.submit("lr.txt", script="sweep.sbatch", **element).stdout
+    assert "'none.txt' does not exist" in job.submit("none.txt", script="sweep.sbatch", **element).stdout
+    assert "sbatch --array" in job.submit("lr.txt", script="sweep.sbatch").stdout
+
+
+def test_chain(job):
+    done = job.submit("a=1", script="chain.sh", SLICES="8", TRAIN_OPTIONS="--nodes=4 --exclusive")
+    assert done.returncode == 0, done.stdout
+    always, where = "sbatch --parsable --kill-on-invalid-dep=yes", f"[{job.run} 8]"
+    assert job.calls("sbatch") == [
+        f"{always} --array=0-7 {SLURM}/prepare.sbatch a=1 {where}",
+        f"{always} --dependency=afterok:101 {SLURM}/prepare.sbatch a=1 {where}",
+        f"{always} --dependency=afterok:102 --nodes=4 --exclusive {SLURM}/train.sbatch a=1 {where}",
+        f"{always} --dependency=afterok:103 {SLURM}/evaluate.sbatch {where}",
+    ]
+    assert "scancel 101 102 103 104" in done.stdout
+
+
+def test_chain_dry_run_submits_nothing(job):
+    done = job.submit("a=1", script="chain.sh", DRY_RUN="1")
+    assert done.returncode == 0
+    assert not job.calls("sbatch")
+    assert done.stdout.count("sbatch") >= 4
+
+
+def test_wandb_sync(job):
+    for name in ("offline-run-1", "offline-run-2"):
+        (job.run / "wandb" / name).mkdir(parents=True)
+    (job.run / "wandb" / "offline-run-1" / "run-1.wandb.synced").touch()
+    python = job.folder / "bin" / "python3"
+    python.write_text('#!/bin/bash\necho "sync $*" >> "$CALLS"\nexit "${SYNC_CODE:-0}"\n')
+    python.chmod(0o755)
+    assert job.submit(str(job.run), script="wandb-sync.sh").returncode == 0
+    assert job.calls("sync") == [f"sync -m wandb sync {job.run}/wandb/offline-run-2"]
+    failed = job.submit(str(job.run), script="wandb-sync.sh", SYNC_CODE="1")
+    assert failed.returncode == 1
+    assert "1 of 2 records could not be uploaded" in failed.stdout
+    assert "no offline record" in job.submit(str(job.folder / "bin"), script="wandb-sync.sh").stdout
+
+
+SCRIPTS = [
+    p
+    for f in ("launch", "slurm", "docker")
+    for s in ("*.sh", "*.sbatch")
+    for p in sorted((REPOSITORY / f).rglob(s))
+]
+
+
+@pytest.mark.parametrize(
+    "script", [*SCRIPTS, REPOSITORY / "setup.sh", REPOSITORY / ".ci" / "run"], ids=lambda p: p.name
+)
+def test_script_parses_and_is_executable(script):
+    subprocess.run(["bash", "-n", script], check=True)
+    text = script.read_text()
+    assert text.startswith(("#!", "# shellcheck shell=bash"))
+    assert os.access(script, os.X_OK) or not text.startswith("#!")

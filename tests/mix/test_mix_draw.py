@@ -1,0 +1,292 @@
+"""What an epoch draws: how often each task and source, which examples, in which order."""
+
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from sft_dist.core.errors import UserError
+from sft_dist.mix import Mixture, SourceMix, draw, make_pool, mixture_table
+
+
+def counts(corpus, mixture, epoch=0, seed=0):
+    """Draws by source and task."""
+    indices = draw(corpus, mixture, seed=seed, epoch=epoch)
+    names = [
+        (corpus.source_names[corpus.source_of[i]], corpus.task_names[corpus.task_of[i]]) for i in indices
+    ]
+    return dict(Counter(names))
+
+
+def by_source(corpus, mixture):
+    out = Counter()
+    for (source, _), n in counts(corpus, mixture).items():
+        out[source] += n
+    return dict(out)
+
+
+def test_all_draws_every_example_once_in_shuffled_order(make_corpus):
+    corpus = make_corpus({"a": {"x": 30, "y": 5}, "b": {"z": 15}})
+    indices = draw(corpus, Mixture(), seed=0, epoch=0)
+    assert sorted(indices.tolist()) == list(range(50))
+    assert indices.tolist() != list(range(50))
+    assert indices.dtype == np.int64
+
+
+def test_a_draw_depends_on_seed_and_epoch_alone(make_corpus):
+    corpus = make_corpus({"a": {"x": 50}})
+    first = draw(corpus, Mixture(), seed=0, epoch=0).tolist()
+    assert draw(corpus, Mixture(), seed=0, epoch=0).tolist() == first
+    assert draw(corpus, Mixture(), seed=0, epoch=1).tolist() != first
+    assert draw(corpus, Mixture(), seed=1, epoch=0).tolist() != first
+
+
+def test_proportional_caps_each_task(make_corpus):
+    corpus = make_corpus({"a": {"x": 100, "y": 10}, "b": {"z": 40}})
+    mixture = Mixture(rate="proportional", cap=30)
+    assert counts(corpus, mixture) == {("a", "x"): 30, ("a", "y"): 10, ("b", "z"): 30}
+
+
+def test_a_task_that_two_sources_hold_has_one_cap(make_corpus):
+    corpus = make_corpus({"a": {"x": 60}, "b": {"x": 30, "y": 5}})
+    assert corpus.task_names == ["x", "y"]
+    drawn = counts(corpus, Mixture(rate="proportional", cap=45))
+    assert drawn == {("a", "x"): 30, ("b", "x"): 15, ("b", "y"): 5}
+
+
+def test_temperature_flattens(make_corpus):
+    corpus = make_corpus({"a": {"x": 90, "y": 10}})
+    assert counts(corpus, Mixture(rate="temperature", temperature=1.0)) == {("a", "x"): 90, ("a", "y"): 10}
+    # Square roots 9.49 and 3.16 of an epoch of 100.
+    assert counts(corpus, Mixture(rate="temperature", temperature=2.0)) == {("a", "x"): 75, ("a", "y"): 25}
+    # Capped at 40: roots 6.32 and 3.16 of an epoch of 50.
+    drawn = counts(corpus, Mixture(rate="temperature", temperature=2.0, cap=40))
+    assert drawn == {("a", "x"): 33, ("a", "y"): 17}
+
+
+def test_weight_multiplies_a_sources_rate(make_corpus):
+    corpus = make_corpus({"a": {"x": 20}, "b": {"y": 20}})
+    weights = {"b": SourceMix(weight=2.0)}
+    assert by_source(corpus, Mixture(sources=weights)) == {"a": 20, "b": 40}
+    assert by_source(corpus, Mixture(sources=weights, epoch_examples=30)) == {"a": 10, "b": 20}
+
+
+def test_share_is_of_the_epoch_and_the_rest_is_divided_by_rate(make_corpus):
+    corpus = make_corpus({"a": {"x": 60}, "b": {"y": 30}, "mine": {"z": 10}})
+    mixture = Mixture(sources={"mine": SourceMix(share=0.4)})
+    assert by_source(corpus, mixture) == {"mine": 40, "a": 40, "b": 20}
+    mixture = Mixture(sources={"mine": SourceMix(share=0.4)}, epoch_examples=1000)
+    assert by_source(corpus, mixture) == {"mine": 400, "a": 400, "b": 200}
+
+
+def test_a_sources_share_is_divided_by_the_rates_of_its_tasks(make_corpus):
+    corpus = make_corpus({"a": {"x": 90, "y": 10}, "b": {"z": 100}})
+    mixture = Mixture(
+        sources={"a": SourceMix(share=0.5), "b": SourceMix(share=0.5)}, rate="proportional", cap=20
+    )
+    # Under the cap there are 20 + 10 + 20.
+    assert counts(corpus, mixture) == {("a", "x"): 17, ("a", "y"): 8, ("b", "z"): 25}
+
+
+def test_epochs_of_a_source_are_absolute(make_corpus):
+    corpus = make_corpus({"a": {"x": 20}, "b": {"y": 10}})
+    assert by_source(corpus, Mixture(sources={"b": SourceMix(epochs=2.5)})) == {"a": 20, "b": 25}
+    mixture = Mixture(sources={"b": SourceMix(epochs=2.5)}, epoch_examples=30)
+    assert by_source(corpus, mixture) == {"a": 5, "b": 25}
+    mixture = Mixture(sources={"a": SourceMix(epochs=1.0), "b": SourceMix(share=0.2)})
+    assert by_source(corpus, mixture) == {"a": 20, "b": 5}
+
+
+def test_nothing_is_repeated_before_everything_was_drawn(make_corpus):
+    corpus = make_corpus({"a": {"x": 10}, "b": {"y": 10}})
+    mixture = Mixture(sources={"b": SourceMix(epochs=2.3)})
+    seen = []
+    for epoch in range(30):
+        times = np.bincount(draw(corpus, mixture, seed=0, epoch=epoch), minlength=20)
+        assert times[:10].tolist() == [1] * 10
+        assert sorted(times[10:].tolist()) == [2] * 7 + [3] * 3
+        seen.append(tuple(np.flatnonzero(times[10:] == 3).tolist()))
+    assert len(set(seen)) > 15  # the remainder is drawn afresh
+    assert {i for three in seen for i in three} == set(range(10))
+
+
+def test_task_bounds(make_corpus):
+    corpus = make_corpus({"a": {"x": 100, "y": 3, "z": 20}})
+    mixture = Mixture(task_min=8, task_max=40)
+    assert counts(corpus, mixture) == {("a", "x"): 40, ("a", "y"): 8, ("a", "z"): 20}
+    # With a fixed epoch the tasks between their bounds make up for the others.
+    mixture = Mixture(task_min=8, task_max=40, epoch_examples=80)
+    assert counts(corpus, mixture) == {("a", "x"): 40, ("a", "y"): 8, ("a", "z"): 32}
+
+
+def test_task_bounds_hold_over_sources(make_corpus):
+    corpus = make_corpus({"a": {"x": 7}, "b": {"x": 7}, "c": {"x": 7, "y": 50}})
+    drawn = counts(corpus, Mixture(task_max=10))
+    assert sum(n for (_, task), n in drawn.items() if task == "x") == 10
+    assert drawn["c", "y"] == 10
+
+
+def test_take_chooses_once_for_all_epochs(make_corpus):
+    corpus = make_corpus({"a": {"x": 40}, "b": {"y": 40}})
+    mixture = Mixture(sources={"a": SourceMix(take=0.25), "b": SourceMix(take=7)})
+    drawn = [draw(corpus, mixture, seed=0, epoch=e).tolist() for e in range(2)]
+    assert sorted(drawn[0]) == sorted(drawn[1])
+    assert drawn[0] != drawn[1]
+    assert by_source(corpus, mixture) == {"a": 10, "b": 7}
+    assert set(drawn[0]) != set(draw(corpus, mixture, seed=1, epoch=0).tolist())
+
+
+def test_an_example_that_two_sources_hold_is_drawn_from_the_first(make_corpus):
+    twin = "f" * 32
+    corpus = make_corpus({"a": {"x": 3}, "b": {"x": 4}}, ids={("a", 1): twin, ("b", 0): twin, ("b", 2): twin})
+    assert sorted(draw(corpus, Mixture(), seed=0, epoch=0).tolist()) == [0, 1, 2, 4, 6]
+    assert make_pool(corpus, Mixture(), 0).duplicates == 2
+    kept = draw(corpus, Mixture(drop_duplicates=False), seed=0, epoch=0)
+    assert sorted(kept.tolist()) == list(range(7))
+
+
+def test_an_example_that_the_first_source_does_not_take_is_left_to_the_second(make_corpus):
+    shared = {("a", i): f"{i:032x}" for i in range(10)} | {("b", i): f"{i:032x}" for i in range(10)}
+    corpus = make_corpus({"a": {"x": 10}, "b": {"x": 10}}, ids=shared)
+    drawn = draw(corpus, Mixture(sources={"a": SourceMix(take=4)}), seed=0, epoch=0)
+    assert sorted(corpus.id_hex(i) for i in drawn.tolist()) == sorted(shared["a", i] for i in range(10))
+
+
+def test_duplicates_inside_one_source_are_its_own_affair(make_corpus):
+    corpus = make_corpus({"a": {"x": 2}, "b": {"x": 1}}, ids={("a", 0): "f" * 32, ("a", 1): "f" * 32})
+    assert len(draw(corpus, Mixture(), seed=0, epoch=0)) == 3
+
+
+def test_flan2021_limits_the_pool_of_a_task_and_caps_its_rate(make_corpus, monkeypatch):
+    from sft_dist.mix.rates import PRESETS, Preset
+
+    assert PRESETS["flan2021"] == Preset(caps={"": 3000}, task_pool=30000)
+    monkeypatch.setitem(PRESETS, "flan2021", Preset(caps={"": 3}, task_pool=30))
+    corpus = make_corpus({"a": {"x": 100, "y": 2}})
+    mixture = Mixture(preset="flan2021")
+    assert counts(corpus, mixture) == {("a", "x"): 3, ("a", "y"): 2}
+    seen = {i for e in range(200) for i in draw(corpus, mixture, seed=0, epoch=e).tolist() if i < 100}
+    assert len(seen) == 30
+
+
+def test_flan2022_has_the_published_shares_and_caps(make_corpus):
+    names = ["flan2021", "t0", "cot", "niv2", "dialog"]
+    corpus = make_corpus({name: {name: 20} for name in names})
+    mixture = Mixture(preset="flan2022", epoch_examples=1000)
+    assert by_source(corpus, mixture) == {"flan2021": 400, "t0": 320, "cot": 50, "niv2": 200, "dialog": 30}
+
+
+def test_flan2022_knows_its_submixtures_only_and_renormalises_those_present(make_corpus):
+    corpus = make_corpus({"t0": {"x": 20}, "niv2": {"y": 20}})
+    mixture = Mixture(preset="flan2022", epoch_examples=520)
+    assert by_source(corpus, mixture) == {"t0": 320, "niv2": 200}
+    corpus = make_corpus({"mine": {"x": 20}})
+    with pytest.raises(UserError, match="'mine' is none of them"):
+        draw(corpus, mixture, seed=0, epoch=0)
+
+
+def test_t0_divides_the_cap_of_a_large_dataset_by_its_templates(make_corpus, monkeypatch):
+    from sft_dist.mix.rates import PRESETS, Preset
+
+    assert PRESETS["t0"] == Preset(caps={"": 500_000}, split_cap=True)
+    monkeypatch.setitem(PRESETS, "t0", Preset(caps={"": 50}, split_cap=True))
+    corpus = make_corpus({"p3": {"big/one": 60, "big/two": 60, "big/three": 60, "small/one": 50}})
+    drawn = counts(corpus, Mixture(preset="t0"))
+    assert drawn == {
+        ("p3", "big/one"): 16,
+        ("p3", "big/two"): 16,
+        ("p3", "big/three"): 16,
+        ("p3", "small/one"): 50,
+    }
+
+
+@pytest.mark.parametrize(
+    ("mixture", "message"),
+    [
+        (
+            Mixture(sources={"a": SourceMix(share=0.7), "b": SourceMix(share=0.4)}),
+            "sum to 1.1, more than the whole",
+        ),
+        (Mixture(sources={"a": SourceMix(share=0.7), "b": SourceMix(share=0.2)}), "come from nowhere"),
+        (Mixture(sources={"a": SourceMix(share=1.0)}), "nothing is left"),
+        (Mixture(sources={"a": SourceMix(share=0.5, epochs=2.0)}), "share and epochs"),
+        (Mixture(sources={"a": SourceMix(share=0.5, weight=2.0)}), "share and weight"),
+        (Mixture(sources={"aa": SourceMix(share=0.5)}), "Did you mean 'a'"),
+        (Mixture(cap=3), "mix.cap has no effect"),
+        (Mixture(temperature=2.0), "mix.temperature has no effect"),
+        (Mixture(task_min=5, task_max=4), "below mix.task_min"),
+        (Mixture(preset="flan2020"), "Did you mean 'flan202"),
+        (Mixture(preset="t0", rate="proportional"), "sets the rates itself"),
+        (Mixture(sources={"a": SourceMix(epochs=3.0)}, epoch_examples=10), "does not add up"),
+    ],
+)
+def test_settings_that_contradict_are_refused(make_corpus, mixture, message):
+    corpus = make_corpus({"a": {"x": 10}, "b": {"y": 10}})
+    with pytest.raises(UserError, match=message):
+        draw(corpus, mixture, seed=0, epoch=0)
+
+
+def test_shares_may_sum_to_one_in_floating_point(make_corpus):
+    corpus = make_corpus({"a": {"x": 10}, "b": {"y": 10}, "c": {"z": 10}})
+    sources = {"a": SourceMix(share=0.1), "b": SourceMix(share=0.2), "c": SourceMix(share=0.7)}
+    assert by_source(corpus, Mixture(sources=sources, epoch_examples=100)) == {"a": 10, "b": 20, "c": 70}
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_quotas_add_up_whatever_the_settings(make_corpus, seed):
+    rng = np.random.default_rng(seed)
+    names = ["a", "b", "c"]
+    corpus = make_corpus(
+        {s: {f"t{t}": int(rng.integers(1, 40)) for t in rng.permutation(9)[:4]} for s in names}
+    )
+    total = int(rng.integers(20, 500))
+    low = int(rng.integers(0, 3))
+    rate = str(rng.choice(["all", "proportional", "temperature"]))
+    mixture = Mixture(
+        sources={"a": SourceMix(share=0.3)} if seed % 2 else {"b": SourceMix(weight=3.0)},
+        rate=rate,
+        temperature=2.0 if rate == "temperature" else 1.0,
+        cap=None if rate == "all" else 12,
+        task_min=low,
+        epoch_examples=total,
+    )
+    indices = draw(corpus, mixture, seed=seed, epoch=0)
+    assert len(indices) == total
+    if seed % 2:
+        assert (corpus.source_of[indices] == 0).sum() == round(0.3 * total)
+    else:
+        assert np.bincount(corpus.task_of[indices], minlength=len(corpus.task_names)).min() >= low
+
+
+def test_table_shows_what_mixing_did(make_corpus):
+    corpus = make_corpus({"a": {"x": 30, "y": 10}, "b": {"x": 60}})
+    lines = mixture_table(corpus, draw(corpus, Mixture(sources={"b": SourceMix(share=0.8)}), seed=0, epoch=0))
+    shown = [
+        (
+            m.source,
+            m.task,
+            m.examples_before,
+            m.share_before,
+            m.examples_after,
+            m.share_after,
+            round(m.epochs, 3),
+        )
+        for m in lines
+    ]
+    assert shown == [
+        ("a", None, 40, 0.4, 20, 0.2, 0.5),
+        ("a", "x", 30, 0.3, 15, 0.15, 0.5),
+        ("a", "y", 10, 0.1, 5, 0.05, 0.5),
+        ("b", None, 60, 0.6, 80, 0.8, 1.333),
+        ("b", "x", 60, 0.6, 80, 0.8, 1.333),
+    ]
+
+
+def test_a_million_examples_in_a_few_tenths_of_a_second(make_corpus):
+    corpus = make_corpus({"a": {"x": 10}, "b": {"y": 10}})
+    draw(corpus, Mixture(sources={"a": SourceMix(share=0.5)}), seed=0, epoch=0)  # compile
+    mixture = Mixture(sources={"a": SourceMix(share=0.5)}, epoch_examples=1_000_000)
+    start = time.process_time()
+    assert len(draw(corpus, mixture, seed=0, epoch=0)) == 1_000_000
+    assert time.process_time() - start < 0.3

@@ -1,0 +1,281 @@
+"""The embedded instruction set: answers recomputed by other means, nothing repeated, nothing guessable."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from itertools import islice
+
+import pytest
+
+from sft_dist.config.load import load_config
+from sft_dist.core.errors import UserError
+from sft_dist.core.records import Example
+from sft_dist.sources.demo import DEMO_HELD_OUT, DemoReader, reader, words
+from sft_dist.sources.demo.tasks import TASKS, Task
+
+PER_TASK = 150
+
+
+@pytest.fixture(scope="module")
+def by_task() -> dict[str, list[Example]]:
+    out: dict[str, list[Example]] = defaultdict(list)
+    for example in DemoReader("demo", examples_per_task=PER_TASK, seed=0):
+        out[example.task].append(example)
+    return out
+
+
+def read(**options: int) -> list[Example]:
+    return list(DemoReader("demo", **{"examples_per_task": 5, "seed": 0, **options}))
+
+
+# What is there
+
+
+def test_tasks_and_phrasings():
+    names = [t.name for t in TASKS]
+    assert len(set(names)) == len(names)
+    assert set(DEMO_HELD_OUT) < set(names)
+    assert len(set(names) - set(DEMO_HELD_OUT)) >= 12
+    for task in TASKS:
+        assert len(set(task.instructions)) >= 4, task.name
+    phrasings = Counter(phrase for t in TASKS for phrase in t.instructions)
+    assert [p for p, n in phrasings.items() if n > 1] == [], "two tasks share a phrasing"
+
+
+def test_every_task_has_its_number_and_takes_turns(by_task):
+    assert {len(examples) for examples in by_task.values()} == {PER_TASK}
+    assert list(by_task) == [t.name for t in TASKS]
+    assert [e.task for e in islice(DemoReader("demo", examples_per_task=3, seed=1), len(TASKS))] == list(
+        by_task
+    )
+
+
+def test_every_phrasing_is_used(by_task):
+    for task in TASKS:
+        assert {e.instruction for e in by_task[task.name]} == set(task.instructions)
+
+
+def test_words_stand_in_one_list():
+    lists = [
+        words.NAMES,
+        words.CITIES,
+        words.COLOURS,
+        words.DAYS,
+        words.ANIMALS,
+        words.OBJECTS,
+        words.ADJECTIVES,
+        words.PLACES,
+        words.GOOD,
+        words.BAD,
+        words.REVIEWED,
+        *words.TOPICS.values(),
+        *words.RHYMES,
+    ]
+    assert [w for w, n in Counter(w for ws in lists for w in ws).items() if n > 1] == []
+
+
+def test_an_example_shows_its_parts():
+    example = read()[0]
+    assert example.source == "demo"
+    assert [m.role for m in example.messages] == ["user", "assistant"]
+    assert example.messages[0].content == f"{example.instruction}\n\n{example.input}"
+
+
+# Determinism
+
+
+def test_same_seed_same_examples_other_seed_others():
+    assert read() == read()
+    assert not {e.id for e in read()} & {e.id for e in read(seed=1)}
+
+
+def test_more_examples_begin_with_the_fewer():
+    assert read(examples_per_task=7)[: 5 * len(TASKS)] == read()
+
+
+def test_generator_version_stands_for_the_content():
+    """When this fails on purpose, raise GENERATOR_VERSION and write the new digest: stores must be rebuilt."""
+    digest = hashlib.blake2b("".join(e.id for e in read()).encode(), digest_size=8).hexdigest()
+    assert (reader.GENERATOR_VERSION, digest) == (1, "PIN")
+
+
+def test_fingerprint_follows_the_options(monkeypatch):
+    def fingerprint(n: int, seed: int) -> str:
+        return DemoReader("demo", examples_per_task=n, seed=seed).fingerprint()
+
+    assert len({fingerprint(5, 0), fingerprint(6, 0), fingerprint(5, 1)}) == 3
+    assert fingerprint(5, 0) == fingerprint(5, 0)
+    before = fingerprint(5, 0)
+    monkeypatch.setattr(reader, "GENERATOR_VERSION", reader.GENERATOR_VERSION + 1)
+    assert fingerprint(5, 0) != before
+
+
+def test_there_are_no_files():
+    assert DemoReader("demo", examples_per_task=5, seed=0).files() == []
+
+
+# Nothing is repeated, nothing can be guessed
+
+
+def test_inputs_are_distinct_so_that_a_split_by_input_separates(by_task):
+    inputs = [e.input for examples in by_task.values() for e in examples]
+    assert len(set(inputs)) == len(inputs) == PER_TASK * len(TASKS)
+    keys = [" ".join(text.lower().split()) for text in inputs]
+    assert len(set(keys)) == len(keys), "inputs that differ in case or white space only"
+
+
+def test_equal_prompts_never_have_different_answers():
+    """Across seeds and tasks: the prompt decides the answer."""
+    answers: dict[str, str] = {}
+    for seed in range(5):
+        for example in read(examples_per_task=100, seed=seed):
+            assert answers.setdefault(example.messages[0].content, example.output) == example.output
+
+
+def test_the_majority_answer_is_no_answer(by_task):
+    for task, examples in by_task.items():
+        share = Counter(e.output for e in examples).most_common(1)[0][1] / PER_TASK
+        assert share <= 0.6, task
+
+
+def test_texts_are_short(by_task):
+    for task, examples in by_task.items():
+        assert max(len(e.output.split()) for e in examples) <= 10, task
+        assert max(len(e.messages[0].content.split()) for e in examples) <= 40, task
+        assert all(e.output == e.output.strip() != "" for e in examples), task
+
+
+def test_too_many_examples_is_an_error(monkeypatch):
+    small = Task(name="bit", instructions=("Copy.",), make=lambda rng: (bit := rng.choice("01"), bit))
+    monkeypatch.setattr(reader, "TASKS", (small,))
+    assert sorted(e.output for e in read(examples_per_task=2)) == ["0", "1"]
+    with pytest.raises(
+        UserError, match=r"examples_per_task=3 .*'bit'.* lower data\.sources\.demo\.examples_per_task"
+    ):
+        read(examples_per_task=3)
+
+
+# Answers, recomputed by other means
+
+
+def of_kind(text: str, pattern: str) -> list[str]:
+    return re.findall(pattern, text)
+
+
+NUMBER, COLOUR, NAME = r"\b\d+\b", r"\b[a-z]+\b", r"\b[A-Z][a-z]+\b"
+
+ANIMALS = set("horse dog cat cow goat lion tiger bear rabbit fox wolf duck".split())
+ANSWER_ENDINGS = [
+    ("oon", "une"),
+    ("ake",),
+    ("ell",),
+    ("ight", "ite"),
+    ("ee", "ea"),
+    ("ouse",),
+    ("oat", "ote"),
+    ("and",),
+]
+UNLIKE = {"box": "boxes", "glass": "glasses", "brush": "brushes", "watch": "watches", "dress": "dresses"} | {
+    "bench": "benches", "torch": "torches", "dish": "dishes", "diary": "diaries", "lorry": "lorries", "fox": "foxes"
+}  # fmt: skip
+OPPOSITES = (
+    "hot cold|big small|old new|slow fast|wet dry|cheap expensive|clean dirty|empty full|open closed|quiet loud|"
+    "long short|thick thin"
+)
+
+
+def list_and_word(text: str) -> tuple[list[str], str]:
+    items, word = text.split("\nWord: ")
+    return items.split(), word
+
+
+def without(text: str) -> str:
+    items, word = list_and_word(text)
+    at = items.index(word)
+    return " ".join(items[:at] + items[at + 1 :])
+
+
+def home_of(text: str) -> dict[str, str]:
+    return dict(re.findall(r"(\w+) lives in (\w+)\.", text.split("\n")[0]))
+
+
+def claim(text: str) -> str:
+    facts, statement = text.split("\nClaim: ")
+    return "true" if statement in facts else "false"
+
+
+def opposite(text: str) -> str:
+    word = text.rstrip(".").split()[-1]
+    (pair,) = [p.split() for p in OPPOSITES.split("|") if word in p.split()]
+    return pair[1 - pair.index(word)]
+
+
+def ending(word: str) -> int:
+    return next(i for i, ends in enumerate(ANSWER_ENDINGS) if word.endswith(ends))
+
+
+def rhyme(text: str) -> str:
+    items, word = list_and_word(text)
+    (answer,) = [w for w in items if ending(w) == ending(word)]
+    return answer
+
+
+def plural(text: str) -> str:
+    _, *middle, noun = text.split()
+    return " ".join(["two", *middle, UNLIKE.get(noun, noun + "s")])
+
+
+def fields(text: str) -> str:
+    name, age, city = re.fullmatch(r"(\w+) is (\d+) years old and lives in (\w+)\.", text).groups()
+    return f"name={name} age={age} city={city}"
+
+
+CHECKS = {
+    "first_word": lambda s: s[: s.index(" ")],
+    "last_word": lambda s: s[s.rindex(" ") + 1 :],
+    "reverse_words": lambda s: " ".join(s.split()[::-1]),
+    "reverse_names": lambda s: " ".join(s.split()[::-1]),
+    "sort_words": lambda s: " ".join(sorted(s.split())),
+    "remove_word": without,
+    "count_words": lambda s: str(1 + s.count(" ")),
+    "contains": lambda s: "yes" if list_and_word(s)[1] in list_and_word(s)[0] else "no",
+    "repeated_word": lambda s: next(w for w in s.split() if s.split().count(w) == 2),
+    "find_animal": lambda s: next(iter(set(s.split()) & ANIMALS)),
+    "capital_words": lambda s: s.swapcase(),
+    "capital_last_word": lambda s: s.swapcase().split()[-1],
+    "first_number": lambda s: of_kind(s, NUMBER)[0],
+    "last_number": lambda s: of_kind(s, NUMBER)[-1],
+    "first_name": lambda s: of_kind(s, NAME)[0],
+    "last_name": lambda s: of_kind(s, NAME)[-1],
+    "first_colour": lambda s: of_kind(s, COLOUR)[0],
+    "last_colour": lambda s: of_kind(s, COLOUR)[-1],
+    "lookup": lambda s: home_of(s)[re.search(r"does (\w+) live", s)[1]],
+    "is_true": claim,
+    "opposite": opposite,
+    "plural": plural,
+    "rhyme": rhyme,
+    "initials": lambda s: re.sub(r"[a-z]+ ?", ".", s),
+    "largest_number": lambda s: str(max(map(int, s.split()))),
+    "fields": fields,
+}
+
+
+@pytest.mark.parametrize("task", CHECKS)
+def test_answers_are_right(by_task, task):
+    for example in by_task[task]:
+        label, text = example.input.split(": ", 1)
+        assert label in ("List", "Text")
+        assert example.output == CHECKS[task](text), example.input
+
+
+# The experiment that trains on it
+
+
+def test_the_demo_experiment_holds_out_the_demo_tasks():
+    config = load_config(["experiment=demo"])
+    source = config.data.sources["demo"]
+    assert source.kind == "demo"
+    assert config.data.holdout.tasks == DEMO_HELD_OUT
+    assert config.data.holdout.examples_per_task < source.examples_per_task / 10

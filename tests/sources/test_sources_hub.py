@@ -1,0 +1,105 @@
+"""Datasets that the `datasets` library opens, without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sft_dist.core.errors import UserError
+from sft_dist.core.records import BadRecord
+from sft_dist.sources.hub import HubReader, import_datasets
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    datasets = import_datasets()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return datasets
+
+
+@pytest.fixture
+def folder(tmp_path):
+    place = tmp_path / "data"
+    place.mkdir()
+    rows = [
+        {"q": "1+1", "a": "2", "kind": "sum"},
+        {"q": "2*3", "a": None, "kind": "product"},
+        {"q": "2-1", "a": "1", "kind": "sum"},
+    ]
+    (place / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return place
+
+
+def test_a_folder_with_a_field_mapping(cache, folder):
+    source = HubReader(
+        "h", path=str(folder), format="alpaca", fields={"instruction": "q", "output": "a"}, task="{kind}"
+    )
+    first, bad, last = source
+    assert (first.instruction, first.output, first.task) == ("1+1", "2", "sum")
+    assert isinstance(bad, BadRecord)
+    assert (bad.line, bad.reason) == (2, "field 'output' holds null, not text")
+    assert last.output == "1"
+    assert all(f.is_file() for f in source.files())
+
+
+def test_conversations_saved_to_disk(cache, tmp_path):
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    data = cache.Dataset.from_list([{"talk": turns, "set": "a"}])
+    data.save_to_disk(tmp_path / "plain")
+    cache.DatasetDict({"dev": data}).save_to_disk(tmp_path / "dict")
+    for path, split in (("plain", "train"), ("dict", "dev")):
+        [e] = HubReader(
+            "h", path=str(tmp_path / path), split=split, fields={"messages": "talk"}, dataset="{set}"
+        )
+        assert (e.output, e.origin) == ("ho", ("dataset:a",))
+    with pytest.raises(UserError, match=r"has no split 'dex', so .* it has dev\. Did you mean 'dev'"):
+        HubReader("h", path=str(tmp_path / "dict"), split="dex", fields={"messages": "talk"})
+
+
+def test_mistakes_are_named(cache, folder):
+    with pytest.raises(
+        UserError,
+        match=r"fields names 'instructions', which the format 'alpaca' does not have.*Did you mean 'instruction'",
+    ):
+        HubReader("h", path=str(folder), format="alpaca", fields={"instructions": "q"})
+    with pytest.raises(
+        UserError, match=r"fields\.output names column 'answer', which .* does not have.* it has q, a, kind"
+    ):
+        HubReader("h", path=str(folder), format="alpaca", fields={"instruction": "q", "output": "answer"})
+    with pytest.raises(UserError, match=r"cannot open .*split test"):
+        HubReader("h", path=str(folder), split="test")
+    with pytest.raises(UserError, match=r"cannot open 'no/such-dataset'.*check the names"):
+        HubReader("h", path="no/such-dataset")
+
+
+def test_fingerprint_follows_content_and_options(cache, folder):
+    def of(**options):
+        return HubReader(
+            "h", path=str(folder), format="alpaca", fields={"instruction": "q", "output": "a"}, **options
+        ).fingerprint()
+
+    first = of()
+    assert of() == first
+    assert of(task="x") != first
+    with (folder / "train.jsonl").open("a") as f:
+        f.write('\n{"q": "x", "a": "y", "kind": "z"}')
+    assert of() != first
+
+
+def test_no_torch_arrives_with_the_library(folder, tmp_path):
+    code = f"""
+import os, sys
+from sft_dist.sources.hub import HubReader
+reader = HubReader("h", path={str(folder)!r}, format="alpaca", fields={{"instruction": "q", "output": "a"}})
+assert len(list(reader)) == 3
+heavy = sorted(m for m in ("torch", "transformers", "deepspeed", "jax", "tensorflow") if m in sys.modules)
+print(heavy, os.environ.get("USE_TORCH"))
+"""
+    environment = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n")[0] == "[] None"

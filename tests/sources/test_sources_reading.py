@@ -1,0 +1,246 @@
+"""Files -> records: every kind, every compression, every way to be broken."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sft_dist.core.errors import UserError
+from sft_dist.core.records import BadRecord
+from sft_dist.sources.reading import RawRecord, data_files, file_kind, read_records
+
+ROWS = [{"q": "one\nline", "a": "é"}, {"q": '"two"', "a": ""}]
+
+
+def read(path, **options):
+    return list(read_records([path], **options))
+
+
+def fields(path, **options):
+    return [r.fields for r in read(path, **options)]
+
+
+def bad(path, **options):
+    return [(r.line, r.reason) for r in read(path, **options) if isinstance(r, BadRecord)]
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("x.jsonl", "\n".join(map(json.dumps, ROWS))),
+        ("x.jsonl", "\r\n\r\n".join(map(json.dumps, ROWS)) + "\r\n"),
+        ("x.jsonl", "\ufeff" + "\n".join(map(json.dumps, ROWS))),
+        ("x.ndjson", "\n".join(map(json.dumps, ROWS))),
+        ("x.json", json.dumps(ROWS)),
+        ("x.json", "\ufeff \n" + json.dumps(ROWS, indent=4, ensure_ascii=False)),
+        ("x.json", "\n".join(map(json.dumps, ROWS))),
+        ("x.csv", 'q,a\r\n"one\nline",é\r\n"""two""",\r\n'),
+        ("x.CSV", '\ufeffq,a\n"one\nline",é\n\n"""two""",\n'),
+    ],
+)
+def test_every_kind(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_bytes(text.encode())
+    assert fields(path) == ROWS
+
+
+def test_lines(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": 1}\n\n{"a": 2}\n')
+    assert read(path) == [RawRecord(str(path), 1, {"a": 1}), RawRecord(str(path), 3, {"a": 2})]
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([{"a": 1}, {"a": 2}], indent=1))
+    assert [r.line for r in read(path)] == [2, 5]
+    path = tmp_path / "x.csv"
+    path.write_text('a,b\n1,"x\ny"\n2,z\n')
+    assert [r.line for r in read(path)] == [2, 4]
+
+
+def test_one_object_is_one_record(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"a": {"b": 1}}, indent=2))
+    assert fields(path) == [{"a": {"b": 1}}]
+
+
+def test_json_lines_in_a_json_file_whose_first_line_is_bad(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('{"a": oops}\n{"a": 2}\n')
+    assert [r.line for r in read(path)] == [1, 2]
+    assert bad(path) == [(1, "not valid JSON: Expecting value at character 7")]
+
+
+def test_empty_files_hold_nothing(tmp_path):
+    for name in ("x.json", "x.jsonl", "x.csv", "y.json"):
+        (tmp_path / name).write_text("" if name[0] == "x" else "[]")
+        assert read(tmp_path / name) == []
+
+
+def test_tsv_has_no_quotes_and_may_lack_a_header(tmp_path):
+    path = tmp_path / "x.tsv"
+    path.write_text('say "hi\\nthere"\tyes\n2\t"\n')
+    assert fields(path, columns=("q", "a")) == [{"q": 'say "hi\\nthere"', "a": "yes"}, {"q": "2", "a": '"'}]
+    assert fields(path, columns=("q", "a"), unescape=True)[0]["q"] == 'say "hi\nthere"'
+
+
+def test_fields_of_a_csv_may_be_long(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("a\n" + "x" * 200_000 + "\n")
+    assert len(fields(path)[0]["a"]) == 200_000
+
+
+def test_parquet(tmp_path):
+    path = tmp_path / "x.parquet"
+    rows = [{"messages": [{"role": "user", "content": "hi"}], "n": i} for i in range(3000)]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    found = read(path)
+    assert [r.fields for r in found] == rows
+    assert [r.line for r in found[:2]] == [1, 2]
+
+
+def compressors():
+    return {
+        ".gz": gzip.compress,
+        ".bz2": bz2.compress,
+        ".xz": lzma.compress,
+        ".zst": lambda data: pa.Codec("zstd").compress(data).to_pybytes(),
+    }
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst"])
+def test_compressed(tmp_path, ending):
+    compress = compressors()[ending]
+    for name, text in (
+        ("x.jsonl", "\n".join(map(json.dumps, ROWS))),
+        ("x.json", json.dumps(ROWS, indent=1)),
+        ("x.csv", "q,a\n1,2\n"),
+    ):
+        path = tmp_path / (name + ending)
+        path.write_bytes(compress(text.encode()))
+        assert fields(path) == (ROWS if "json" in name else [{"q": "1", "a": "2"}])
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst"])
+def test_a_cut_compressed_file_is_an_error_that_names_it(tmp_path, ending):
+    lines = b"\n".join(json.dumps({"a": str(i) * 20}).encode() for i in range(5000))
+    data = compressors()[ending](lines)
+    path = tmp_path / f"x.jsonl{ending}"
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"x\.jsonl.*cannot be read to its end"):
+        read(path)
+
+
+def test_no_compression_where_the_name_says_so(tmp_path):
+    for ending in (".gz", ".xz", ".bz2", ".zst"):
+        path = tmp_path / f"x.jsonl{ending}"
+        path.write_text('{"a": 1}')
+        with pytest.raises(UserError, match="cannot be read"):
+            read(path)
+
+
+def test_broken_parquet(tmp_path):
+    path = tmp_path / "x.parquet"
+    path.write_bytes(b"PAR1 nothing of the kind PAR1")
+    with pytest.raises(UserError, match="cannot be read as Parquet after row 0"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "line, reason",
+    [
+        (b'{"a": "x" "b"}', "not valid JSON: Expecting ',' delimiter at character 11"),
+        (b'{"a": "\\q"}', "not valid JSON: Invalid \\escape at character 8"),
+        (b'{"a": "unfinished', "not valid JSON: Unterminated string starting at at character 7"),
+        (b'{"a": "\xff"}', "invalid UTF-8 at byte 8 of the record"),
+        (b'{"a": "\0"}', "NUL byte at byte 8 of the record"),
+        (b'{"a": "\\ud83d"}', "a \\u escape stands for half a character (a lone surrogate)"),
+        (b"[1, 2]", "the record is an array, not an object with fields"),
+        (b'"text"', "the record is a string, not an object with fields"),
+        (b"null", "the record is null, not an object with fields"),
+        (b"[" * 100_000, "not readable as JSON: "),
+        (b'{"a": ' + b"1" * 5000 + b"}", "not readable as JSON: "),
+    ],
+)
+def test_a_bad_line_is_reported_and_reading_goes_on(tmp_path, line, reason):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 3}\n')
+    found = read(path)
+    assert [r.fields for r in found if isinstance(r, RawRecord)] == [{"a": 1}, {"a": 3}]
+    assert isinstance(found[1], BadRecord)
+    assert (found[1].file, found[1].line) == (str(path), 2)
+    assert found[1].reason.startswith(reason)
+    assert found[1].text == line.decode("utf-8", "replace")[:200]
+
+
+def test_bad_elements_of_an_array(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_bytes(b'[\n{"a": 1},\n"text",\n{"a": "\\ud83d"},\n{"a" 4},\n{"a": "\xff"},\n{"a": 6}\n]')
+    assert fields_or_reasons(path) == [
+        {"a": 1},
+        (3, "the record is a string, not an object with fields"),
+        (4, "a \\u escape stands for half a character (a lone surrogate)"),
+        (5, "not valid JSON: Expecting ':' delimiter on line 5; 8 characters skipped"),
+        (6, "invalid UTF-8"),
+        {"a": 6},
+    ]
+
+
+def fields_or_reasons(path, **options):
+    return [(r.line, r.reason) if isinstance(r, BadRecord) else r.fields for r in read(path, **options)]
+
+
+def test_bad_rows_of_a_table(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_bytes(b'a,b\n1,2\n3\n4,5,6\n7,\xff\n8,"x"y\n9,z\n')
+    assert fields_or_reasons(path) == [
+        {"a": "1", "b": "2"},
+        (3, "1 columns instead of 2 (a, b)"),
+        (4, "3 columns instead of 2 (a, b)"),
+        (5, "invalid UTF-8"),
+        (6, "not valid CSV: ',' expected after '\"' (lines 6 to 6)"),
+        {"a": "9", "b": "z"},
+    ]
+
+
+def test_data_files(tmp_path):
+    for name in ("b.jsonl", "a.json.gz", "sub/c.parquet", "README.md", ".hidden/d.jsonl", "sub/e.parquet.gz"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    assert data_files(str(tmp_path)) == [
+        tmp_path / "a.json.gz",
+        tmp_path / "b.jsonl",
+        tmp_path / "sub/c.parquet",
+    ]
+    assert data_files(str(tmp_path / "*.js*")) == [tmp_path / "a.json.gz", tmp_path / "b.jsonl"]
+    assert data_files(str(tmp_path / "**/*.parquet")) == [tmp_path / "sub/c.parquet"]
+    assert data_files(str(tmp_path / "b.jsonl")) == [tmp_path / "b.jsonl"]
+
+
+def test_data_files_that_are_not_there(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"nope\.jsonl does not exist.*holds empty, notes\.txt"):
+        data_files(str(tmp_path / "nope.jsonl"))
+    with pytest.raises(UserError, match=r"none/x\.jsonl does not exist.*none does not exist either"):
+        data_files(str(tmp_path / "none" / "x.jsonl"))
+    with pytest.raises(UserError, match=r"notes\.txt is not a kind of file that we read"):
+        data_files(str(tmp_path / "notes.txt"))
+    with pytest.raises(UserError, match=r"holds no data file \(it is empty\)"):
+        data_files(str(tmp_path / "empty"))
+    with pytest.raises(UserError, match=r"holds no data file .it holds \.txt."):
+        data_files(str(tmp_path))
+    with pytest.raises(UserError, match="holds no data file"):
+        data_files(str(tmp_path / "*.jsonl"))
+
+
+def test_file_kind(tmp_path):
+    assert file_kind(tmp_path / "a.v2.jsonl.gz") == (".jsonl", ".gz")
+    assert file_kind(tmp_path / "a.JSON") == (".json", "")
+    assert file_kind(tmp_path / "a.gz") == ("", "")
+    assert file_kind(tmp_path / "json") == ("", "")
