@@ -36,8 +36,8 @@ lint:  ## every static check, one line each
 	  if output=$$("$$@" 2>&1); then printf 'lint: %-14s ok\n' "$$name"; \
 	  else printf 'lint: %-14s FAILED\n%s\n' "$$name" "$$output"; failed=1; fi; \
 	}; \
-	check 'ruff check' $(BIN)ruff check .; \
-	check 'ruff format' $(BIN)ruff format --check .; \
+	check 'ruff check' $(BIN)ruff check --output-format concise .; \
+	check 'ruff format' $(BIN)ruff format --check --output-format concise .; \
 	check mypy $(PYTHON) -m mypy; \
 	check import-linter $(BIN)lint-imports; \
 	check shellcheck $(BIN)shellcheck $(SHELL_SCRIPTS); \

@@ -1,9 +1,9 @@
 """The command line: one sub-command a stage. Parses, loads the config, calls one pipeline.
 
-    sft-dist run                                    everything: prepare, train, export, evaluate, report
-    sft-dist check my.yaml                          mistakes, and what training would consist of
-    sft-dist preview my.yaml                        which tokens carry loss
-    sft-dist train my.yaml train.epochs=2           train; prepares what is missing
+sft-dist run                                    everything: prepare, train, export, evaluate, report
+sft-dist check my.yaml                          mistakes, and what training would consist of
+sft-dist preview my.yaml                        which tokens carry loss
+sft-dist train my.yaml train.epochs=2           train; prepares what is missing
 """
 
 from __future__ import annotations
@@ -48,36 +48,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sft-dist", description="Distributed supervised fine-tuning.", epilog="Config keys: docs/config.md")
+    parser = argparse.ArgumentParser(
+        prog="sft-dist",
+        description="Distributed supervised fine-tuning.",
+        epilog="Config keys: docs/config.md",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, command: Callable[[argparse.Namespace, Console], int], text: str, *, takes: str = "config") -> argparse.ArgumentParser:
+    def add(
+        name: str, command: Callable[[argparse.Namespace, Console], int], text: str, *, takes: str = "config"
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(command=command, name=name)
         if takes == "config":
-            sub.add_argument("config", nargs="*", metavar="FILE|KEY=VALUE", help="a config file of yours, then overrides; neither: the embedded demo")
+            sub.add_argument(
+                "config",
+                nargs="*",
+                metavar="FILE|KEY=VALUE",
+                help="a config file of yours, then overrides; neither: the embedded demo",
+            )
         elif takes == "run":
             sub.add_argument("run_dir", type=Path, metavar="RUN", help="a run folder, such as runs/demo")
         return sub
 
     add("run", _run, "Prepare, train, export, evaluate and report.")
-    add("check", _check, "List every mistake in the config, and say what training would consist of. Nothing is kept.")
+    add(
+        "check",
+        _check,
+        "List every mistake in the config, and say what training would consist of. Nothing is kept.",
+    )
     preview = add("preview", _preview, "Show turns and packed rows, and which tokens carry loss.")
     preview.add_argument("--examples", type=int, default=3, metavar="N", help="examples of each source (3)")
     preview.add_argument("--html", type=Path, metavar="FILE", help="write a page as well")
     prepare = add("prepare", _prepare, "Build the token stores.")
     prepare.add_argument("--rebuild", action="store_true", help="replace stores that other settings built")
-    prepare.add_argument("--verify", action="store_true", help="check the checksums of what is there, build nothing")
-    prepare.add_argument("--slice", default="0/1", metavar="I/N", help="build every N-th shard from the I-th (a Slurm array)")
+    prepare.add_argument(
+        "--verify", action="store_true", help="check the checksums of what is there, build nothing"
+    )
+    prepare.add_argument(
+        "--slice", default="0/1", metavar="I/N", help="build every N-th shard from the I-th (a Slurm array)"
+    )
     add("train", _train, "Train on this machine; prepares what is missing, continues what was interrupted.")
-    freeze = add("freeze", _freeze, "Validate and write the run folder without starting ranks (for launchers).")
+    freeze = add(
+        "freeze", _freeze, "Validate and write the run folder without starting ranks (for launchers)."
+    )
     freeze.add_argument("--run-dir", type=Path, required=True, help="the run folder")
     export = add("export", _export, "Write a checkpoint as a Hugging Face folder.", takes="run")
     export.add_argument("--checkpoint", metavar="NAME", help="such as step-00000100; the newest by default")
     export.add_argument("--out", type=Path, metavar="FOLDER", help="default: export/ of the run")
     add("evaluate", _evaluate, "Generate on held-out examples and tasks, and score.", takes="run")
     add("report", _report, "Write report.html from the files of the run.", takes="run")
-    compare = add("compare", _compare, "Compare runs: losses, scores, and what differs in their configs.", takes="nothing")
+    compare = add(
+        "compare",
+        _compare,
+        "Compare runs: losses, scores, and what differs in their configs.",
+        takes="nothing",
+    )
     compare.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN")
     add("watch", _watch, "Follow a run from its files, from any node.", takes="run")
     return parser
@@ -139,14 +165,24 @@ def _prepare(options: argparse.Namespace, console: Console) -> int:
         return _verify(Path(config.data.dir), list(config.data.sources), console)
     index, _, count = options.slice.partition("/")
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise UserError(f"--slice {options.slice} is not I/N with I below N; a Slurm array gives it as $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT")
+        raise UserError(
+            f"--slice {options.slice} is not I/N with I below N; a Slurm array gives it as $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"
+        )
     with console.status("preparing") as status:
-        done = prepare(config, rebuild=options.rebuild, part=(int(index), int(count)), command=_command(options, "prepare"), progress=status.update)
+        done = prepare(
+            config,
+            rebuild=options.rebuild,
+            part=(int(index), int(count)),
+            command=_command(options, "prepare"),
+            progress=status.update,
+        )
     for name, path in done.stores.items():
         if (path / "manifest.json").is_file():
             store, read = Store.open(path), done.selected.sources[name]
-            console.print(f"{name}: {len(store):,} examples, {store.n_tokens:,} tokens of {read.read:,} records; evaluation {read.evaluation:,}, "
-                          f"unreadable {read.unreadable:,}, dropped {sum(read.dropped.values()):,}")
+            console.print(
+                f"{name}: {len(store):,} examples, {store.n_tokens:,} tokens of {read.read:,} records; evaluation {read.evaluation:,}, "
+                f"unreadable {read.unreadable:,}, dropped {sum(read.dropped.values()):,}"
+            )
         else:
             console.print(f"{name}: slice {options.slice} is built; the store is closed when all slices are")
     return 0
@@ -157,7 +193,11 @@ def _verify(folder: Path, names: list[str], console: Console) -> int:
 
     wrong = [problem for name in names for problem in Store.open(folder / "stores" / name).verify()]
     if wrong:
-        raise UserError("{} files do not match their checksums:\n  {}\nrebuild with: sft-dist prepare --rebuild".format(len(wrong), "\n  ".join(wrong)))
+        raise UserError(
+            "{} files do not match their checksums:\n  {}\nrebuild with: sft-dist prepare --rebuild".format(
+                len(wrong), "\n  ".join(wrong)
+            )
+        )
     console.print(f"{len(names)} stores match their checksums")
     return 0
 

@@ -13,13 +13,32 @@ from sft_dist.core.records import Batch, Row
 from sft_dist.mix import Corpus
 
 
+EMPTY = Batch(
+    input_ids=np.zeros(2, np.int64),
+    position_ids=np.arange(2),
+    cu_seqlens=np.array([0, 2], np.int32),
+    max_seqlen=2,
+    target_positions=np.zeros(0, np.int64),
+    target_ids=np.zeros(0, np.int64),
+    target_weights=np.zeros(0, np.float32),
+    target_tasks=np.zeros(0, np.int64),
+    doc_ids=(),
+    doc_cost_tokens=0,
+)
+
+
 def collate(corpus: Corpus, rows: Sequence[Row]) -> Batch:
-    """Read the documents of rows that one rank runs side by side. No rows give a batch of zero tokens.
+    """Read the documents of rows that one rank runs side by side.
+
+    No rows give `EMPTY`, two tokens without a target: a rank without work still runs the model, for every rank must
+    take part in every collective of ZeRO-3.
 
     A target at token p of a document is predicted from position p - 1. The first token of a document (or of the
     slice that truncation left) is never a target: nothing in its own document predicts it.
     """
-    lengths = np.concatenate([row.lengths for row in rows] or [np.zeros(0, np.int32)]).astype(np.int64)
+    if not any(row.tokens for row in rows):
+        return EMPTY
+    lengths = np.concatenate([row.lengths for row in rows]).astype(np.int64)
     cu_seqlens = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=cu_seqlens[1:])
     input_ids = np.empty(cu_seqlens[-1], np.int64)

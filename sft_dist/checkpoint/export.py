@@ -58,7 +58,9 @@ def export_checkpoint(
         UserError: When the checkpoint is damaged or belongs to another model.
     """
     if not (checkpoint / "index.json").is_file():
-        raise UserError(f"{checkpoint} is not a whole checkpoint, so there is nothing to export; see checkpoints/LATEST of the run")
+        raise UserError(
+            f"{checkpoint} is not a whole checkpoint, so there is nothing to export; see checkpoints/LATEST of the run"
+        )
     index = read_json(checkpoint / "index.json")
     aside = out.with_name(f".{out.name}.partial")
     if part[0] == 0:
@@ -66,18 +68,38 @@ def export_checkpoint(
         aside.mkdir(parents=True)
     barrier()
     groups = _group(index["parameters"], torch.finfo(DTYPES[dtype]).bits // 8)
-    names = [f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))] if len(groups) > 1 else ["model.safetensors"]
+    names = (
+        [f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
+        if len(groups) > 1
+        else ["model.safetensors"]
+    )
     for i in range(part[0], len(groups), part[1]):
         tensors = {n: read_parameter(checkpoint, index, n).to(DTYPES[dtype]) for n in groups[i]}
         save_file(tensors, aside / names[i], metadata={"format": "pt"})
     barrier()
     if part[0] == 0:
         if len(groups) > 1:
-            total = sum(math.prod(s) for s in index["parameters"].values()) * (torch.finfo(DTYPES[dtype]).bits // 8)
+            total = sum(math.prod(s) for s in index["parameters"].values()) * (
+                torch.finfo(DTYPES[dtype]).bits // 8
+            )
             where = {n: names[i] for i, group in enumerate(groups) for n in group}
-            write_json(aside / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
-        _write_configs(aside, model_path, index, dtype, tokenizer, stop_ids, revision=revision, trust_remote_code=trust_remote_code)
-        tokenizer.save(aside, template_text=template_text, eos=tokenizer.text_of(stop_ids[0]) if stop_ids else None)
+            write_json(
+                aside / "model.safetensors.index.json",
+                {"metadata": {"total_size": total}, "weight_map": where},
+            )
+        _write_configs(
+            aside,
+            model_path,
+            index,
+            dtype,
+            tokenizer,
+            stop_ids,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+        tokenizer.save(
+            aside, template_text=template_text, eos=tokenizer.text_of(stop_ids[0]) if stop_ids else None
+        )
         replace_folder(aside, out)
     barrier()
 
@@ -97,7 +119,15 @@ def _group(parameters: dict[str, list[int]], item_bytes: int) -> list[list[str]]
 
 
 def _write_configs(
-    folder: Path, model_path: str, index: dict[str, Any], dtype: str, tokenizer: TextTokenizer, stop_ids: list[int], *, revision: str | None, trust_remote_code: bool
+    folder: Path,
+    model_path: str,
+    index: dict[str, Any],
+    dtype: str,
+    tokenizer: TextTokenizer,
+    stop_ids: list[int],
+    *,
+    revision: str | None,
+    trust_remote_code: bool,
 ) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
@@ -107,16 +137,20 @@ def _write_configs(
     trained, expected = set(index["parameters"]), {n for n, _ in model.named_parameters()}
     if trained != expected:
         odd = sorted(trained ^ expected)
-        raise UserError(f"the checkpoint and {model_path} differ in {len(odd)} parameters (first: {odd[0]}); they are not the same model")
+        raise UserError(
+            f"the checkpoint and {model_path} differ in {len(odd)} parameters (first: {odd[0]}); they are not the same model"
+        )
     config.architectures = [type(model).__name__]
     config.dtype = dtype
     config.use_cache = True
     config.save_pretrained(folder)
     try:
-        generation = GenerationConfig.from_pretrained(model_path, revision=revision)
+        generation = GenerationConfig.from_pretrained(model_path, revision=revision or "main")
     except OSError:
         generation = GenerationConfig.from_model_config(config)
     generation.eos_token_id = stop_ids or generation.eos_token_id
-    generation.pad_token_id = tokenizer.pad_id if tokenizer.pad_id is not None else (stop_ids[0] if stop_ids else None)
+    generation.pad_token_id = (
+        tokenizer.pad_id if tokenizer.pad_id is not None else (stop_ids[0] if stop_ids else None)
+    )
     generation.bos_token_id = tokenizer.bos_id
     (folder / "generation_config.json").write_text(json.dumps(generation.to_diff_dict(), indent=1) + "\n")

@@ -81,7 +81,9 @@ def publish(engine: Any) -> None:
         for _, parameter in engine.module.named_parameters():
             if parameter.requires_grad:
                 group, offset, length = zero.grad_position[zero.get_param_id(parameter)]
-                parameter.ds_tensor.data.copy_(zero.fp32_partitioned_groups_flat[group].narrow(0, offset, length))
+                parameter.ds_tensor.data.copy_(
+                    zero.fp32_partitioned_groups_flat[group].narrow(0, offset, length)
+                )
         if zero.persistent_parameters:  # small parameters stay gathered: gather them anew
             zero.persistent_parameters[0].partition(zero.persistent_parameters, has_been_updated=False)
             zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
@@ -96,13 +98,17 @@ def torch_optimizer(engine: Any) -> torch.optim.Optimizer:
 
 
 def _flat_tensors(engine: Any) -> list[Tensor]:
-    return [p for group in torch_optimizer(engine).param_groups for p in group["params"]] if engine.zero_optimization_stage() < 3 else list(
-        engine.optimizer.fp32_partitioned_groups_flat
+    return (
+        [p for group in torch_optimizer(engine).param_groups for p in group["params"]]
+        if engine.zero_optimization_stage() < 3
+        else list(engine.optimizer.fp32_partitioned_groups_flat)
     )
 
 
 def _views(flat: Tensor, state: dict[str, Tensor], offset: int, length: int) -> dict[str, Tensor]:
-    return {"master": flat.detach().narrow(0, offset, length)} | {k: state[k].narrow(0, offset, length) for k in KINDS[1:]}
+    return {"master": flat.detach().narrow(0, offset, length)} | {
+        k: state[k].narrow(0, offset, length) for k in KINDS[1:]
+    }
 
 
 def _stage3(engine: Any, name: str, parameter: Any) -> Slice | None:
@@ -114,7 +120,13 @@ def _stage3(engine: Any, name: str, parameter: Any) -> Slice | None:
     length = max(0, min(partition, parameter.ds_numel - start))  # the last partition is padded
     if not length:
         return None
-    return Slice(name, tuple(parameter.ds_shape), start, length, _views(flat, zero.optimizer.state[flat], offset, length))
+    return Slice(
+        name,
+        tuple(parameter.ds_shape),
+        start,
+        length,
+        _views(flat, zero.optimizer.state[flat], offset, length),
+    )
 
 
 def _stage12(engine: Any, name: str, parameter: Any) -> Slice | None:
@@ -125,7 +137,13 @@ def _stage12(engine: Any, name: str, parameter: Any) -> Slice | None:
     flats = getattr(zero, "single_partition_of_fp32_groups", None) or zero.fp32_groups_flat_partition
     flat = flats[fragment.param_group_index]
     at, length = fragment.hp_fragment_address.start, fragment.hp_fragment_address.numel
-    return Slice(name, tuple(parameter.shape), fragment.lp_fragment_address.start, length, _views(flat, zero.optimizer.state[flat], at, length))
+    return Slice(
+        name,
+        tuple(parameter.shape),
+        fragment.lp_fragment_address.start,
+        length,
+        _views(flat, zero.optimizer.state[flat], at, length),
+    )
 
 
 def _stage0(engine: Any, name: str, parameter: Any) -> Slice | None:

@@ -1,8 +1,8 @@
 """Checkpoints on disk: written aside, checksummed, renamed, LATEST moved last. A half-written one is never resumed.
 
-    checkpoints/step-00000040/index.json            position, parameter shapes, which slices lie in which file, checksums
-    checkpoints/step-00000040/rank-00000.safetensors   fp32 slices, keys "<kind>/<parameter>"
-    checkpoints/LATEST                              name of the newest whole checkpoint
+checkpoints/step-00000040/index.json            position, parameter shapes, which slices lie in which file, checksums
+checkpoints/step-00000040/rank-00000.safetensors   fp32 slices, keys "<kind>/<parameter>"
+checkpoints/LATEST                              name of the newest whole checkpoint
 """
 
 from __future__ import annotations
@@ -87,7 +87,11 @@ def newest(root: Path, on_bad: Callable[[Path, str], None]) -> Path | None:
         root: The folder of checkpoints.
         on_bad: Called on rank 0 with a damaged checkpoint and what is wrong with it; the one before it is tried.
     """
-    found = sorted((p for p in root.glob("step-*") if NAME.fullmatch(p.name)), reverse=True) if root.is_dir() else []
+    found = (
+        sorted((p for p in root.glob("step-*") if NAME.fullmatch(p.name)), reverse=True)
+        if root.is_dir()
+        else []
+    )
     for folder in _broadcast(found):
         wrong = next((w for w in _gather(damage(folder, dist.get_rank(), dist.get_world_size())) if w), "")
         if not wrong:
@@ -123,7 +127,9 @@ def load(engine: Any, folder: Path) -> tuple[Position, dict[str, Any]]:
     index = read_json(folder / "index.json")
     shapes = {n: list(s) for n, s in slices.parameter_shapes(engine).items()}
     if shapes != index["parameters"]:
-        odd = sorted(set(shapes) ^ set(index["parameters"])) or [n for n in shapes if shapes[n] != index["parameters"][n]]
+        odd = sorted(set(shapes) ^ set(index["parameters"])) or [
+            n for n in shapes if shapes[n] != index["parameters"][n]
+        ]
         raise UserError(
             f"{folder} belongs to another model (first difference: {odd[0]}), so it cannot be resumed; "
             "use another name, or checkpoint.resume=never"
@@ -169,7 +175,14 @@ def _write_rank(engine: Any, aside: Path, rank: int) -> dict[str, Any]:
 
 
 def _commit(
-    engine: Any, root: Path, aside: Path, final: Path, position: Position, facts: dict[str, Any], files: dict[str, Any], keep_last: int
+    engine: Any,
+    root: Path,
+    aside: Path,
+    final: Path,
+    position: Position,
+    facts: dict[str, Any],
+    files: dict[str, Any],
+    keep_last: int,
 ) -> None:
     write_json(
         aside / "index.json",

@@ -15,15 +15,24 @@ class HoldoutConfig(Section):
     """What is never trained on, decided before anything is built from the data."""
 
     tasks: tuple[str, ...] = Field(default=(), description="Task names or globs that are held out entirely.")
-    task_file: str | None = Field(default=None, description="File with one held-out task name per line (an official split).")
-    number: NonNegativeInt = Field(default=0, description="How many further tasks to hold out, drawn by seed.")
+    task_file: str | None = Field(
+        default=None, description="File with one held-out task name per line (an official split)."
+    )
+    number: NonNegativeInt = Field(
+        default=0, description="How many further tasks to hold out, drawn by seed."
+    )
     examples_per_task: NonNegativeInt = Field(
         default=0, description="Examples of each trained task that are kept for evaluation."
     )
-    max_eval_per_task: PositiveInt = Field(default=100, description="Examples of each held-out task that are evaluated.")
-    datasets: tuple[str, ...] = Field(default=(), description="Underlying datasets (globs) whose tasks are held out too.")
+    max_eval_per_task: PositiveInt = Field(
+        default=100, description="Examples of each held-out task that are evaluated."
+    )
+    datasets: tuple[str, ...] = Field(
+        default=(), description="Underlying datasets (globs) whose tasks are held out too."
+    )
     whole_datasets: bool = Field(
-        default=False, description="Refuse everything that comes from the datasets of held-out tasks, not only those tasks."
+        default=False,
+        description="Refuse everything that comes from the datasets of held-out tasks, not only those tasks.",
     )
 
 
@@ -34,9 +43,15 @@ class DataConfig(Section):
     sources: dict[str, SourceConfig] = Field(default_factory=dict, description="Sources by name.")
     holdout: HoldoutConfig = HoldoutConfig()
     filters: FiltersConfig = FiltersConfig()
-    max_bad_share: float = Field(default=0.02, ge=0, le=1, description="Share of unreadable records above which the run stops.")
-    processes: PositiveInt | None = Field(default=None, description="Processes that tokenise; null: one a core.")
-    shard_examples: PositiveInt = Field(default=100_000, description="Records of a source that go into one shard.")
+    max_bad_share: float = Field(
+        default=0.02, ge=0, le=1, description="Share of unreadable records above which the run stops."
+    )
+    processes: PositiveInt | None = Field(
+        default=None, description="Processes that tokenise; null: one a core."
+    )
+    shard_examples: PositiveInt = Field(
+        default=100_000, description="Records of a source that go into one shard."
+    )
 
 
 class RenderConfig(Section):
@@ -46,14 +61,17 @@ class RenderConfig(Section):
         default="auto",
         description="auto: the tokenizer's own chat template; or chatml, llama3, qwen3, alpaca, tk-instruct, plain; or a .jinja file.",
     )
-    train_on: Literal["assistant", "last_turn", "all"] = Field(default="assistant", description="Which turns carry loss.")
+    train_on: Literal["assistant", "last_turn", "all"] = Field(
+        default="assistant", description="Which turns carry loss."
+    )
     thinking: Literal["keep_all", "last_turn", "strip"] = Field(
         default="last_turn", description="Which assistant turns keep their reasoning."
     )
     train_empty_think: bool = Field(default=False, description="Whether an empty think block carries loss.")
     system: str | None = Field(default=None, description="System prompt for conversations that bring none.")
     train_vocab_size: PositiveInt | None = Field(
-        default=None, description="Train a byte-level BPE tokenizer of this size on the kept examples (small models from scratch)."
+        default=None,
+        description="Train a byte-level BPE tokenizer of this size on the kept examples (small models from scratch).",
     )
 
 
@@ -64,13 +82,25 @@ class MixConfig(Section):
         default="all",
         description="all: every example once; proportional: min(n, cap) a task; temperature: min(n, cap)^(1/T) a task.",
     )
-    cap: PositiveInt | None = Field(default=None, description="Examples-proportional cap (Flan, T5), per task.")
+    cap: PositiveInt | None = Field(
+        default=None, description="Examples-proportional cap (Flan, T5), per task."
+    )
     temperature: PositiveFloat = Field(default=1.0, description="T of temperature mixing; larger is flatter.")
-    task_min: NonNegativeInt = Field(default=0, description="Each task is drawn at least this often an epoch (repeats if rare).")
-    task_max: PositiveInt | None = Field(default=None, description="Each task is drawn at most this often an epoch.")
-    preset: Literal["flan2021", "flan2022", "t0"] | None = Field(default=None, description="Published caps and weights.")
-    epoch_examples: PositiveInt | None = Field(default=None, description="Examples an epoch; null: as many as there are.")
-    drop_duplicates: bool = Field(default=True, description="Draw an example that several sources hold once only.")
+    task_min: NonNegativeInt = Field(
+        default=0, description="Each task is drawn at least this often an epoch (repeats if rare)."
+    )
+    task_max: PositiveInt | None = Field(
+        default=None, description="Each task is drawn at most this often an epoch."
+    )
+    preset: Literal["flan2021", "flan2022", "t0"] | None = Field(
+        default=None, description="Published caps and weights."
+    )
+    epoch_examples: PositiveInt | None = Field(
+        default=None, description="Examples an epoch; null: as many as there are."
+    )
+    drop_duplicates: bool = Field(
+        default=True, description="Draw an example that several sources hold once only."
+    )
 
 
 class PackConfig(Section):
@@ -80,14 +110,19 @@ class PackConfig(Section):
     too_long: Literal["drop", "truncate_prompt", "truncate_answer", "error"] = Field(
         default="truncate_prompt", description="What happens to a document of more than seq_len tokens."
     )
-    window: PositiveInt = Field(default=5000, description="Documents that are sorted together; open rows are carried on.")
+    window: PositiveInt = Field(
+        default=5000, description="Documents that are sorted together; open rows are carried on."
+    )
     balance_window: PositiveInt = Field(
-        default=1, description="Global batches whose rows are ordered by cost together; 1: inside each batch only."
+        default=1,
+        description="Global batches whose rows are ordered by cost together; 1: inside each batch only.",
     )
     packing: bool = Field(default=True, description="false: one document a row.")
 
     @model_validator(mode="after")
     def _check(self) -> PackConfig:
         if self.seq_len < 8:
-            raise ValueError(f"pack.seq_len={self.seq_len} leaves no room for a prompt and an answer; use at least 8")
+            raise ValueError(
+                f"pack.seq_len={self.seq_len} leaves no room for a prompt and an answer; use at least 8"
+            )
         return self

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pydantic
 from pydantic import BaseModel
 
 from sft_dist.config.foreign import FOREIGN_KEYS
 from sft_dist.config.root import RunConfig
+from sft_dist.config.sources import SourceConfig
 from sft_dist.core.errors import UserError, nearest
 from sft_dist.core.paths import resource
 
@@ -40,7 +41,9 @@ def validate(values: dict[str, Any]) -> RunConfig:
         return RunConfig.model_validate(values)
     except pydantic.ValidationError as error:
         lines = [_explain(dict(e)) for e in error.errors()]
-        raise UserError("the config has {} mistake{}:\n{}".format(len(lines), "s" * (len(lines) > 1), "\n".join(lines))) from None
+        raise UserError(
+            "the config has {} mistake{}:\n{}".format(len(lines), "s" * (len(lines) > 1), "\n".join(lines))
+        ) from None
 
 
 def freeze(config: RunConfig) -> str:
@@ -79,7 +82,7 @@ def compose(overrides: Sequence[str], file: Path | None) -> dict[str, Any]:
             cfg = hydra_compose(config_name="config", overrides=args)
         values = OmegaConf.to_container(cfg, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_hydra_message(error, groups, conf)) from None
+        raise UserError(_hydra_message(error, groups)) from None
     finally:
         GlobalHydra.instance().clear()
     assert isinstance(values, dict)
@@ -95,7 +98,9 @@ def _prefixed(override: str, groups: set[str]) -> str:
     """Let value overrides through to pydantic, which refuses unknown keys with a better message than Hydra."""
     key = override.split("=", 1)[0]
     if "=" not in override and not override.startswith("~"):
-        raise UserError(f"{override!r} is neither a command's file nor an override; write overrides as key=value, such as train.epochs=2")
+        raise UserError(
+            f"{override!r} is neither a command's file nor an override; write overrides as key=value, such as train.epochs=2"
+        )
     return override if override[0] in "+~" or key in groups else f"++{override}"
 
 
@@ -111,7 +116,9 @@ def _read_user_file(file: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(f"{file} holds a {type(values).__name__}, not a mapping of config sections; see docs/config.md")
+        raise UserError(
+            f"{file} holds a {type(values).__name__}, not a mapping of config sections; see docs/config.md"
+        )
     return values
 
 
@@ -122,13 +129,15 @@ def _group_picks(picks: Any, groups: set[str], file: Path | None) -> list[str]:
         if pick == "_self_":
             continue
         if not isinstance(pick, dict) or len(pick) != 1 or next(iter(pick)) not in groups:
-            raise UserError(f"{file}: defaults entry {pick!r} names no config group; use one of {sorted(groups)} as `group: choice`")
+            raise UserError(
+                f"{file}: defaults entry {pick!r} names no config group; use one of {sorted(groups)} as `group: choice`"
+            )
         group, choice = next(iter(pick.items()))
         out.append(f"{group}={choice}")
     return out
 
 
-def _hydra_message(error: Exception, groups: set[str], conf: Path) -> str:
+def _hydra_message(error: Exception, groups: set[str]) -> str:
     text = str(error).split("\n\nConfig search path")[0].strip()
     for group in groups:
         if f"'{group}/" in text:
@@ -148,7 +157,9 @@ def _explain(error: dict[str, Any]) -> str:
         section = _section(loc[:-1])
         choices = list(section.model_fields) if section else []
         elsewhere = _find_key(key)
-        hint = nearest(key, choices) or (f" Did you mean {elsewhere!r}?" if elsewhere else f" Known here: {', '.join(choices)}.")
+        hint = nearest(key, choices) or (
+            f" Did you mean {elsewhere!r}?" if elsewhere else f" Known here: {', '.join(choices)}."
+        )
         return f"  {path}: unknown key.{hint}"
     if kind == "value_error":
         return f"  {path}: {message}" if path else f"  {message}"
@@ -167,32 +178,20 @@ def _without_tags(loc: list[str]) -> list[str]:
 
 def _section(loc: list[str]) -> type[BaseModel] | None:
     """Return the model that stands at a path of the config."""
-    from typing import get_args
-
+    if loc[:2] == ["data", "sources"] and len(loc) > 3:  # data.sources.<name>.<kind>
+        return _source_models().get(loc[3])
     model: Any = RunConfig
     for name in loc:
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            if name not in model.model_fields:
-                return None
-            annotation: Any = model.model_fields[name].annotation
-            parts = [a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                model = annotation
-            elif parts:
-                model = parts[0]
-            else:
-                model = annotation
-        else:  # inside data.sources: <name>, then <kind>
-            variants = _source_models()
-            model = variants.get(name, model)
-    return model if isinstance(model, type) and issubclass(model, BaseModel) else None
+        if name not in model.model_fields:
+            return None
+        annotation = model.model_fields[name].annotation
+        model = next((a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)), None)
+        if model is None:
+            return None
+    return model  # type: ignore[no-any-return]
 
 
 def _source_models() -> dict[str, type[BaseModel]]:
-    from typing import get_args
-
-    from sft_dist.config.sources import SourceConfig
-
     union = get_args(SourceConfig)[0]
     return {get_args(m.model_fields["kind"].annotation)[0]: m for m in get_args(union)}
 

@@ -25,7 +25,10 @@ class Process:
 
 def current() -> Process:
     """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE."""
-    env = {k: int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))}
+    env = {
+        k: int(os.environ.get(k, d))
+        for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
+    }
     return Process(
         rank=env["RANK"],
         world_size=env["WORLD_SIZE"],

@@ -69,9 +69,5 @@ def build_filters(config: FiltersConfig) -> list[Filter]:
 
 def filters_fingerprint(config: FiltersConfig) -> str:
     """Return 32 hex digits that change with the rules that are on and with what a rule means."""
-    options = {
-        name: value
-        for name, value in config.model_dump(mode="json").items()
-        if value is not None and value is not False
-    }
+    options = {name: rule for name, rule in config.model_dump(mode="json").items() if rule}
     return fingerprint({"version": RULES_VERSION, "rules": options})

@@ -4,6 +4,6 @@
 """
 
 from sft_dist.holdout.decide import decide
-from sft_dist.holdout.decision import Holdout, descend, input_key, split
+from sft_dist.holdout.decision import Holdout, Side, descend, input_key, split
 
-__all__ = ["Holdout", "decide", "descend", "input_key", "split"]
+__all__ = ["Holdout", "Side", "decide", "descend", "input_key", "split"]

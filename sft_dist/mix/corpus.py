@@ -124,7 +124,7 @@ class Corpus:
 
 
 @jit
-def _targets(  # noqa: PLR0917  a kernel takes flat arrays
+def _targets(
     local: NDArray[np.int64],
     places: NDArray[np.int64],
     starts: NDArray[np.int32],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -61,7 +62,7 @@ def choose(backend: str, needs: Needs) -> tuple[str, str]:
                 "so nothing was started. Use model.attention=auto"
             )
         return backend, "as configured"
-    skipped = []
+    skipped: list[str] = []
     for name in FASTEST_FIRST:
         reason = unfit(name, needs)
         if not reason:
@@ -106,7 +107,15 @@ def _documents(cu_seq_lens_q: Tensor | None, tokens: int) -> Tensor:
     return cu_seq_lens_q
 
 
-def _math(q: Tensor, k: Tensor, v: Tensor, allowed_TT: Tensor, scaling: float, softcap: float | None, sinks_H: Tensor | None) -> Tensor:
+def _math(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    allowed_TT: Tensor,
+    scaling: float,
+    softcap: float | None,
+    sinks_H: Tensor | None,
+) -> Tensor:
     """Attention in the obvious way; q, k, v are [B, H, T, D] with equal heads."""
     scores = (q @ k.transpose(-1, -2)).float() * scaling
     if softcap:
@@ -131,9 +140,18 @@ def _causal(length: int, window: int | None, device: torch.device) -> Tensor:
 
 
 def sdpa_dense(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, *,
-    scaling: float | None = None, cu_seq_lens_q: Tensor | None = None, sliding_window: int | None = None,
-    softcap: float | None = None, s_aux: Tensor | None = None, **_: Any,
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    scaling: float | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """The slow twin: one [T, T] mask that allows the same document and the past. Memory grows with T squared."""
     del module, attention_mask
@@ -147,9 +165,18 @@ def sdpa_dense(
 
 
 def sdpa_per_doc(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, *,
-    scaling: float | None = None, cu_seq_lens_q: Tensor | None = None, sliding_window: int | None = None,
-    softcap: float | None = None, s_aux: Tensor | None = None, **_: Any,
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    scaling: float | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention one document at a time: no mask, no wasted pairs. The CPU path."""
     del module, attention_mask
@@ -158,15 +185,19 @@ def sdpa_per_doc(
     gqa = key.size(1) != H
     scale = scaling if scaling is not None else query.size(-1) ** -0.5
     out = []
-    for a, b in zip(bounds[:-1], bounds[1:], strict=True):
+    for a, b in pairwise(bounds):
         if a == b:
             continue
         q, k, v = query[:, :, a:b], key[:, :, a:b], value[:, :, a:b]
         window = sliding_window if sliding_window and b - a > sliding_window else None
         if softcap or s_aux is not None:
-            part = _math(q, _spread(k, H), _spread(v, H), _causal(b - a, window, q.device), scale, softcap, s_aux)
+            part = _math(
+                q, _spread(k, H), _spread(v, H), _causal(b - a, window, q.device), scale, softcap, s_aux
+            )
         elif window:
-            part = F.scaled_dot_product_attention(q, k, v, attn_mask=_causal(b - a, window, q.device), scale=scale, enable_gqa=gqa)
+            part = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=_causal(b - a, window, q.device), scale=scale, enable_gqa=gqa
+            )
         else:
             part = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)
         out.append(part)
@@ -174,27 +205,52 @@ def sdpa_per_doc(
 
 
 def varlen(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, *,
-    scaling: float | None = None, cu_seq_lens_q: Tensor | None = None, max_length_q: int | None = None,
-    sliding_window: int | None = None, **_: Any,
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    scaling: float | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int = 0,
+    sliding_window: int | None = None,
+    **_: Any,
 ) -> tuple[Tensor, None]:
-    """torch's own variable-length flash attention. It has no is_causal: causal is the window (-1, 0)."""
+    """Torch's own variable-length flash attention. It has no is_causal: causal is the window (-1, 0)."""
     del module, attention_mask
     from torch.nn.attention.varlen import varlen_attn
 
     cu = _documents(cu_seq_lens_q, query.size(2))
     q, k, v = (_flat(x) for x in (query, key, value))
-    out = varlen_attn(
-        q, k, v, cu, cu, max_length_q, max_length_q,
-        scale=scaling, window_size=(sliding_window - 1 if sliding_window else -1, 0), enable_gqa=key.size(1) != query.size(1),
+    out: Any = varlen_attn(
+        q,
+        k,
+        v,
+        cu,
+        cu,
+        max_length_q,
+        max_length_q,
+        scale=scaling,
+        window_size=(sliding_window - 1 if sliding_window else -1, 0),
+        enable_gqa=key.size(1) != query.size(1),
     )
     return out.view(query.size(0), -1, *out.shape[1:]), None
 
 
 def flash(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, *,
-    scaling: float | None = None, cu_seq_lens_q: Tensor | None = None, max_length_q: int | None = None,
-    sliding_window: int | None = None, softcap: float | None = None, **_: Any,
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    scaling: float | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int = 0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """The flash-attn package (FlashAttention 2 and newer), variable-length."""
     del module, attention_mask
@@ -203,16 +259,33 @@ def flash(
     cu = _documents(cu_seq_lens_q, query.size(2))
     q, k, v = (_flat(x) for x in (query, key, value))
     out = flash_attn_varlen_func(
-        q, k, v, cu, cu, max_length_q, max_length_q, softmax_scale=scaling, causal=True,
-        window_size=(sliding_window - 1 if sliding_window else -1, 0), softcap=softcap or 0.0,
+        q,
+        k,
+        v,
+        cu,
+        cu,
+        max_length_q,
+        max_length_q,
+        softmax_scale=scaling,
+        causal=True,
+        window_size=(sliding_window - 1 if sliding_window else -1, 0),
+        softcap=softcap or 0.0,
     )
     return out.view(query.size(0), -1, *out.shape[1:]), None
 
 
 def flex(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, *,
-    scaling: float | None = None, cu_seq_lens_q: Tensor | None = None, sliding_window: int | None = None,
-    softcap: float | None = None, **_: Any,
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    scaling: float | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """FlexAttention with a document mask: for models whose features the flash kernels lack."""
     del module, attention_mask
@@ -220,7 +293,15 @@ def flex(
     cu = _documents(cu_seq_lens_q, T)
     mask = _flex_mask(cu, T, sliding_window)
     cap = (lambda score, *_: softcap * torch.tanh(score / softcap)) if softcap else None
-    out = _compiled_flex()(query, key, value, score_mod=cap, block_mask=mask, scale=scaling, enable_gqa=key.size(1) != query.size(1))
+    out = _compiled_flex()(
+        query,
+        key,
+        value,
+        score_mod=cap,
+        block_mask=mask,
+        scale=scaling,
+        enable_gqa=key.size(1) != query.size(1),
+    )
     return out.transpose(1, 2).contiguous(), None
 
 

@@ -40,7 +40,9 @@ def read_config(path: str, *, revision: str | None = None, trust_remote_code: bo
     from transformers import AutoConfig
 
     if (looks_local(path)) and not (Path(path) / "config.json").is_file():
-        raise UserError(f"model.path={path} has no config.json, so there is no base model to start from; check the path")
+        raise UserError(
+            f"model.path={path} has no config.json, so there is no base model to start from; check the path"
+        )
     try:
         return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -64,7 +66,9 @@ def attention_needs(config: Any, dtype: torch.dtype, device: str) -> attention.N
     """
     text = config.get_text_config()
     layers = set(getattr(text, "layer_types", None) or ())
-    if stateful := sorted(x for x in layers if x in STATEFUL_LAYERS) or (["state space"] if hasattr(text, "ssm_cfg") else []):
+    if stateful := sorted(x for x in layers if x in STATEFUL_LAYERS) or (
+        ["state space"] if hasattr(text, "ssm_cfg") else []
+    ):
         raise UserError(
             f"{text.model_type} has {', '.join(stateful)} layers, which carry state from one packed document into the next; "
             "training it packed would be wrong, so it is refused. Use a model with attention layers only"
@@ -80,7 +84,16 @@ def attention_needs(config: Any, dtype: torch.dtype, device: str) -> attention.N
     )
 
 
-def create_initial(folder: Path, *, shape: Mapping[str, Any], vocab_size: int, bos_id: int | None, eos_id: int | None, pad_id: int | None, seed: int) -> None:
+def create_initial(
+    folder: Path,
+    *,
+    shape: Mapping[str, Any],
+    vocab_size: int,
+    bos_id: int | None,
+    eos_id: int | None,
+    pad_id: int | None,
+    seed: int,
+) -> None:
     """Write a randomly initialised Llama-type model, a function of shape and seed alone, as a Hugging Face folder."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -101,12 +114,20 @@ def create_initial(folder: Path, *, shape: Mapping[str, Any], vocab_size: int, b
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
+        LlamaForCausalLM(config).float().save_pretrained(folder)
 
 
 def load_packed(
-    path: str, *, dtype: str, backend: str, device: str, zero_config: Mapping[str, Any] | None, gradient_checkpointing: bool,
-    revision: str | None = None, trust_remote_code: bool = False, min_vocab_size: int = 0,
+    path: str,
+    *,
+    dtype: str,
+    backend: str,
+    device: str,
+    zero_config: Mapping[str, Any] | None,
+    gradient_checkpointing: bool,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    min_vocab_size: int = 0,
 ) -> Loaded:
     """Load a model for packed training.
 
@@ -138,10 +159,15 @@ def load_packed(
     torch_dtype = DTYPES[dtype]
     chosen, reason = attention.choose(backend, attention_needs(config, torch_dtype, device))
     with _partitioned(zero_config):
-        hf, info = AutoModelForCausalLM.from_pretrained(
-            path, revision=revision, trust_remote_code=trust_remote_code, dtype=torch_dtype,
-            attn_implementation=attention.registered_name(chosen), output_loading_info=True,
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            dtype=torch_dtype,
+            attn_implementation=attention.registered_name(chosen),
+            output_loading_info=True,
         )
+        hf, info = found
         if zero_config is not None:
             whole = [n for n, p in hf.named_parameters() if not hasattr(p, "ds_tensor")]
             assert not whole, f"parameters are not partitioned under ZeRO-3: {whole[:3]}"

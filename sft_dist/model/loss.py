@@ -32,7 +32,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """Weighted cross-entropy of a linear projection; gradients are made in the forward pass, logits never kept."""
 
     @staticmethod
-    def forward(ctx: Any, h_NE: Tensor, weight_VE: Tensor, targets_N: Tensor, weights_N: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, h_NE: Tensor, weight_VE: Tensor, targets_N: Tensor, weights_N: Tensor, softcap: float | None
+    ) -> tuple[Tensor, Tensor]:
         N, V = h_NE.size(0), weight_VE.size(0)
         chunk = max(1, min(N, CHUNK_LOGITS // V))
         nll_N = torch.zeros(N, dtype=torch.float32, device=h_NE.device)
@@ -74,7 +76,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return dh, dw, None, None, None
 
 
-def weighted_cross_entropy(h_NE: Tensor, weight_VE: Tensor, targets_N: Tensor, weights_N: Tensor, softcap: float | None = None) -> tuple[Tensor, Tensor]:
+def weighted_cross_entropy(
+    h_NE: Tensor, weight_VE: Tensor, targets_N: Tensor, weights_N: Tensor, softcap: float | None = None
+) -> tuple[Tensor, Tensor]:
     """Return (sum of weight x cross-entropy, a scalar in fp32; cross-entropy of each target [N], no gradient).
 
     With N = 0 the sum is 0 and its gradients are zeros, so a rank without targets still takes part in every collective.
@@ -95,11 +99,15 @@ class LossHead(nn.Linear):
     def adopt(cls, head: nn.Module, softcap: float | None) -> None:
         """Give `head` this class in place."""
         if type(head) is not nn.Linear or head.bias is not None:
-            raise TypeError(f"the output projection is a {type(head).__name__}, not a plain bias-free Linear; this model is not supported")
+            raise TypeError(
+                f"the output projection is a {type(head).__name__}, not a plain bias-free Linear; this model is not supported"
+            )
         head.__class__ = cls
         head.softcap = softcap  # type: ignore[assignment]
 
-    def forward(self, hidden: Tensor, targets_N: Tensor | None = None, weights_N: Tensor | None = None) -> Any:  # type: ignore[override]
+    def forward(
+        self, hidden: Tensor, targets_N: Tensor | None = None, weights_N: Tensor | None = None
+    ) -> Any:  # type: ignore[override]
         """Logits without targets (generation); (loss sum, loss of each target) with them."""
         if targets_N is None or weights_N is None:
             return super().forward(hidden)

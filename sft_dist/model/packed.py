@@ -23,24 +23,42 @@ class PackedLM(nn.Module):
         LossHead.adopt(hf.get_output_embeddings(), getattr(hf.config, "final_logit_softcapping", None))
 
     def forward(
-        self, input_ids_1T: Tensor, position_ids_1T: Tensor, cu_seqlens_S1: Tensor, max_seqlen: int,
-        target_positions_N: Tensor, target_ids_N: Tensor, target_weights_N: Tensor,
+        self,
+        input_ids_1T: Tensor,
+        position_ids_1T: Tensor,
+        cu_seqlens_S1: Tensor,
+        max_seqlen: int,
+        target_positions_N: Tensor,
+        target_ids_N: Tensor,
+        target_weights_N: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Return (weighted loss sum, loss of each target [N])."""
         # attention_mask=None and use_cache=False: a mask of ones, or a cache, makes documents visible to one another
         h_1TE = self.hf.get_decoder()(
-            input_ids=input_ids_1T, position_ids=position_ids_1T, attention_mask=None, use_cache=False,
-            cu_seq_lens_q=cu_seqlens_S1, cu_seq_lens_k=cu_seqlens_S1, max_length_q=max_seqlen, max_length_k=max_seqlen,
+            input_ids=input_ids_1T,
+            position_ids=position_ids_1T,
+            attention_mask=None,
+            use_cache=False,
+            cu_seq_lens_q=cu_seqlens_S1,
+            cu_seq_lens_k=cu_seqlens_S1,
+            max_length_q=max_seqlen,
+            max_length_k=max_seqlen,
         ).last_hidden_state
         return self.hf.get_output_embeddings()(h_1TE[0][target_positions_N], target_ids_N, target_weights_N)
 
 
 def to_inputs(batch: Batch, device: torch.device | str) -> tuple[Any, ...]:
     """Return the arguments of `PackedLM.forward` on a device."""
+
     def move(array: Any) -> Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
 
     return (
-        move(batch.input_ids)[None], move(batch.position_ids)[None], move(batch.cu_seqlens), batch.max_seqlen,
-        move(batch.target_positions), move(batch.target_ids), move(batch.target_weights),
+        move(batch.input_ids)[None],
+        move(batch.position_ids)[None],
+        move(batch.cu_seqlens),
+        batch.max_seqlen,
+        move(batch.target_positions),
+        move(batch.target_ids),
+        move(batch.target_weights),
     )

@@ -27,9 +27,17 @@ def check(config: RunConfig, *, limit: int) -> Summary:
         UserError: For anything that preparation or planning would refuse.
     """
     model = config.model.path
-    if model and (Path(model).exists() or model.startswith(("/", ".", "~"))) and not (Path(model) / "config.json").is_file():
-        raise UserError(f"model.path={model} has no config.json, so there is no base model to start from; check the path")
-    if all((Path(config.data.dir) / "stores" / name / "manifest.json").is_file() for name in config.data.sources):
+    if (
+        model
+        and (Path(model).exists() or model.startswith(("/", ".", "~")))
+        and not (Path(model) / "config.json").is_file()
+    ):
+        raise UserError(
+            f"model.path={model} has no config.json, so there is no base model to start from; check the path"
+        )
+    if all(
+        (Path(config.data.dir) / "stores" / name / "manifest.json").is_file() for name in config.data.sources
+    ):
         prepared = prepare(config, build=False)
         return _summary(config, prepared, 1.0)
     with tempfile.TemporaryDirectory(prefix="sft-check-") as scratch:
@@ -59,15 +67,21 @@ def preview(config: RunConfig, console: Console, *, per_source: int, html: Path 
 def _packed_rows(config: RunConfig, prepared: Prepared) -> list[list[tuple[str, int, int, int]]]:
     """Return the first global batch as rows of (label, start, length, supervised tokens)."""
     corpus = open_corpus(prepared.stores)
-    planner = make_planner(config, corpus, world_size=1, cost=cost_model(config, prepared.renderer.tokenizer.vocab_size))
+    planner = make_planner(
+        config, corpus, world_size=1, cost=cost_model(config, prepared.renderer.tokenizer.vocab_size)
+    )
     rows = []
     for row in planner.epoch(0).rows(0)[:16]:
-        slices = corpus.slices(row.docs, config.pack.seq_len, keep_end=config.pack.too_long == "truncate_prompt")
+        slices = corpus.slices(
+            row.docs, config.pack.seq_len, keep_end=config.pack.too_long == "truncate_prompt"
+        )
         starts = row.lengths.cumsum() - row.lengths
         rows.append(
             [
                 (corpus.task_names[int(corpus.task_of[doc])], int(at), int(length), int(targets))
-                for doc, at, length, targets in zip(row.docs, starts, row.lengths, slices.target_tokens, strict=True)
+                for doc, at, length, targets in zip(
+                    row.docs, starts, row.lengths, slices.target_tokens, strict=True
+                )
             ]
         )
     return rows
@@ -75,6 +89,8 @@ def _packed_rows(config: RunConfig, prepared: Prepared) -> list[list[tuple[str, 
 
 def _summary(config: RunConfig, prepared: Prepared, share: float) -> Summary:
     corpus = open_corpus(prepared.stores)
-    planner = make_planner(config, corpus, world_size=1, cost=cost_model(config, prepared.renderer.tokenizer.vocab_size))
+    planner = make_planner(
+        config, corpus, world_size=1, cost=cost_model(config, prepared.renderer.tokenizer.vocab_size)
+    )
     stores = dict(zip(corpus.source_names, corpus.stores, strict=True))
     return summarise(config, planner, prepared.selected.sources, stores, share=share)

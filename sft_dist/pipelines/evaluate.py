@@ -48,19 +48,31 @@ class _Work:
         self.model = str(folder.export)
         self.base = str(folder.path / "init") if config.model.shape else str(config.model.path)
         self.renderer: Renderer = make_renderer(config, Path(config.data.dir), _no_texts)
-        if list(self.renderer.stop_ids) != stores["stop_ids"] or self.renderer.template_text != stores["template_text"]:
+        if (
+            list(self.renderer.stop_ids) != stores["stop_ids"]
+            or self.renderer.template_text != stores["template_text"]
+        ):
             raise UserError(
                 f"tokenizer or template changed since {folder.path} was trained, so prompts would differ from training; "
                 "restore them, or train again"
             )
-        self.sets = load_eval_sets(Path(config.data.dir), max_per_task=config.eval.max_examples_per_task, seed=config.seed)
+        self.sets = load_eval_sets(
+            Path(config.data.dir), max_per_task=config.eval.max_examples_per_task, seed=config.seed
+        )
         self.examples = [e for members in self.sets.values() for e in members]
         self.variants = probed(self.examples, seed=config.seed)
         self.probes = list({v.id: v for pairs in self.variants.values() for v in pairs.values()}.values())
 
     def generation_folder(self, model: str, examples: list[Example]) -> Path:
         """Folder of the generated parts: another model, prompt or limit gives another folder."""
-        return part_folder(self.root, "generate", model, self.renderer.fingerprint, self.config.eval.max_new_tokens, [e.id for e in examples])
+        return part_folder(
+            self.root,
+            "generate",
+            model,
+            self.renderer.fingerprint,
+            self.config.eval.max_new_tokens,
+            [e.id for e in examples],
+        )
 
     def loss_folder(self, examples: list[Example]) -> Path:
         """Folder of the loss parts."""
@@ -82,7 +94,9 @@ def evaluate(folder: RunFolder, console: Console) -> dict[str, Any]:
         console.print("nothing is held out (data.holdout), so there is nothing to evaluate")
         return {}
     if not (folder.export / "config.json").is_file():
-        raise UserError(f"{folder.export} holds no model, so there is nothing to evaluate; run: sft-dist export {folder.path}")
+        raise UserError(
+            f"{folder.export} holds no model, so there is nothing to evaluate; run: sft-dist export {folder.path}"
+        )
     work = _Work(config, folder)
     world = ranks_of(config.launch.nproc)
     with console.status("generating") as status:
@@ -97,12 +111,29 @@ def evaluate(folder: RunFolder, console: Console) -> dict[str, Any]:
         raise failure(folder, RANK, code)
     everything = [*work.examples, *work.probes]
     answers = collect_generations(parts[0], work.examples, world_size=world, timeout_s=WAIT_S)
-    answers |= collect_generations(work.generation_folder(work.model, work.probes), work.probes, world_size=world, timeout_s=WAIT_S) if work.probes else {}
+    answers |= (
+        collect_generations(
+            work.generation_folder(work.model, work.probes), work.probes, world_size=world, timeout_s=WAIT_S
+        )
+        if work.probes
+        else {}
+    )
     losses = collect_losses(work.loss_folder(everything), everything, world_size=world, timeout_s=WAIT_S)
-    base = collect_generations(work.generation_folder(work.base, work.examples), work.examples, world_size=world, timeout_s=WAIT_S) if config.eval.base else None
+    base = (
+        collect_generations(
+            work.generation_folder(work.base, work.examples),
+            work.examples,
+            world_size=world,
+            timeout_s=WAIT_S,
+        )
+        if config.eval.base
+        else None
+    )
     training, categories = _training(config)
     judged = judge(work.sets, answers, Baselines(map(known, training), seed=config.seed), base)
-    result = scores(judged, categories=categories, losses=losses, training_examples=Counter(e.task for e in training))
+    result = scores(
+        judged, categories=categories, losses=losses, training_examples=Counter(e.task for e in training)
+    )
     result["probes"] = sensitivity(work.variants, answers, losses)
     write_results(folder.path / "eval", judged, result)
     return result
@@ -112,7 +143,9 @@ def _training(config: RunConfig) -> tuple[list[Example], Mapping[str, str]]:
     """Return what was trained on, for the baselines, and the category of each task where the source knows it."""
     sources = {name: open_source(name, c) for name, c in config.data.sources.items()}
     selected = select(config, sources, Path(config.data.dir), lambda _: None)
-    examples = [e for name, source in sources.items() for e in training_examples(source, selected.sources[name])]
+    examples = [
+        e for name, source in sources.items() for e in training_examples(source, selected.sources[name])
+    ]
     categories: dict[str, str] = {}
     for source in sources.values():
         if info := getattr(source, "task_info", None):
@@ -125,7 +158,9 @@ def _lines(path: Path) -> int:
 
 
 def _no_texts() -> list[str]:
-    raise UserError("the trained tokenizer is gone from data.dir, so prompts cannot be rendered; run: sft-dist prepare")
+    raise UserError(
+        "the trained tokenizer is gone from data.dir, so prompts cannot be rendered; run: sft-dist prepare"
+    )
 
 
 def main() -> int:
@@ -137,21 +172,50 @@ def main() -> int:
     me = process.current()
     import torch
 
-    device = f"cuda:{me.local_rank}" if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu" else "cpu"
+    device = (
+        f"cuda:{me.local_rank}"
+        if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+        else "cpu"
+    )
     try:
         work = _Work(config, folder)
         model = load_model(work.model, device=device)
-        share = {"rank": me.rank, "world_size": me.world_size}
-        generate = {"max_new_tokens": config.eval.max_new_tokens, "batch_size": config.eval.batch_size, **share}
+        share: dict[str, Any] = {"rank": me.rank, "world_size": me.world_size}
+        generate = {
+            "max_new_tokens": config.eval.max_new_tokens,
+            "batch_size": config.eval.batch_size,
+            **share,
+        }
         for examples in (work.examples, work.probes):
             if examples:
-                generate_part(model, examples, work.renderer, work.renderer.tokenizer, work.generation_folder(work.model, examples), **generate)
+                generate_part(
+                    model,
+                    examples,
+                    work.renderer,
+                    work.renderer.tokenizer,
+                    work.generation_folder(work.model, examples),
+                    **generate,
+                )
         everything = [*work.examples, *work.probes]
-        loss_part(model, everything, work.renderer, work.loss_folder(everything), batch_size=config.eval.batch_size, **share)
+        loss_part(
+            model,
+            everything,
+            work.renderer,
+            work.loss_folder(everything),
+            batch_size=config.eval.batch_size,
+            **share,
+        )
         if config.eval.base:
             del model
             base = load_model(work.base, revision=config.model.revision, device=device)
-            generate_part(base, work.examples, work.renderer, work.renderer.tokenizer, work.generation_folder(work.base, work.examples), **generate)
+            generate_part(
+                base,
+                work.examples,
+                work.renderer,
+                work.renderer.tokenizer,
+                work.generation_folder(work.base, work.examples),
+                **generate,
+            )
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

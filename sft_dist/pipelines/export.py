@@ -19,13 +19,17 @@ def export(folder: RunFolder, checkpoint: str | None, out: Path | None) -> Path:
         UserError: When there is no such checkpoint.
     """
     if not folder.config.is_file():
-        raise UserError(f"{folder.path} is not a run folder (no config.json), so there is nothing to export; give one such as runs/demo")
+        raise UserError(
+            f"{folder.path} is not a run folder (no config.json), so there is nothing to export; give one such as runs/demo"
+        )
     config = thaw(folder.config.read_text(encoding="utf-8"))
     latest = folder.checkpoints / "LATEST"
     name = checkpoint or (latest.read_text().strip() if latest.is_file() else "")
     if not name or not (folder.checkpoints / name).is_dir():
         have = sorted(p.name for p in folder.checkpoints.glob("step-*"))
-        raise UserError(f"{folder.path} has no checkpoint {name or '(none is complete)'}; it has: {', '.join(have) or 'none'}")
+        raise UserError(
+            f"{folder.path} has no checkpoint {name or '(none is complete)'}; it has: {', '.join(have) or 'none'}"
+        )
     stores = read_json(folder.stores)
     target = out or folder.export
     export_checkpoint(

@@ -43,7 +43,9 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def run_ranks(folder: RunFolder, module: str, *, nproc: int, port: int | None, watch: Callable[[], None]) -> int:
+def run_ranks(
+    folder: RunFolder, module: str, *, nproc: int, port: int | None, watch: Callable[[], None]
+) -> int:
     """Run `module` under torchrun on this machine; return the launcher's exit code.
 
     Ctrl-C once asks the ranks to stop with a checkpoint; twice ends them.
@@ -70,7 +72,9 @@ def run_ranks(folder: RunFolder, module: str, *, nproc: int, port: int | None, w
     with console.open("a") as output:
         command = ["bash", str(script), "-m", module, "--run-dir", str(folder.path)]
         # its own session: Ctrl-C reaches this process alone, which then asks politely
-        ranks = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        ranks = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
         interrupts = 0
         while True:
             try:
@@ -83,7 +87,9 @@ def run_ranks(folder: RunFolder, module: str, *, nproc: int, port: int | None, w
                 interrupts += 1
                 os.killpg(ranks.pid, signal.SIGUSR1 if interrupts == 1 else signal.SIGTERM)
                 if interrupts == 1:
-                    sys.stderr.write("\nstopping at the next step, with a checkpoint; press Ctrl-C again to end at once\n")
+                    sys.stderr.write(
+                        "\nstopping at the next step, with a checkpoint; press Ctrl-C again to end at once\n"
+                    )
 
 
 def failure(folder: RunFolder, module: str, code: int) -> UserError | RuntimeError:
@@ -93,7 +99,9 @@ def failure(folder: RunFolder, module: str, code: int) -> UserError | RuntimeErr
         return UserError(status["reason"])
     log = folder.path / "logs" / f"{module.rsplit('.', 1)[-1]}.log"
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:]) if log.exists() else ""
-    return RuntimeError(f"the ranks ended with code {code}; the end of {log}:\n{tail}\n(the full output of every rank lies in {log.parent})")
+    return RuntimeError(
+        f"the ranks ended with code {code}; the end of {log}:\n{tail}\n(the full output of every rank lies in {log.parent})"
+    )
 
 
 def relative(path: Path) -> str:

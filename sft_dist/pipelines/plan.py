@@ -18,7 +18,13 @@ from sft_dist.pipelines.select import Selection
 from sft_dist.shards import Store
 
 # Stands in for a model that is not at hand (a hub id on a login node): only the balance of rows depends on it.
-DEFAULT_SHAPE = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 14336, "vocab_size": 128256}
+DEFAULT_SHAPE = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "intermediate_size": 14336,
+    "vocab_size": 128256,
+}
 
 
 def open_corpus(stores: Mapping[str, Path], keys: Mapping[str, Mapping[str, Any]] | None = None) -> Corpus:
@@ -48,7 +54,7 @@ def cost_model(config: RunConfig, vocab_size: int) -> CostModel:
             vocab_size=vocab_size,
         )
     file = Path(config.model.path or "") / "config.json"
-    raw = json.loads(file.read_text()) if file.is_file() else DEFAULT_SHAPE
+    raw: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else DEFAULT_SHAPE
     return cost_of(raw.get("text_config") or raw)
 
 
@@ -115,14 +121,24 @@ class Summary:
     def line(self) -> str:
         """Return the figures in words."""
         about = "about " if self.share < 1 else ""
-        drops = ", ".join(f"{reason} {n:,}" for reason, n in sorted(self.drops.items(), key=lambda d: -d[1])) or "none"
+        drops = (
+            ", ".join(f"{reason} {n:,}" for reason, n in sorted(self.drops.items(), key=lambda d: -d[1]))
+            or "none"
+        )
         return (
             f"{about}{self.examples:,} examples, {self.tokens:,} tokens, {self.target_tokens:,} supervised "
             f"({self.target_tokens / max(1, self.tokens):.0%}), fill {self.fill:.1%}, {self.steps:,} steps; drops: {drops}"
         )
 
 
-def summarise(config: RunConfig, planner: Planner, selections: Mapping[str, Selection], stores: Mapping[str, Store], *, share: float = 1.0) -> Summary:
+def summarise(
+    config: RunConfig,
+    planner: Planner,
+    selections: Mapping[str, Selection],
+    stores: Mapping[str, Store],
+    *,
+    share: float = 1.0,
+) -> Summary:
     """Return what training on these stores would consist of."""
     first = planner.epoch(0)
     counts = first.counts
@@ -134,7 +150,12 @@ def summarise(config: RunConfig, planner: Planner, selections: Mapping[str, Sele
         if name in stores:
             drops.update({r: round(n / share) for r, n in stores[name].info.get("dropped", {}).items()})
     drops.update({r: round(n / share) for r, n in counts.dropped.items()})
-    steps = total_steps(config, planner, first) if share == 1.0 else round(counts.rows / share / (config.train.tokens_per_step // config.pack.seq_len) + 0.5) * config.train.epochs
+    steps = (
+        total_steps(config, planner, first)
+        if share == 1.0
+        else round(counts.rows / share / (config.train.tokens_per_step // config.pack.seq_len) + 0.5)
+        * config.train.epochs
+    )
     return Summary(
         examples=round(counts.examples / share),
         tokens=round(counts.tokens / share),
@@ -146,7 +167,15 @@ def summarise(config: RunConfig, planner: Planner, selections: Mapping[str, Sele
     )
 
 
-def plan_facts(config: RunConfig, first: EpochPlan, corpus: Corpus, steps: int, world_size: int, parameters: int, read: Mapping[str, Any]) -> dict[str, Any]:
+def plan_facts(
+    config: RunConfig,
+    first: EpochPlan,
+    corpus: Corpus,
+    steps: int,
+    world_size: int,
+    parameters: int,
+    read: Mapping[str, Any],
+) -> dict[str, Any]:
     """Return plan.json: what the run trains on, for the report."""
     counts = first.counts
     tasks = {
@@ -156,7 +185,9 @@ def plan_facts(config: RunConfig, first: EpochPlan, corpus: Corpus, steps: int, 
             "drawn_examples": t.examples_after,
             "drawn_tokens": t.tokens_after,
             "drawn_target_tokens": t.target_tokens_after,
-            "source": ", ".join(n for k, n in enumerate(corpus.source_names) if t.task in corpus.stores[k].task_names),
+            "source": ", ".join(
+                n for k, n in enumerate(corpus.source_names) if t.task in corpus.stores[k].task_names
+            ),
         }
         for t in first.task_table()
     }

@@ -1,10 +1,10 @@
 """Raw sources -> one token store a source, evaluation sets, rejects. Builds only what is missing.
 
-    <data.dir>/selection*                 which record goes where (pipelines/select.py)
-    <data.dir>/eval/{seen,heldout}.jsonl  evaluation examples; eval/store: the same, tokenised
-    <data.dir>/tokenizer/                 with render.train_vocab_size only
-    <data.dir>/stores/<source>/           manifest.json, shards, index
-    <data.dir>/rejects/<source>*.jsonl    dropped and unreadable records with their reason
+<data.dir>/selection*                 which record goes where (pipelines/select.py)
+<data.dir>/eval/{seen,heldout}.jsonl  evaluation examples; eval/store: the same, tokenised
+<data.dir>/tokenizer/                 with render.train_vocab_size only
+<data.dir>/stores/<source>/           manifest.json, shards, index
+<data.dir>/rejects/<source>*.jsonl    dropped and unreadable records with their reason
 """
 
 from __future__ import annotations
@@ -97,12 +97,21 @@ def prepare(
     for name, store in stores.items():
         if not _is_current(store, keys[name], rebuild=rebuild, command=command):
             if not build:
-                raise UserError(f"the token store {store} is not built, so training cannot start; run: {command}")
+                raise UserError(
+                    f"the token store {store} is not built, so training cannot start; run: {command}"
+                )
             selection = selected.sources[name]
             examples = _Examples(sources[name], selection, config.data.shard_examples, limit)
             job = _Build(
-                name=name, examples=examples, tasks=selection.tasks, renderer=renderer, rejects=folder / "rejects", store=store, key=keys[name],
-                processes=config.data.processes, progress=progress,
+                name=name,
+                examples=examples,
+                tasks=selection.tasks,
+                renderer=renderer,
+                rejects=folder / "rejects",
+                store=store,
+                key=keys[name],
+                processes=config.data.processes,
+                progress=progress,
             )
             job.run(part)
     eval_store = _eval_store(folder, config, renderer, progress) if build else folder / EVAL_STORE
@@ -117,7 +126,11 @@ def prepare(
 
 def has_eval(folder: Path) -> bool:
     """True when anything was held out for evaluation."""
-    return any((folder / "eval" / f"{name}.jsonl").stat().st_size for name in SETS if (folder / "eval" / f"{name}.jsonl").is_file())
+    return any(
+        (folder / "eval" / f"{name}.jsonl").stat().st_size
+        for name in SETS
+        if (folder / "eval" / f"{name}.jsonl").is_file()
+    )
 
 
 def make_renderer(config: RunConfig, folder: Path, texts: Callable[[], Iterable[str]]) -> Renderer:
@@ -185,8 +198,15 @@ def _eval_store(folder: Path, config: RunConfig, renderer: Renderer, progress: P
     if not _is_current(store, key, rebuild=True, command=""):
         shutil.rmtree(store, ignore_errors=True)
         job = _Build(
-            name="eval", examples=_Listed(examples), tasks=tuple(sorted({e.task for e in examples})), renderer=renderer,
-            rejects=folder / "rejects", store=store, key=key, processes=1, progress=progress,
+            name="eval",
+            examples=_Listed(examples),
+            tasks=tuple(sorted({e.task for e in examples})),
+            renderer=renderer,
+            rejects=folder / "rejects",
+            store=store,
+            key=key,
+            processes=1,
+            progress=progress,
         )
         job.run((0, 1))
     return store
@@ -230,7 +250,11 @@ class _Examples:
         stream, taken = iter(self.source), 0
         for block in range(self.blocks):
             codes = self.selection.codes[block * self.size : (block + 1) * self.size]
-            members = [r for r, c in zip(islice(stream, self.size), codes, strict=True) if c == TRAIN and isinstance(r, Example)]
+            members = [
+                r
+                for r, c in zip(islice(stream, self.size), codes, strict=True)
+                if c == TRAIN and isinstance(r, Example)
+            ]
             members = members[: None if self.limit is None else max(0, self.limit - taken)]
             taken += len(members)
             if block in wanted:
@@ -266,23 +290,40 @@ class _Build:
             counts: Counter[str] = Counter()
             for record in done.values():
                 counts.update(record.note)
-            finish_store(self.store, key=self.key, tasks=self.tasks, sources=[self.name], shards=everything, info={"dropped": dict(counts)})
+            finish_store(
+                self.store,
+                key=self.key,
+                tasks=self.tasks,
+                sources=[self.name],
+                shards=everything,
+                info={"dropped": dict(counts)},
+            )
 
     def _pool(self, stack: ExitStack) -> Executor | None:
         """A pool of forked workers; None for small sources, which the tokenizer's own threads handle faster."""
         processes = self.processes or len(os.sched_getaffinity(0))
         if processes == 1 or self.examples.count < 4 * CHUNK * processes:
             return None
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a worker: the processes are the parallelism
+        os.environ["TOKENIZERS_PARALLELISM"] = (
+            "false"  # one thread a worker: the processes are the parallelism
+        )
         context = multiprocessing.get_context("fork")
-        return stack.enter_context(ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(self.renderer,)))
+        return stack.enter_context(
+            ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(self.renderer,))
+        )
 
     def _shard(self, block: int, members: list[Example], pool: Executor | None) -> None:
         counts: Counter[str] = Counter()
         code = {t: i for i, t in enumerate(self.tasks)}
         with ExitStack() as stack:
-            file = stack.enter_context(stack.enter_context(atomic_path(self.rejects / f"{self.name}-render-{block:05d}.jsonl")).open("w"))
-            writer = stack.enter_context(ShardWriter(self.store, block, token_dtype(self.renderer.tokenizer.vocab_size), key=self.key))
+            file = stack.enter_context(
+                stack.enter_context(atomic_path(self.rejects / f"{self.name}-render-{block:05d}.jsonl")).open(
+                    "w"
+                )
+            )
+            writer = stack.enter_context(
+                ShardWriter(self.store, block, token_dtype(self.renderer.tokenizer.vocab_size), key=self.key)
+            )
             chunks = [members[i : i + CHUNK] for i in range(0, len(members), CHUNK)]
             rendered = pool.map(_render, chunks) if pool else map(self.renderer.render, chunks)
             for chunk, outcomes in zip(chunks, rendered, strict=True):

@@ -68,7 +68,9 @@ class Selected:
     sources: dict[str, Selection]
 
 
-def select(config: RunConfig, sources: dict[str, Source], folder: Path, progress: Callable[[str], None]) -> Selected:
+def select(
+    config: RunConfig, sources: dict[str, Source], folder: Path, progress: Callable[[str], None]
+) -> Selected:
     """Decide and select, or read back what an earlier call decided on the same input.
 
     Writes <folder>/selection.json, selection-<source>.npy, eval/{seen,heldout}.jsonl and rejects/<source>.jsonl.
@@ -83,7 +85,12 @@ def select(config: RunConfig, sources: dict[str, Source], folder: Path, progress
     options = config.data.holdout
     progress("deciding what is held out")
     holdout = decide(
-        ((name, record) for name, source in sources.items() for record in source if isinstance(record, Example)),
+        (
+            (name, record)
+            for name, source in sources.items()
+            for record in source
+            if isinstance(record, Example)
+        ),
         **options.model_dump(),
         seed=config.seed,
     )
@@ -106,13 +113,17 @@ def select(config: RunConfig, sources: dict[str, Source], folder: Path, progress
         {
             "key": key,
             "holdout": holdout.to_dict(),
-            "sources": {n: {k: v for k, v in asdict(s).items() if k != "codes"} for n, s in selections.items()},
+            "sources": {
+                n: {k: v for k, v in asdict(s).items() if k != "codes"} for n, s in selections.items()
+            },
         },
     )
     return Selected(holdout=holdout, sources=selections)
 
 
-def training_examples(source: Source, selection: Selection, first: int = 0, last: int | None = None) -> Iterator[Example]:
+def training_examples(
+    source: Source, selection: Selection, first: int = 0, last: int | None = None
+) -> Iterator[Example]:
     """Yield the training examples among records `first` to `last` - 1 of a source."""
     for number, record in enumerate(source):
         if last is not None and number >= last:
@@ -130,7 +141,12 @@ def reject(file: IO[str], drop: Drop, record: Example | BadRecord) -> None:
 
 
 def _apply(
-    config: RunConfig, source: Source, holdout: Holdout, sets: dict[Side, IO[str]], written: set[str], rejects: IO[str]
+    config: RunConfig,
+    source: Source,
+    holdout: Holdout,
+    sets: dict[Side, IO[str]],
+    written: set[str],
+    rejects: IO[str],
 ) -> Selection:
     filters = build_filters(config.data.filters)
     seen: set[int] = set()
@@ -150,7 +166,9 @@ def _apply(
         if side == "train" and config.data.filters.exact_duplicates:
             content = duplicate_key(record)
             if content in seen:
-                side = Drop("exact_duplicate", "an earlier record of this source has the same prompt and answer")
+                side = Drop(
+                    "exact_duplicate", "an earlier record of this source has the same prompt and answer"
+                )
             seen.add(content)
         if isinstance(side, Drop):
             codes.append(DROPPED)
@@ -217,7 +235,9 @@ def _key(config: RunConfig, sources: dict[str, Source]) -> str:
 
 def _read(folder: Path, state: dict[str, Any]) -> Selected:
     sources = {
-        name: Selection(**{**fields, "tasks": tuple(fields["tasks"])}, codes=np.load(folder / f"selection-{name}.npy"))
+        name: Selection(
+            **{**fields, "tasks": tuple(fields["tasks"])}, codes=np.load(folder / f"selection-{name}.npy")
+        )
         for name, fields in state["sources"].items()
     }
     return Selected(holdout=Holdout.from_dict(state["holdout"]), sources=sources)

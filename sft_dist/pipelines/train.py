@@ -24,8 +24,19 @@ RANK = "sft_dist.pipelines.rank"
 # recorded as an event. Everything else decides the trajectory.
 FREE_SECTIONS = {"launch", "wandb", "checkpoint", "eval", "deepspeed"}
 FREE_KEYS = {
-    "train.epochs", "train.max_steps", "train.log_every", "train.eval_every", "train.eval_tokens", "train.export", "train.max_skipped_steps",
-    "train.threads_per_rank", "train.micro_rows", "model.attention", "model.gradient_checkpointing", "data.processes", "data.dir",
+    "train.epochs",
+    "train.max_steps",
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_tokens",
+    "train.export",
+    "train.max_skipped_steps",
+    "train.threads_per_rank",
+    "train.micro_rows",
+    "model.attention",
+    "model.gradient_checkpointing",
+    "data.processes",
+    "data.dir",
     "data.max_bad_share",
 }
 
@@ -48,17 +59,24 @@ def set_up(config: RunConfig, prepared: Prepared, folder: RunFolder) -> None:
     if folder.config.exists():
         _check_continues(config, thaw(folder.config.read_text(encoding="utf-8")), folder)
     if not prepared.stores:
-        raise UserError("every example is held out or dropped, so there is nothing to train on; look at data.holdout and data.filters")
+        raise UserError(
+            "every example is held out or dropped, so there is nothing to train on; look at data.holdout and data.filters"
+        )
     folder.path.mkdir(parents=True, exist_ok=True)
     (folder.path / "control").mkdir(exist_ok=True)
     write_text(folder.config, freeze(config))
-    tokenizer = Path(config.data.dir) / "tokenizer" if config.render.train_vocab_size else config.model.tokenizer or config.model.path
+    trained = Path(config.data.dir) / "tokenizer"
+    tokenizer = str(
+        trained if config.render.train_vocab_size else config.model.tokenizer or config.model.path
+    )
     write_json(
         folder.stores,
         {
-            "sources": {n: {"path": str(p.resolve()), "key": prepared.keys[n]} for n, p in prepared.stores.items()},
+            "sources": {
+                n: {"path": str(p.resolve()), "key": prepared.keys[n]} for n, p in prepared.stores.items()
+            },
             "eval_store": str(prepared.eval_store.resolve()) if prepared.eval_store else None,
-            "tokenizer": str(Path(tokenizer).resolve() if Path(str(tokenizer)).exists() else tokenizer),
+            "tokenizer": str(Path(tokenizer).resolve()) if Path(tokenizer).exists() else tokenizer,
             "template_text": prepared.renderer.template_text,
             "stop_ids": list(prepared.renderer.stop_ids),
             "read": {n: _read_facts(prepared, n) for n in prepared.selected.sources},
@@ -83,7 +101,9 @@ def train(config: RunConfig, console: Console, *, command: str) -> RunFolder:
         prepared = prepare(config, command=command, progress=status.update)
     set_up(config, prepared, folder)
     if folder.status().get("state") == "finished" and _nothing_left(config, folder):
-        console.print(f"{folder.path} is finished already; use another name, or checkpoint.resume=never to start anew")
+        console.print(
+            f"{folder.path} is finished already; use another name, or checkpoint.resume=never to start anew"
+        )
         return folder
     nproc = ranks_of(config.launch.nproc)
     console.print(f"training in {folder.path} on {nproc} rank{'s' * (nproc > 1)}")
@@ -100,7 +120,9 @@ def train(config: RunConfig, console: Console, *, command: str) -> RunFolder:
 def _nothing_left(config: RunConfig, folder: RunFolder) -> bool:
     """True when a finished run would not be longer under this config."""
     done = folder.status()
-    return config.train.max_steps is None or done.get("step", 0) >= min(config.train.max_steps, done.get("steps", 0))
+    return config.train.max_steps is None or done.get("step", 0) >= min(
+        config.train.max_steps, done.get("steps", 0)
+    )
 
 
 def _read_facts(prepared: Prepared, name: str) -> dict[str, Any]:
@@ -111,14 +133,24 @@ def _read_facts(prepared: Prepared, name: str) -> dict[str, Any]:
         store = Store.open(prepared.stores[name])
         dropped |= store.info["dropped"]
         kept = len(store)
-    return {"read": selection.read, "unreadable": selection.unreadable, "evaluation": selection.evaluation, "dropped": dropped, "kept": kept}
+    return {
+        "read": selection.read,
+        "unreadable": selection.unreadable,
+        "evaluation": selection.evaluation,
+        "dropped": dropped,
+        "kept": kept,
+    }
 
 
 def _check_continues(new: RunConfig, old: RunConfig, folder: RunFolder) -> None:
     """Refuse a config that would continue a run on other data or with other updates."""
     has_checkpoint = any(folder.checkpoints.glob("step-*")) if folder.checkpoints.is_dir() else False
     changed = _differences(old.model_dump(mode="json"), new.model_dump(mode="json"))
-    fixed = [k for k in changed if k.split(".")[0] not in FREE_SECTIONS and k not in FREE_KEYS and k not in ("name", "run_root")]
+    fixed = [
+        k
+        for k in changed
+        if k.split(".")[0] not in FREE_SECTIONS and k not in FREE_KEYS and k not in ("name", "run_root")
+    ]
     if fixed and has_checkpoint:
         shown = ", ".join(f"{k} {changed[k][0]!r} -> {changed[k][1]!r}" for k in fixed[:5])
         raise UserError(

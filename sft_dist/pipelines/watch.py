@@ -5,10 +5,17 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from sft_dist.core.runfolder import RunFolder
 
@@ -21,15 +28,21 @@ class Watcher:
     def __init__(self, folder: RunFolder, console: Console) -> None:
         self._folder, self._console = folder, console
         self._offset = folder.metrics.stat().st_size if folder.metrics.exists() else 0
-        self._said = 0.0
+        self._said, self._shown = 0.0, 0
         self._last: dict[str, Any] = {}
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal,
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
         )
         self._bar = self._progress.add_task("starting", total=None, figures="")
 
-    def __enter__(self) -> Watcher:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
@@ -51,8 +64,9 @@ class Watcher:
         figures = f"loss {loss:.4f}" if loss is not None else "loss not finite"
         figures += f" · {self._last['tokens_per_s']:,.0f} tok/s" + (f" · MFU {mfu:.1%}" if mfu else "")
         self._progress.update(self._bar, description="training", total=total, completed=step, figures=figures)
-        if not self._console.is_terminal and (time.monotonic() - self._said > QUIET_EVERY_S or step == total):
-            self._said = time.monotonic()
+        due = time.monotonic() - self._said > QUIET_EVERY_S or step == total
+        if not self._console.is_terminal and due and step != self._shown:
+            self._said, self._shown = time.monotonic(), step
             self._console.print(f"step {step} of {total}: {figures}")
 
     def _new_lines(self) -> list[dict[str, Any]]:

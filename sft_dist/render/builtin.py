@@ -32,14 +32,12 @@ LLAMA_TOOLS = (
     "You can call these functions. To call one, answer with one JSON object a line, "
     '{"name": function name, "parameters": object of arguments}, and nothing else.\n'
 )
-PREAMBLE = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-)
+PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 PREAMBLE_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request."
 )
-STOPS = ".!?:;,\"')]}…。！？"  # text that ends like this gets no full stop
+STOPS = ".!?:;,\"')]}…。！？"  # noqa: RUF001  Chinese, too; text that ends like this gets no full stop
 EMPTY_THINK = "<think>\n\n</think>\n\n"
 
 
@@ -86,7 +84,7 @@ class Pen:
 Writer = Callable[[Conversation, bool, Style], Draft]
 
 
-def keeps_thoughts(conversation: Conversation, index: int, last_query: int, thinking: Thinking) -> bool:
+def keeps_thoughts(index: int, last_query: int, thinking: Thinking) -> bool:
     """Whether the assistant turn `index` is shown with its reasoning."""
     return thinking == "keep_all" or (thinking == "last_turn" and index > last_query)
 
@@ -102,7 +100,7 @@ def write_chatml(conversation: Conversation, generation: bool, style: Style) -> 
         t = turns[i]
         if t.role == "assistant":
             pen.literal("<|im_start|>assistant\n", i, frame)
-            _chatml_answer(pen, conversation, i, keeps_thoughts(conversation, i, last_query, style.thinking), style)
+            _chatml_answer(pen, conversation, i, keeps_thoughts(i, last_query, style.thinking), style)
         elif t.role == "tool":
             if i == 0 or turns[i - 1].role != "tool":
                 pen.literal("<|im_start|>user", i, frame)
@@ -154,7 +152,9 @@ def _chatml_answer(pen: Pen, conversation: Conversation, i: int, thoughts: bool,
         pen.literal("\n</think>\n\n", i, t.weight, body=True)
         content = content.lstrip("\n")
         body = start
-    elif style.empty_think and thoughts and (i == len(conversation.turns) - 1 or style.thinking == "keep_all"):
+    elif (
+        style.empty_think and thoughts and (i == len(conversation.turns) - 1 or style.thinking == "keep_all")
+    ):
         fed = conversation.variables.get("enable_thinking") is False
         weight = t.weight if style.train_empty_think and not fed else 0.0
         pen.literal(EMPTY_THINK, i, weight if not fed else 0.0, body=not fed)
@@ -202,7 +202,7 @@ def write_llama3(conversation: Conversation, generation: bool, style: Style) -> 
             pen.literal("<|eot_id|>", i, t.weight)
             continue
         start = len(pen.parts)
-        _think(pen, t, i, keeps_thoughts(conversation, i, last_query, style.thinking))
+        _think(pen, t, i, keeps_thoughts(i, last_query, style.thinking))
         content = t.content.strip()
         pen.text(content, i, t.weight, body=True)
         for n, (name, arguments) in enumerate(t.calls):
@@ -304,7 +304,7 @@ def _plain_answer(pen: Pen, conversation: Conversation, i: int, lead: str, style
     t = conversation.turns[i]
     start = len(pen.parts)
     pen.text(lead, i, t.weight, body=True)
-    _think(pen, t, i, keeps_thoughts(conversation, i, conversation.last_query, style.thinking))
+    _think(pen, t, i, keeps_thoughts(i, conversation.last_query, style.thinking))
     pen.text(t.content.strip(), i, t.weight, body=True)
     pen.literal(style.eos, i, t.weight, body=True)
     pen.answers.append(Answer(i, start, start, len(pen.parts)))
@@ -352,7 +352,9 @@ class Builtin:
 
 
 BUILTINS: dict[str, Builtin] = {
-    "chatml": Builtin(write=write_chatml, needs=("<|im_start|>", "<|im_end|>"), stop="<|im_end|>", tools=True),
+    "chatml": Builtin(
+        write=write_chatml, needs=("<|im_start|>", "<|im_end|>"), stop="<|im_end|>", tools=True
+    ),
     "llama3": Builtin(
         write=write_llama3,
         needs=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
@@ -361,7 +363,11 @@ BUILTINS: dict[str, Builtin] = {
         always_bos=True,
     ),
     "qwen3": Builtin(
-        write=write_chatml, needs=("<|im_start|>", "<|im_end|>"), stop="<|im_end|>", tools=True, empty_think=True
+        write=write_chatml,
+        needs=("<|im_start|>", "<|im_end|>"),
+        stop="<|im_end|>",
+        tools=True,
+        empty_think=True,
     ),
     "alpaca": Builtin(write=write_alpaca, needs=("eos",), stop="eos"),
     "tk-instruct": Builtin(write=write_tk_instruct, needs=("eos",), stop="eos"),
@@ -418,12 +424,15 @@ class BuiltinTemplate:
     def draft(self, conversation: Conversation, generation: bool) -> Draft | Drop:
         """Return the conversation laid out; answers whose context generation would not be fed are listed in `differs`."""
         if not self._builtin.tools and (conversation.tools or any(t.calls for t in conversation.turns)):
-            return Drop("template_without_tools", "the example has tools, for which the template has no place")
+            return Drop(
+                "template_without_tools", "the example has tools, for which the template has no place"
+            )
         draft = self._builtin.write(conversation, generation, self._style)
         differs = tuple(
             a.turn
             for a in draft.answers
-            if self._builtin.write(conversation.head(a.turn), True, self._style).parts != draft.parts[: a.start]
+            if self._builtin.write(conversation.head(a.turn), True, self._style).parts
+            != draft.parts[: a.start]
         )
         return Draft(draft.parts, draft.answers, differs)
 

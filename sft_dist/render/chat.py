@@ -13,7 +13,7 @@ from typing import Protocol
 from sft_dist.core.errors import UserError, nearest
 from sft_dist.core.records import Drop, Example, Role, Tokens
 from sft_dist.core.store import fingerprint
-from sft_dist.render.builtin import BUILTINS, BuiltinTemplate, jinja_text
+from sft_dist.render.builtin import BUILTINS, BuiltinTemplate, Split, jinja_text
 from sft_dist.render.conversation import Conversation, Thinking, TrainOn, read_conversation
 from sft_dist.render.foreign import ForeignTemplate
 from sft_dist.render.jinja import ChatTemplate
@@ -98,7 +98,9 @@ class Renderer:
         self.template_text = _with_system(text, system)
         self.stop_tokens = stops
         ids = [_id(tokenizer, s) for s in stops]
-        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([*ids, *([tokenizer.eos_id] if tokenizer.eos_id is not None else [])]))
+        self.stop_ids: tuple[int, ...] = tuple(
+            dict.fromkeys([*ids, *([tokenizer.eos_id] if tokenizer.eos_id is not None else [])])
+        )
         self._stops = frozenset(ids)
         self._encoder = Encoder(tokenizer, control)
         options = [train_on, thinking, train_empty_think, system]
@@ -146,7 +148,7 @@ class Renderer:
             last = full.answers[-1] if isinstance(full, Draft) and full.answers else None
             if last is not None and last.turn == len(turns) - 1:
                 parts = parts + full.parts[last.start : last.content]  # type: ignore[union-attr]  # full is a Draft
-        return self._encoder.encode([Draft(parts, [])])[0].ids.tolist()
+        return [int(i) for i in self._encoder.encode([Draft(parts, [])])[0].ids]
 
     def explain(self, example: Example) -> list[Segment]:
         """Return the example piece by piece, for people to look at.
@@ -163,12 +165,19 @@ class Renderer:
 
     def save_tokenizer(self, folder: Path) -> None:
         """Write tokenizer and chat template as `transformers.AutoTokenizer` opens them; servers stop at our stop token."""
-        fixed = "eos_token" in self.template_text  # the template itself writes eos_token, so its meaning must stay
-        self.tokenizer.save(folder, template_text=self.template_text, eos=None if fixed else self.stop_tokens[0])
+        fixed = (
+            "eos_token" in self.template_text
+        )  # the template itself writes eos_token, so its meaning must stay
+        self.tokenizer.save(
+            folder, template_text=self.template_text, eos=None if fixed else self.stop_tokens[0]
+        )
 
     def _read(self, example: Example) -> Conversation | Drop:
         return read_conversation(
-            example, train_on=self._train_on, system=self._system, split_thoughts=self._template.splits_thoughts
+            example,
+            train_on=self._train_on,
+            system=self._system,
+            split_thoughts=self._template.splits_thoughts,
         )
 
     def _checked(self, example: Example) -> Draft | Drop:
@@ -190,10 +199,14 @@ class Renderer:
             self.counts["answers"] += 1
             stops = sum(p.payload in self._stops for p in parts[a.start : a.end])
             if stops != 1 or parts[a.end - 1].payload not in self._stops:
-                return Drop("stop_token", f"turn {a.turn} (assistant) holds {stops} end-of-turn tokens instead of one")
+                return Drop(
+                    "stop_token", f"turn {a.turn} (assistant) holds {stops} end-of-turn tokens instead of one"
+                )
         bos = self.tokenizer.bos_id
         if bos is not None and bos not in self.stop_ids and sum(p.payload == bos for p in parts) > 1:
-            return Drop("double_bos", "the chat template writes the beginning-of-sequence token more than once")
+            return Drop(
+                "double_bos", "the chat template writes the beginning-of-sequence token more than once"
+            )
         if not any(p.weight for p in parts):
             return Drop("no_target", _why_no_target(conversation, draft))
         return draft
@@ -206,7 +219,10 @@ class Renderer:
             if len(drafts) == 1:
                 return [Drop("not_unicode", "the text holds a lone surrogate, which no tokenizer can encode")]
             return [t for draft in drafts for t in self._encode([draft])]
-        return [t if t.spans else Drop("no_target", "the only token that would carry loss has nothing before it") for t in tokens]
+        return [
+            t if t.spans else Drop("no_target", "the only token that would carry loss has nothing before it")
+            for t in tokens
+        ]
 
     def _probe(self, origin: str) -> None:
         """Refuse a template that changes what it is given."""
@@ -260,7 +276,7 @@ def _pattern(control: frozenset[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
-def _splitter(pattern: re.Pattern[str], tokenizer: TextTokenizer) -> lru_cache:  # type: ignore[type-arg]
+def _splitter(pattern: re.Pattern[str], tokenizer: TextTokenizer) -> Split:
     """Return a cached function: literal template text -> control ids and plain text."""
 
     def split(text: str) -> tuple[int | str, ...]:

@@ -88,7 +88,9 @@ def read_conversation(
         answered = m.role == "assistant" and (train_on == "assistant" or i > last_user)
         weight = m.weight if m.weight is not None else float(answered or train_on == "all")
         if not (math.isfinite(weight) and weight >= 0):
-            return Drop("bad_weight", f"turn {i} ({m.role}) has loss weight {weight}; use 0 or a positive number")
+            return Drop(
+                "bad_weight", f"turn {i} ({m.role}) has loss weight {weight}; use 0 or a positive number"
+            )
         content, reasoning = m.content, m.reasoning_content
         if split_thoughts and m.role == "assistant" and reasoning is None and THINK_END in content:
             content, reasoning = split_reasoning(content)
@@ -115,15 +117,17 @@ def read_conversation(
 
 
 def split_reasoning(content: str) -> tuple[str, str]:
-    """Return (answer, thoughts) of a text such as `<think>\\n...\\n</think>\\n\\nanswer`."""
-    thoughts = content.split(THINK_END)[0].rstrip("\n").split("<think>")[-1].lstrip("\n")
-    return content.split(THINK_END)[-1].lstrip("\n"), thoughts
+    """Return (answer, thoughts) of a text that has a think block before the answer."""
+    head, _, answer = content.rpartition(THINK_END)
+    thoughts = head.split(THINK_END, 1)[0].rstrip("\n").rpartition("<think>")[2].lstrip("\n")
+    return answer.lstrip("\n"), thoughts
 
 
 def drop_thoughts(turns: Sequence[Turn], keep_after: int) -> tuple[Turn, ...]:
     """Return the turns with no reasoning up to and including turn `keep_after`."""
     return tuple(
-        t._replace(reasoning=None) if t.reasoning is not None and i <= keep_after else t for i, t in enumerate(turns)
+        t._replace(reasoning=None) if t.reasoning is not None and i <= keep_after else t
+        for i, t in enumerate(turns)
     )
 
 

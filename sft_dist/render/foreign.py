@@ -19,7 +19,14 @@ from typing import Any
 from jinja2 import TemplateError
 
 from sft_dist.core.records import Drop
-from sft_dist.render.conversation import THINK_END, Conversation, Thinking, Turn, drop_thoughts, split_reasoning
+from sft_dist.render.conversation import (
+    THINK_END,
+    Conversation,
+    Thinking,
+    Turn,
+    drop_thoughts,
+    split_reasoning,
+)
 from sft_dist.render.jinja import ChatTemplate
 from sft_dist.render.skeleton import CLOSE, MARK, OPEN, SLOT, Region, Skeleton, build, fill
 from sft_dist.render.tokens import Draft
@@ -68,12 +75,14 @@ class ForeignTemplate:
         self._stops = stops
         self._thinking = thinking
         self._train_empty_think = train_empty_think
-        self._shapes: dict[str, Skeleton] = {}
+        self._shapes: dict[Any, Skeleton] = {}
 
     def draft(self, conversation: Conversation, generation: bool) -> Draft | Drop:
         """Return the rendered conversation, or why it cannot be rendered faithfully."""
         if conversation.tools and "tools" not in self.template.text:
-            return Drop("template_without_tools", "the example has tools, which the chat template would leave out")
+            return Drop(
+                "template_without_tools", "the example has tools, which the chat template would leave out"
+            )
         try:
             return self._draft(conversation, generation)
         except Refusal as refusal:
@@ -146,7 +155,9 @@ class ForeignTemplate:
             (t.role, bool(t.content), t.reasoning and 1, t.calls, t.name, t.tool_call_id, t.call_ids)
             for t in shown.turns
         ]
-        key = json.dumps([shape, shown.tools, shown.variables, shown.last_query, generation], default=str)
+        key: Any = (*shape, shown.last_query, generation)
+        if shown.tools or shown.variables or any(t.calls for t in shown.turns):
+            key = _dumps([key, shown.tools, shown.variables])
         if (found := self._shapes.get(key)) is not None:
             return found
         full = self._sentinels(conversation, generation)
@@ -169,14 +180,20 @@ class ForeignTemplate:
                     f"{spelled.group()}, so the two cannot be told apart"
                 )
             if t.role != "assistant" and t.weight != conversation.frame_weight:
-                raise Refusal(f"the chat template changes contents, so turn {i} ({t.role}) cannot have a loss weight of its own")
+                raise Refusal(
+                    f"the chat template changes contents, so turn {i} ({t.role}) cannot have a loss weight of its own"
+                )
         if self._controls.search(_dumps([conversation.tools, conversation.variables])):
             raise Refusal("the chat template changes contents, and a tool spells a control token")
         skeleton = self._skeleton(conversation, true, lambda c, g: self._render(self._shown(c), g))
         answers = {a.turn: skeleton.atoms[a.start : a.end] for a in skeleton.answers}
         for i, t in enumerate(shown.turns):
             atoms = answers.get(i)
-            said = true if atoms is None else "".join(str(a.payload) for a in atoms if isinstance(a.payload, str))
+            said = (
+                true
+                if atoms is None
+                else "".join(str(a.payload) for a in atoms if isinstance(a.payload, str))
+            )
             if t.content.strip() not in said:
                 raise Refusal(f"the chat template changes the content of turn {i} ({t.role})")
         return skeleton
@@ -194,12 +211,17 @@ class ForeignTemplate:
                 differs.append(i)
                 continue
             start = len(prompt)
-            end = next((m.end() for m in self._marked.finditer(full, start) if m.group() in self._stops), None)
+            end = next(
+                (m.end() for m in self._marked.finditer(full, start) if m.group() in self._stops), None
+            )
             if end is None or any(int(m.group(1)) // 2 != i for m in SLOT.finditer(full, start, end)):
                 raise Refusal(f"turn {i} (assistant) is not ended by one of {' '.join(self._stops)}")
             for name, _ in t.calls:
                 if name not in full[start:end]:
-                    raise Refusal(f"the chat template leaves out the tool call of turn {i} (assistant)", "template_without_tools")
+                    raise Refusal(
+                        f"the chat template leaves out the tool call of turn {i} (assistant)",
+                        "template_without_tools",
+                    )
             empty = EMPTY_THINK.match(full, start)
             regions.append(Region(i, start, min(empty.end(), end) if empty else start, end))
         return build(
@@ -231,7 +253,11 @@ def _message(t: Turn) -> dict[str, Any]:
         out |= {"thinking": t.reasoning, "reasoning_content": t.reasoning}
     if t.calls:
         out["tool_calls"] = [
-            {"type": "function", **({"id": i} if i else {}), "function": {"name": name, "arguments": arguments}}
+            {
+                "type": "function",
+                **({"id": i} if i else {}),
+                "function": {"name": name, "arguments": arguments},
+            }
             for (name, arguments), i in zip(t.calls, t.call_ids, strict=True)
         ]
     for key in ("name", "tool_call_id"):

@@ -41,10 +41,16 @@ def _raise(message: str) -> None:
 
 
 def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: Any = None,
+    sort_keys: bool = False,
 ) -> str:
     """Like jinja2's own filter, without escaping for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _strftime_now(pattern: str) -> str:
@@ -57,9 +63,16 @@ def _dict(*args: Any, **kwargs: Any) -> dict[str, Any]:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    env = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
     env.filters["tojson"] = _tojson
-    env.globals |= {"raise_exception": _raise, "strftime_now": _strftime_now, "dict": _dict, "namespace": _Namespace}
+    env.globals |= {
+        "raise_exception": _raise,
+        "strftime_now": _strftime_now,
+        "dict": _dict,
+        "namespace": _Namespace,
+    }
     return env
 
 

@@ -15,7 +15,9 @@ from sft_dist.render.skeleton import CLOSE, OPEN
 _SAID = tuple(f"{OPEN}{i}{CLOSE}" for i in range(4))
 
 
-def adopt(text: str, specials: Mapping[str, str], controls: re.Pattern[str], origin: str) -> tuple[str, tuple[str, ...]]:
+def adopt(
+    text: str, specials: Mapping[str, str], controls: re.Pattern[str], origin: str
+) -> tuple[str, tuple[str, ...]]:
     """Return the template (with a generation prompt if it had none) and the control tokens that end an answer.
 
     Args:

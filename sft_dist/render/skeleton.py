@@ -78,7 +78,12 @@ class Skeleton:
             parts.append(Part(payload, weight, atom.turn, atom.body))
         index.append(len(parts))
         answers = [
-            Answer(a.turn, index[a.start], index[a.start] if train_empty_think else index[a.content], index[a.end])
+            Answer(
+                a.turn,
+                index[a.start],
+                index[a.start] if train_empty_think else index[a.content],
+                index[a.end],
+            )
             for a in self.answers
         ]
         return Draft(parts, answers, self.differs)
@@ -114,7 +119,9 @@ def build(
         at[begin] = len(atoms)
         text = full[begin:end]
         slot = int(text[1:-1]) if kind == "slot" else None
-        payload: int | str = id_of(text) if kind == "control" else text.replace(MARK, "") if slot is None else ""
+        payload: int | str = (
+            id_of(text) if kind == "control" else text.replace(MARK, "") if slot is None else ""
+        )
         region = next((r for r in regions if r.start <= begin < r.end), None)
         if region:
             role: Kind = "think" if begin < region.content else "turn"
@@ -159,7 +166,9 @@ def fill(true: str, skeleton: Skeleton, contents: Mapping[int, str]) -> list[str
     for i, (slot, literal) in enumerate(zip(skeleton.slots, skeleton.literals[1:], strict=True)):
         for variant in _variants(contents[slot]):
             end = position + len(variant)
-            if true.startswith(variant, position) and (true[end:] == literal if i == last else true.startswith(literal, end)):
+            if true.startswith(variant, position) and (
+                true[end:] == literal if i == last else true.startswith(literal, end)
+            ):
                 break
         else:
             return None

@@ -59,9 +59,13 @@ class TextTokenizer:
         self.added = {t.content: t for t in added.values()}
         self.control = frozenset(t.content for t in added.values() if t.special)
         self.specials = self._named(files)
-        self.bos_id, self.eos_id, self.pad_id = (self.id_of(self.specials.get(f"{k}_token")) for k in ("bos", "eos", "pad"))
+        self.bos_id, self.eos_id, self.pad_id = (
+            self.id_of(self.specials.get(f"{k}_token")) for k in ("bos", "eos", "pad")
+        )
         start = self._tokenizer.encode("", add_special_tokens=True).ids[:1]
-        self.adds_bos = bool(self.bos_id is not None and (start == [self.bos_id] or files.config.get("add_bos_token")))
+        self.adds_bos = bool(
+            self.bos_id is not None and (start == [self.bos_id] or files.config.get("add_bos_token"))
+        )
         self.fingerprint = fingerprint([self._json, self.specials])
 
     @classmethod
@@ -81,7 +85,12 @@ class TextTokenizer:
                 guess = next((n for n in guesses if n in self.added), None)
                 named |= {key: guess} if guess else {}
         start = self._tokenizer.encode("", add_special_tokens=True).tokens[:1]
-        if "bos_token" not in named and "bos_token" not in files.config and start and start[0] in self.control:
+        if (
+            "bos_token" not in named
+            and "bos_token" not in files.config
+            and start
+            and start[0] in self.control
+        ):
             named["bos_token"] = start[0]
         return {k: named[k] for k in keys if k in named}
 
@@ -127,7 +136,9 @@ class TextTokenizer:
         if not glued and control <= self.control:
             return self._tokenizer
         spec = {**self._json}
-        spec["added_tokens"] = [{**t, "special": t["special"] or t["content"] in control} for t in spec["added_tokens"]]
+        spec["added_tokens"] = [
+            {**t, "special": t["special"] or t["content"] in control} for t in spec["added_tokens"]
+        ]
         if glued:
             _drop_prefix(spec)
         out = Tokenizer.from_str(json.dumps(spec))
@@ -138,13 +149,18 @@ class TextTokenizer:
     def byte_widths(self) -> NDArray[np.int32] | None:
         """Bytes of text that each id stands for [vocab_size]; None unless every text is spelled byte by byte."""
         model, kinds = self._json["model"], _kinds(self._json.get("pre_tokenizer"))
-        if model.get("type") != "BPE" or self._json.get("normalizer") is not None or "ByteLevel" not in kinds or self.prefix:
+        if (
+            model.get("type") != "BPE"
+            or self._json.get("normalizer") is not None
+            or "ByteLevel" not in kinds
+            or self.prefix
+        ):
             return None
         widths = np.zeros(self.vocab_size, dtype=np.int32)
         for token, token_id in self._tokenizer.get_vocab(with_added_tokens=False).items():
             widths[token_id] = len(token)  # byte-level BPE writes one character a byte
-        for token, token_id in ((t, self.id_of(t)) for t in self.added):
-            widths[token_id] = len(token.encode("utf-8"))
+        for token_id, added in self._tokenizer.get_added_tokens_decoder().items():
+            widths[token_id] = len(added.content.encode("utf-8"))
         return widths
 
     @cached_property
@@ -165,7 +181,13 @@ class TextTokenizer:
             specials["eos_token"] = eos
         if "pad_token" not in specials and self.eos_id is not None:
             specials["pad_token"] = self.specials["eos_token"]
-        kept = ("model_max_length", "clean_up_tokenization_spaces", "padding_side", "add_bos_token", "add_eos_token")
+        kept = (
+            "model_max_length",
+            "clean_up_tokenization_spaces",
+            "padding_side",
+            "add_bos_token",
+            "add_eos_token",
+        )
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",  # opens tokenizer.json as it is
             "clean_up_tokenization_spaces": False,
@@ -225,7 +247,9 @@ def train_tokenizer(
     names = {"eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}
     config = {k: t for k, t in names.items() if t in special_tokens}
     return TextTokenizer(
-        TokenizerFiles(tokenizer_json=tokenizer.to_str(), config=config, chat_template=None, path="trained tokenizer")
+        TokenizerFiles(
+            tokenizer_json=tokenizer.to_str(), config=config, chat_template=None, path="trained tokenizer"
+        )
     )
 
 
@@ -236,7 +260,11 @@ def _add_missing(spec: dict[str, Any], config: dict[str, Any]) -> None:
     listed: dict[str, dict[str, Any]] = config.get("added_tokens_decoder") or {}
     for token_id, token in sorted(listed.items(), key=lambda item: int(item[0])):
         if token["content"] not in present:
-            entry = {"id": int(token_id), "content": token["content"], **{f: bool(token.get(f)) for f in flags}}
+            entry = {
+                "id": int(token_id),
+                "content": token["content"],
+                **{f: bool(token.get(f)) for f in flags},
+            }
             spec.setdefault("added_tokens", []).append(entry)
 
 

@@ -61,11 +61,15 @@ def find(path: str, revision: str | None = None) -> TokenizerFiles:
     if not local.is_dir():
         local = _download(path, revision)
     if not (local / "tokenizer.json").is_file():
-        slow = [n for n in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json") if (local / n).is_file()]
+        slow = [
+            n
+            for n in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json")
+            if (local / n).is_file()
+        ]
         if slow:
             raise UserError(
                 f"{path} holds {slow[0]} but no tokenizer.json, so its exact token borders cannot be read; "
-                "convert it once: python -c \"from transformers import AutoTokenizer; "
+                'convert it once: python -c "from transformers import AutoTokenizer; '
                 f"AutoTokenizer.from_pretrained('{path}').save_pretrained('{Path(path).name}-fast')\" and name that folder"
             )
         raise UserError(
@@ -87,7 +91,9 @@ def _download(path: str, revision: str | None) -> Path:
 
     try:
         return Path(
-            huggingface_hub.snapshot_download(path, revision=revision, allow_patterns=[*FILES, "tokenizer.model"])
+            huggingface_hub.snapshot_download(
+                path, revision=revision, allow_patterns=[*FILES, "tokenizer.model"]
+            )
         )
     except (OSError, ValueError, HFValidationError) as error:
         raise UserError(
@@ -106,7 +112,10 @@ def _read(folder: Path | None, tokenizer_json: Path, path: str) -> TokenizerFile
                 config.update(_json(folder / name))
         template = _template(folder, config.pop("chat_template", None))
     return TokenizerFiles(
-        tokenizer_json=tokenizer_json.read_text(encoding="utf-8"), config=config, chat_template=template, path=path
+        tokenizer_json=tokenizer_json.read_text(encoding="utf-8"),
+        config=config,
+        chat_template=template,
+        path=path,
     )
 
 
@@ -126,7 +135,11 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}), so the tokenizer cannot be read; restore the file") from error
+        raise UserError(
+            f"{path} is not valid JSON ({error}), so the tokenizer cannot be read; restore the file"
+        ) from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold a JSON object, so the tokenizer cannot be read; restore the file")
+        raise UserError(
+            f"{path} does not hold a JSON object, so the tokenizer cannot be read; restore the file"
+        )
     return value

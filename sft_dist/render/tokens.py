@@ -124,8 +124,9 @@ class Voice:
         pending, self._pending = self._pending, {}
         if not pending:
             return
-        for ids, encoded in zip(pending.values(), encode_chunks(self.tokenizer, list(pending)), strict=True):
-            ids += encoded
+        encoded = encode_chunks(self.tokenizer, list(pending))
+        for waiting, ids in zip(pending.values(), encoded, strict=True):
+            waiting.extend(ids)
         if len(self._known) > KNOWN_TEXTS:
             self._known.clear()
         self._known |= {text: ids for text, ids in pending.items() if len(text) <= KNOWN_CHARS}
@@ -145,12 +146,20 @@ class Encoder:
         self.counts: Counter[str] = Counter()
         self._control = control
         added = tokenizer.added
-        self._strips_right = frozenset(i for t, a in added.items() if a.rstrip and (i := tokenizer.id_of(t)) is not None)
-        self._strips_left = frozenset(i for t, a in added.items() if a.lstrip and (i := tokenizer.id_of(t)) is not None)
+        self._strips_right = frozenset(
+            i for t, a in added.items() if a.rstrip and (i := tokenizer.id_of(t)) is not None
+        )
+        self._strips_left = frozenset(
+            i for t, a in added.items() if a.lstrip and (i := tokenizer.id_of(t)) is not None
+        )
         self._strips = bool(self._strips_left or self._strips_right)
-        self._strict = bool(control - tokenizer.control)  # an assistant's words and all others are encoded apart
+        self._strict = bool(
+            control - tokenizer.control
+        )  # an assistant's words and all others are encoded apart
         self._prefix = tokenizer.prefix
-        self._control_widths = {i: len(t.encode("utf-8")) for t in added if (i := tokenizer.id_of(t)) is not None}
+        self._control_widths = {
+            i: len(t.encode("utf-8")) for t in added if (i := tokenizer.id_of(t)) is not None
+        }
         self._voices: dict[tuple[bool, bool], Voice] = {}
         self._control_ids: dict[int, list[int]] = {}
 
@@ -180,7 +189,9 @@ class Encoder:
         self.counts["decode_differs"] += self._count_lossy(out, drafts, trained)
         return out
 
-    def _count_lossy(self, tokens: Sequence[Tokens], drafts: Sequence[Draft], trained: Sequence[tuple[str, list[int]]]) -> int:
+    def _count_lossy(
+        self, tokens: Sequence[Tokens], drafts: Sequence[Draft], trained: Sequence[tuple[str, list[int]]]
+    ) -> int:
         """Count texts whose ids do not decode to them (unknown characters, a tokenizer that normalises).
 
         A byte-level tokenizer writes the bytes of a text in order, so there it suffices that none is missing; that
@@ -195,7 +206,7 @@ class Encoder:
         total = np.concatenate([[0], np.cumsum(widths[ids])])
         control = self._control_widths
         said = [
-            sum([control[p[0]] if type(p[0]) is int else _n_bytes(p[0]) for p in d.parts])  # type: ignore[index,arg-type]
+            sum([control[p] if isinstance(p, int) else _n_bytes(p) for p, *_ in d.parts])
             for d in drafts
         ]
         return int(np.count_nonzero(np.diff(total[ends]) != said))
@@ -204,7 +215,7 @@ class Encoder:
         self, draft: Draft, borders: Counter[tuple[str, str, bool]], trained: list[tuple[str, list[int]]]
     ) -> list[tuple[list[int], float]]:
         """Return (ids, weight) of every run; the ids of texts arrive when the voices are flushed."""
-        plan = []
+        plan: list[tuple[list[int], float]] = []
         before: int | str | None = None
         merged = list(runs(draft.parts))
         for i, (payload, weight, body, _) in enumerate(merged):
@@ -212,6 +223,7 @@ class Encoder:
                 ids = self._control_ids.get(payload)
                 if ids is None:
                     ids = self._control_ids[payload] = [payload]
+                before = payload
             else:
                 text = str(payload)
                 if self._strips:
@@ -222,11 +234,10 @@ class Encoder:
                     # a newline merges with nothing but white space
                     borders[before[-BORDER_CHARS:], text[:BORDER_CHARS], body] += 1
                 ids = self._voice(body, before).ids(text)
-                payload = text
+                before = text
                 if weight:
                     trained.append((text, ids))
             plan.append((ids, weight))
-            before = payload
         return plan
 
     def _stripped(self, text: str, before: int | str | None, after: int | str | None) -> str:
@@ -254,18 +265,21 @@ class Encoder:
         before: int | str | None = None
         merged = list(runs(draft.parts))
         at = 0
+        dealt: list[tuple[int, ...]]
         for i, (payload, weight, body, n) in enumerate(merged):
             group = draft.parts[at : at + n]
             at += n
             if type(payload) is int:
                 texts, dealt = [self.tokenizer.text_of(payload)], [(payload,)]
+                before = payload
             else:
                 texts = [str(p.payload) for p in group]
-                whole = self._stripped(str(payload), before, merged[i + 1][0] if i + 1 < len(merged) else None)
+                whole = self._stripped(
+                    str(payload), before, merged[i + 1][0] if i + 1 < len(merged) else None
+                )
                 skipped = str(payload).find(whole)
                 dealt = _split_ids(texts, whole, skipped, self._voice(body, before).tokenizer)
-                payload = whole or before or ""
-            before = payload
+                before = whole or before
             out += [
                 Segment(
                     text=text,
@@ -306,5 +320,7 @@ def _split_ids(texts: Sequence[str], whole: str, skipped: int, encoder: Tokenize
     groups: list[list[int]] = [[] for _ in texts]
     ends = np.cumsum([len(t) for t in texts])
     for token_id, (start, _) in zip(encoding.ids, encoding.offsets, strict=True) if encoding else ():
-        groups[min(int(np.searchsorted(ends, start + skipped, side="right")), len(texts) - 1)].append(token_id)
+        groups[min(int(np.searchsorted(ends, start + skipped, side="right")), len(texts) - 1)].append(
+            token_id
+        )
     return [tuple(g) for g in groups]

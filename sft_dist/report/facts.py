@@ -20,6 +20,9 @@ METRIC_TITLES = {"exact_match": "exact match", "rouge_l": "ROUGE-L"}
 EDGE_SHARE = 0.05
 """Part of the steps that counts as the start, and as the end, of a curve."""
 
+UNITS = {"target_tokens": "tokens with loss", "tokens": "tokens", "examples": "examples"}
+"""Key of plan.json -> what shares of a mixture are of, the finest first."""
+
 SILENT_S = 600.0
 """A running run touches its heartbeat every few seconds; after this time it is taken for dead."""
 
@@ -117,7 +120,7 @@ def gain(figures: Mapping[str, Any], metric: str) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskMix:
-    """One task before and after mixing. Shares are of the finest unit the plan knows: target tokens, tokens, examples."""
+    """One task before and after mixing. Shares are of `unit`, the finest that the plan knows."""
 
     name: str
     source: str
@@ -126,6 +129,7 @@ class TaskMix:
     share_before: float
     share_after: float
     rare: bool
+    unit: str
 
     @property
     def epochs(self) -> float:
@@ -143,8 +147,7 @@ def task_mix(plan: Mapping[str, Any]) -> list[TaskMix]:
         return np.array([number(v.get(name)) for v in tasks.values()])
 
     # One unit for both shares, the finest that the plan knows before and after.
-    units = ("target_tokens", "tokens", "examples")
-    unit = next((u for u in units if np.isfinite([column(u), column(f"drawn_{u}")]).all()), "examples")
+    unit = next((u for u in UNITS if np.isfinite([column(u), column(f"drawn_{u}")]).all()), "examples")
     before, after = column(unit), column(f"drawn_{unit}")
     share_before, share_after = before / max(np.nansum(before), 1), after / max(np.nansum(after), 1)
     examples, drawn = column("examples"), column("drawn_examples")
@@ -156,6 +159,7 @@ def task_mix(plan: Mapping[str, Any]) -> list[TaskMix]:
             drawn_examples=drawn[i],
             share_before=share_before[i],
             share_after=share_after[i],
+            unit=UNITS[unit],
             rare=bool(share_after[i] < RARE_SHARE / len(tasks)),
         )
         for i, (name, fields) in enumerate(tasks.items())

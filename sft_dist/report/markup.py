@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from sft_dist.report.read import MADE_BY, RunFiles
-from sft_dist.report.text import esc, join
+from sft_dist.report.text import esc, join, leaf
 
 Row: TypeAlias = "Sequence[Cell | str]"
 
@@ -71,8 +71,8 @@ def name_cell(name: str, rest: str = "") -> Cell:
 
 def pairs(rows: Mapping[str, Any]) -> str:
     """Return a table of names and values."""
-    shown = [(k, Cell(f'<span class="mono">{esc(_leaf(v))}</span>', classes="wrap")) for k, v in rows.items()]
-    return table(("name", "value"), shown, left=("value",))
+    shown = [(k, Cell(f'<span class="mono">{esc(leaf(v))}</span>', classes="wrap")) for k, v in rows.items()]
+    return table(("name", "value"), shown, left=("value",), css="fit")
 
 
 def facts(items: Iterable[tuple[str, str, str]]) -> str:
@@ -129,11 +129,3 @@ def _classes(*names: str) -> str:
 def _fact(label: str, value: str, remark: str) -> str:
     small = f"<small>{esc(remark)}</small>" if remark else ""
     return f"<div><dt>{esc(label)}</dt><dd>{esc(value)}{small}</dd></div>"
-
-
-def _leaf(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if value is None:
-        return "null"
-    return ", ".join(map(_leaf, value)) if isinstance(value, list) else str(value)

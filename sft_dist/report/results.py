@@ -199,7 +199,7 @@ def _score_cells(figures: Mapping[str, Any], metric: str) -> list[Cell]:
     return [
         Cell(_strip(figures, metric), model),
         *(Cell(percent(v), v) for v in shown),
-        Cell(f"{_gain_bar(difference)}{points(difference)}", difference),
+        Cell(f'{_gain_bar(difference)}<span class="figure">{points(difference)}</span>', difference),
     ]
 
 

@@ -6,6 +6,7 @@ import html
 import math
 import re
 from collections.abc import Iterable
+from typing import Any
 
 DASH = "\u2013"
 MINUS = "\u2212"
@@ -85,3 +86,12 @@ def clip(text: str, limit: int) -> str:
 def join(parts: Iterable[str]) -> str:
     """Concatenate pieces of HTML."""
     return "".join(parts)
+
+
+def leaf(value: Any) -> str:
+    """Return a JSON value as a person would write it: true, null, 1, 2."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "null"
+    return ", ".join(map(leaf, value)) if isinstance(value, list) else str(value)

@@ -20,6 +20,7 @@ from sft_dist.report.text import (
     duration,
     esc,
     join,
+    leaf,
     memory,
     percent,
     short,
@@ -218,11 +219,12 @@ def _mixture(plan: Mapping[str, Any]) -> str:
             ]
         )
     n_rare = sum(t.rare for t in tasks)
+    meant = f"less than a quarter of an equal share of the {tasks[0].unit}"
     note = (
-        f"{n_rare} of {len(tasks)} tasks are under-represented: less than a quarter of an equal share of the tokens with loss. "
+        f"{n_rare} of {len(tasks)} tasks are under-represented: {meant}. "
         "`mix.task_min`, `mix.rate=temperature` or a source's weight raises them."
         if n_rare
-        else f"None of the {len(tasks)} tasks is under-represented (less than a quarter of an equal share of the tokens with loss)."
+        else f"None of the {len(tasks)} tasks is under-represented ({meant})."
     )
     heads = ("task", "source", "examples", "drawn an epoch", "passes", "share before, %", "share after, %")
     inner = table(heads, rows, left=("source",), css="sortable")
@@ -272,7 +274,7 @@ def _event_row(event: Mapping[str, Any]) -> list[Cell | str]:
         k: v for k, v in event.items() if k not in {"kind", "event", "time", "t", "ts", "timestamp", "step"}
     }
     detail = ", ".join(
-        f"{k} {significant(v) if isinstance(v, float) else v}"
+        f"{k} {significant(v) if isinstance(v, float) else leaf(v)}"
         for k, v in flatten(rest).items()
         if v is not None
     )

@@ -151,7 +151,7 @@ class ShardWriter:
         self._target_weight += float((length * weight).sum())
         self._clear()
 
-    def _check(  # noqa: PLR0917  the columns of a batch
+    def _check(
         self,
         ids: NDArray[np.int32],
         lengths: NDArray[np.int64],

@@ -100,7 +100,7 @@ class HubReader(FileSource):
 
 
 def import_datasets() -> Any:
-    """Import `datasets` without letting it pull in torch, which it does wherever torch is installed."""
+    """Import `datasets` so that nothing it does pulls in torch, as its `map` and streaming else do where it is installed."""
     before = os.environ.get("USE_TORCH")
     if "torch" not in sys.modules:
         os.environ["USE_TORCH"] = "0"

@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import suppress
 from types import FrameType
+from typing import Self
 
 from sft_dist.core.runfolder import RunFolder
 
@@ -44,7 +45,9 @@ class Requests:
     @property
     def reason(self) -> str:
         """What was heard here, for the event."""
-        return self._heard or ("control/stop" if self._is_main and self._folder.asked("stop") else "another rank")
+        return self._heard or (
+            "control/stop" if self._is_main and self._folder.asked("stop") else "another rank"
+        )
 
 
 class Heartbeat:
@@ -59,7 +62,7 @@ class Heartbeat:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
-    def __enter__(self) -> Heartbeat:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

@@ -45,9 +45,20 @@ class Schedule:
 
 
 def run(
-    engine: Any, work: Iterable[tuple[Position, StepPlan, Callable[[], list[Batch]]]], *, start: Position, schedule: Schedule,
-    lr_of: Callable[[int], float], meter: Meter, requests: Requests, heartbeat: Heartbeat, hooks: Hooks, seed: int,
-    clip: float | None, useful_flops: Callable[[int, int, int], float], peak_flops: float | None,
+    engine: Any,
+    work: Iterable[tuple[Position, StepPlan, Callable[[], list[Batch]]]],
+    *,
+    start: Position,
+    schedule: Schedule,
+    lr_of: Callable[[int], float],
+    meter: Meter,
+    requests: Requests,
+    heartbeat: Heartbeat,
+    hooks: Hooks,
+    seed: int,
+    clip: float | None,
+    useful_flops: Callable[[int, int, int], float],
+    peak_flops: float | None,
 ) -> tuple[Position, str]:
     """Train from `start` until the schedule ends or all ranks agree to stop.
 
@@ -75,7 +86,9 @@ def run(
     engine.train()
     for after, plan, batches, waited_s in _prefetched(work):
         began = time.monotonic()
-        torch.manual_seed(derive(seed, "dropout", position.step, rank))  # exact resume without saving generator states
+        torch.manual_seed(
+            derive(seed, "dropout", position.step, rank)
+        )  # exact resume without saving generator states
         lr = lr_of(position.step)
         for group in engine.optimizer.param_groups:
             group["lr"] = lr
@@ -95,7 +108,12 @@ def run(
         skipped = 0 if applied else skipped + 1
         if not applied:
             guilty = _everywhere([i for b, n in zip(batches, losses, strict=True) for i in _non_finite(b, n)])
-            hooks.event("skipped_step", step=position.step, loss=_or_none(sums.loss / plan.target_weight), examples=guilty[:32])
+            hooks.event(
+                "skipped_step",
+                step=position.step,
+                loss=_or_none(sums.loss / plan.target_weight),
+                examples=guilty[:32],
+            )
         step_s = time.monotonic() - began + waited_s
         flops = useful_flops(sums.tokens, sums.targets, sums.pairs)
         hooks.log(
@@ -138,7 +156,9 @@ def run(
     return position, "finished"
 
 
-def _prefetched(work: Iterable[tuple[Position, StepPlan, Callable[[], list[Batch]]]]) -> Iterator[tuple[Position, StepPlan, list[Batch], float]]:
+def _prefetched(
+    work: Iterable[tuple[Position, StepPlan, Callable[[], list[Batch]]]],
+) -> Iterator[tuple[Position, StepPlan, list[Batch], float]]:
     """Collate the next step's micro-batches in a thread while this one runs; yield with the seconds waited."""
     with ThreadPoolExecutor(1) as pool:
         queue = iter(work)

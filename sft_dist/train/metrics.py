@@ -41,7 +41,7 @@ class Meter:
     def add(self, batch: Batch, loss_sum: Tensor, nll_N: Tensor, weights_N: Tensor) -> None:
         """Add one micro-batch; nothing here waits for the device."""
         self._sums[0] += loss_sum.detach()
-        self._sums[1] += len(batch.input_ids)
+        self._sums[1] += len(batch.input_ids) if batch.doc_ids else 0  # the stand-in of an idle rank is no data
         self._sums[2] += len(batch.target_ids)
         self._sums[3] += batch.doc_cost_tokens
         if len(batch.target_ids):
@@ -70,7 +70,15 @@ class Meter:
 
 
 # Dense bf16 peak of one device, FLOP/s, from the vendors' data sheets. MFU is not reported for others.
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "A10G": 70e12, "L4": 121e12}
+PEAK_FLOPS = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "B200": 2250e12,
+    "L40S": 362e12,
+    "A10G": 70e12,
+    "L4": 121e12,
+}
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from sft_dist.config import RunConfig
 from sft_dist.core.process import logger
-from sft_dist.core.runfolder import RunFolder
 
 SKIPPED = {"kind", "time", "step", "task_loss"}
 
@@ -29,37 +29,50 @@ class Tracker:
 
     @classmethod
     @contextmanager
-    def start(cls, config: RunConfig, folder: RunFolder, *, is_main: bool) -> Iterator[Tracker]:
-        """Yield the tracker of this rank; the run is finished when the block ends.
+    def start(
+        cls,
+        folder: Path,
+        *,
+        mode: str,
+        name: str,
+        project: str,
+        entity: str | None,
+        group: str | None,
+        tags: Sequence[str],
+        config: Mapping[str, Any],
+    ) -> Iterator[Tracker]:
+        """Yield a tracker; its run is finished when the block ends.
 
         A failing W&B never ends training: what it would have got stands in metrics.jsonl.
         """
-        mode = resolve_mode(config.wandb.mode)
-        if not is_main or mode == "disabled":
+        mode = resolve_mode(mode)
+        if mode == "disabled":
             yield cls(None)
             return
         import wandb
 
-        identity = folder.path / "wandb_id"
+        identity = folder / "wandb_id"
         if not identity.exists():
-            identity.write_text(wandb.util.generate_id())
+            identity.write_text(secrets.token_hex(4))
         run_id = identity.read_text().strip()
         try:
             run = wandb.init(
                 mode=mode,  # type: ignore[arg-type]
-                dir=folder.path,
-                project=config.wandb.project,
-                entity=config.wandb.entity,
-                name=config.name,
-                group=config.wandb.group or (config.name if mode == "offline" else None),
-                tags=list(config.wandb.tags),
-                config=config.model_dump(mode="json"),
+                dir=folder,
+                project=project,
+                entity=entity,
+                name=name,
+                group=group or (name if mode == "offline" else None),
+                tags=list(tags),
+                config=dict(config),
                 # an offline segment cannot be resumed: each attempt is a run of its own in the group
                 id=run_id if mode == "online" else None,
                 resume="allow" if mode == "online" else None,
             )
         except Exception as error:  # noqa: BLE001  whatever W&B raises (network, key, quota), training goes on
-            logger().warning("W&B could not start (%s); training goes on without it, metrics.jsonl has everything", error)
+            logger().warning(
+                "W&B could not start (%s); training goes on without it, metrics.jsonl has everything", error
+            )
             yield cls(None)
             return
         try:

@@ -38,8 +38,17 @@ DERIVED = {
 
 
 def zero_config(
-    *, stage: int, dtype: str, clip: float | None, overlap_comm: bool, reduce_bucket_size: int, prefetch_bucket_size: int,
-    persistence_threshold: int, max_live_parameters: int, sub_group_size: int, communication_dtype: str | None,
+    *,
+    stage: int,
+    dtype: str,
+    clip: float | None,
+    overlap_comm: bool,
+    reduce_bucket_size: int,
+    prefetch_bucket_size: int,
+    persistence_threshold: int,
+    max_live_parameters: int,
+    sub_group_size: int,
+    communication_dtype: str | None,
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the DeepSpeed config.
@@ -77,7 +86,9 @@ def zero_config(
     }
     if dtype == "bfloat16":
         config["bf16"] = {"enabled": True}
-        config["data_types"] = {"grad_accum_dtype": "fp32"}  # else micro-steps add up in bf16: 1e-2 error at 64 of them
+        config["data_types"] = {
+            "grad_accum_dtype": "fp32"
+        }  # else micro-steps add up in bf16: 1e-2 error at 64 of them
     if communication_dtype is not None:
         config["communication_data_type"] = communication_dtype
     return _merged(config, extra)
@@ -88,7 +99,9 @@ def check_extra(extra: Mapping[str, Any], path: str = "") -> None:
     for key, value in extra.items():
         full = f"{path}{key}"
         if full in DERIVED:
-            raise UserError(f"deepspeed.extra.{full} is derived, so two values would contradict each other; set {DERIVED[full]} instead")
+            raise UserError(
+                f"deepspeed.extra.{full} is derived, so two values would contradict each other; set {DERIVED[full]} instead"
+            )
         if isinstance(value, Mapping):
             check_extra(value, f"{full}.")
 
@@ -96,7 +109,11 @@ def check_extra(extra: Mapping[str, Any], path: str = "") -> None:
 def _merged(base: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(base)
     for key, value in extra.items():
-        out[key] = _merged(out[key], value) if isinstance(value, Mapping) and isinstance(out.get(key), dict) else value
+        out[key] = (
+            _merged(out[key], value)
+            if isinstance(value, Mapping) and isinstance(out.get(key), dict)
+            else value
+        )
     return out
 
 
@@ -124,17 +141,28 @@ def init_distributed(timeout_minutes: int) -> None:
     for key, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(key, value)
     deepspeed.init_distributed(
-        dist_backend="gloo" if on_cpu else "nccl", timeout=timedelta(minutes=timeout_minutes), auto_mpi_discovery=False
+        dist_backend="gloo" if on_cpu else "nccl",
+        timeout=timedelta(minutes=timeout_minutes),
+        auto_mpi_discovery=False,
     )
 
 
-def make_engine(module: Any, config: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], *, betas: tuple[float, float], eps: float) -> Any:
+def make_engine(
+    module: Any,
+    config: Mapping[str, Any],
+    groups: Sequence[Mapping[str, Any]],
+    *,
+    betas: tuple[float, float],
+    eps: float,
+) -> Any:
     """Return the DeepSpeed engine with torch's AdamW (fused on CUDA): no compiled op is needed anywhere."""
     import deepspeed
     import torch
 
     # lr 0: some stages run a step with zero gradients to allocate their states; weight decay must not act then
-    optimizer = torch.optim.AdamW([dict(g) for g in groups], lr=0.0, betas=betas, eps=eps, fused=device_type() == "cuda")
+    optimizer = torch.optim.AdamW(
+        [dict(g) for g in groups], lr=0.0, betas=betas, eps=eps, fused=device_type() == "cuda"
+    )
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=dict(config))
     if engine.zero_optimization_stage() == 0:
         engine.enable_backward_allreduce = False  # `update` reduces, so that it can look before it steps

@@ -74,7 +74,10 @@ def deal(step: int, world: int, micro_steps: int) -> list[list[Batch]]:
     """The micro-batches [micro-step][rank] of a global batch: the same documents whatever world and micro_steps are."""
     docs = documents(step)
     parts = [list(range(i, len(docs), world * micro_steps)) for i in range(world * micro_steps)]
-    return [[pack([docs[k] for k in parts[m * world + r]], parts[m * world + r]) for r in range(world)] for m in range(micro_steps)]
+    return [
+        [pack([docs[k] for k in parts[m * world + r]], parts[m * world + r]) for r in range(world)]
+        for m in range(micro_steps)
+    ]
 
 
 def plan_of(step: int, micro: list[list[Batch]]) -> StepPlan:
@@ -85,18 +88,51 @@ def plan_of(step: int, micro: list[list[Batch]]) -> StepPlan:
     return StepPlan(epoch=0, step=step, micro_rows=rows, target_weight=total, imbalance=1.0, fill=1.0)
 
 
-def engine_of(model: str, *, stage: int = 3, dtype: str = "float32", decay: float = 0.1, clip: float | None = 1.0, checkpointing: bool = False) -> Any:
+def engine_of(
+    model: str,
+    *,
+    stage: int = 3,
+    dtype: str = "float32",
+    decay: float = 0.1,
+    clip: float | None = 1.0,
+    checkpointing: bool = False,
+) -> Any:
     config = zero.zero_config(
-        stage=stage, dtype=dtype, clip=clip, overlap_comm=True, reduce_bucket_size=5000, prefetch_bucket_size=5000,
-        persistence_threshold=100, max_live_parameters=10**9, sub_group_size=20000, communication_dtype=None, extra={},
+        stage=stage,
+        dtype=dtype,
+        clip=clip,
+        overlap_comm=True,
+        reduce_bucket_size=5000,
+        prefetch_bucket_size=5000,
+        persistence_threshold=100,
+        max_live_parameters=10**9,
+        sub_group_size=20000,
+        communication_dtype=None,
+        extra={},
     )
     loaded = load_packed(
-        model, dtype=dtype, backend="auto", device="cpu", zero_config=config if stage == 3 else None, gradient_checkpointing=checkpointing
+        model,
+        dtype=dtype,
+        backend="auto",
+        device="cpu",
+        zero_config=config if stage == 3 else None,
+        gradient_checkpointing=checkpointing,
     )
-    return zero.make_engine(loaded.module, config, parameter_groups(loaded.module, decay), betas=(0.9, 0.95), eps=1e-8)
+    return zero.make_engine(
+        loaded.module, config, parameter_groups(loaded.module, decay), betas=(0.9, 0.95), eps=1e-8
+    )
 
 
-def train(engine: Any, folder: Path, *, steps: int, start: Position | None = None, micro_steps: int = 2, save_at: int | None = None, poison: int | None = None) -> dict[str, Any]:
+def train(
+    engine: Any,
+    folder: Path,
+    *,
+    steps: int,
+    start: Position | None = None,
+    micro_steps: int = 2,
+    save_at: int | None = None,
+    poison: int | None = None,
+) -> dict[str, Any]:
     """Run the real loop; return losses, norms, skipped steps and events."""
     world = dist.get_world_size()
     out: dict[str, Any] = {"losses": [], "norms": [], "skipped": [], "events": [], "task_loss": [], "lrs": []}
@@ -127,12 +163,30 @@ def train(engine: Any, folder: Path, *, steps: int, start: Position | None = Non
     folder.mkdir(parents=True, exist_ok=True)
     with Heartbeat(run_folder) as heartbeat:
         position, state = loop.run(
-            engine, work(), start=start,
-            schedule=loop.Schedule(total_steps=steps, save_every_steps=save_at, save_every_minutes=None, eval_every=None, max_skipped_steps=3),
-            lr_of=lambda step: 1e-3 * min(1.0, (step + 1) / 4), meter=Meter(["even", "odd"], engine.device),
-            requests=Requests(run_folder, is_main=dist.get_rank() == 0), heartbeat=heartbeat,
-            hooks=loop.Hooks(log=log, event=lambda kind, **f: out["events"].append([kind, f]), save=save, evaluate=lambda step: None),
-            seed=SEED, clip=1.0, useful_flops=lambda tokens, targets, pairs: 0.0, peak_flops=None,
+            engine,
+            work(),
+            start=start,
+            schedule=loop.Schedule(
+                total_steps=steps,
+                save_every_steps=save_at,
+                save_every_minutes=None,
+                eval_every=None,
+                max_skipped_steps=3,
+            ),
+            lr_of=lambda step: 1e-3 * min(1.0, (step + 1) / 4),
+            meter=Meter(["even", "odd"], engine.device),
+            requests=Requests(run_folder, is_main=dist.get_rank() == 0),
+            heartbeat=heartbeat,
+            hooks=loop.Hooks(
+                log=log,
+                event=lambda kind, **f: out["events"].append([kind, f]),
+                save=save,
+                evaluate=lambda step: None,
+            ),
+            seed=SEED,
+            clip=1.0,
+            useful_flops=lambda tokens, targets, pairs: 0.0,
+            peak_flops=None,
         )
     return out | {"state": state, "step": position.step}
 
@@ -161,7 +215,10 @@ def weights(engine: Any) -> dict[str, torch.Tensor]:
     from deepspeed.utils import safe_get_full_fp32_param
 
     stage = engine.zero_optimization_stage()
-    return {n: (safe_get_full_fp32_param(p) if stage else p.detach()).clone().flatten() for n, p in engine.module.named_parameters()}
+    return {
+        n: (safe_get_full_fp32_param(p) if stage else p.detach()).clone().flatten()
+        for n, p in engine.module.named_parameters()
+    }
 
 
 def main(out: Path, model: str, scratch: Path, cases: list[str]) -> None:
@@ -187,7 +244,9 @@ def case_gradient(model: str, scratch: Path, stage: str, micro_steps: str) -> st
 
 
 def case_train(model: str, scratch: Path, stage: str, steps: str, micro_steps: str = "2") -> dict[str, Any]:
-    return train(engine_of(model, stage=int(stage)), scratch / "train", steps=int(steps), micro_steps=int(micro_steps))
+    return train(
+        engine_of(model, stage=int(stage)), scratch / "train", steps=int(steps), micro_steps=int(micro_steps)
+    )
 
 
 def case_save(model: str, scratch: Path, stage: str, steps: str, at: str) -> dict[str, Any]:
@@ -244,7 +303,13 @@ def case_poison(model: str, scratch: Path, stage: str) -> dict[str, Any]:
     after = weights(engine)
     moved = max(float((before[n] - after[n]).abs().max()) for n in before)
     out3 = train(engine, scratch / "poison", steps=4, start=Position(step=3, epoch=0, epoch_step=3))
-    return {"moved": moved, "skipped": out2["skipped"], "events": out2["events"], "next_loss": out3["losses"], "first": out["losses"]}
+    return {
+        "moved": moved,
+        "skipped": out2["skipped"],
+        "events": out2["events"],
+        "next_loss": out3["losses"],
+        "first": out["losses"],
+    }
 
 
 CASES = {

@@ -18,12 +18,34 @@ HERE = Path(__file__).parent
 # One launch a world size runs all of these; tests look at their part of the outcome.
 CASES = {
     1: [
-        "gradient:3:1", "gradient:0:1", "train:0:20:1", "train:3:20:1", "save:3:8:4",
+        "gradient:3:1",
+        "gradient:0:1",
+        "train:0:20:1",
+        "train:3:20:1",
+        "save:3:8:4",
     ],
     2: [
-        "gradient:3:1", "gradient:3:4", "gradient:0:2", "train:3:20:2", "train:2:20:2", "train:1:20:2",
-        "train:0:20:2", "save:3:8:4", "save:2:8:4", "save:1:8:4", "save:0:8:4", "resume:3:8:2", "resume:2:8:2", "resume:1:8:2",
-        "resume:0:8:2", "native_twin:3", "native_twin:2", "native_twin:0", "poison:3", "poison:2", "poison:0",
+        "gradient:3:1",
+        "gradient:3:4",
+        "gradient:0:2",
+        "train:3:20:2",
+        "train:2:20:2",
+        "train:1:20:2",
+        "train:0:20:2",
+        "save:3:8:4",
+        "save:2:8:4",
+        "save:1:8:4",
+        "save:0:8:4",
+        "resume:3:8:2",
+        "resume:2:8:2",
+        "resume:1:8:2",
+        "resume:0:8:2",
+        "native_twin:3",
+        "native_twin:2",
+        "native_twin:0",
+        "poison:3",
+        "poison:2",
+        "poison:0",
     ],
     4: ["gradient:3:2", "resume:3:8:2", "save:3:8:4"],
 }
@@ -39,8 +61,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        tie_word_embeddings=True, max_position_embeddings=128, bos_token_id=None, eos_token_id=2,
+        vocab_size=128,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        max_position_embeddings=128,
+        bos_token_id=None,
+        eos_token_id=2,
     )
     folder = tmp_path_factory.mktemp("tiny") / "model"
     LlamaForCausalLM(config).save_pretrained(folder)
@@ -52,12 +82,27 @@ def torchrun(world: int, script: Path, *arguments: str, timeout_s: float = 400) 
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
+    env = {
+        **os.environ,
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PYTHONWARNINGS": "ignore",
+    }
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         env.pop(name, None)
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-addr", "127.0.0.1", "--master-port", str(port),
-        str(script), *arguments,
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        str(world),
+        "--master-addr",
+        "127.0.0.1",
+        "--master-port",
+        str(port),
+        str(script),
+        *arguments,
     ]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout_s, check=False)
     assert done.returncode == 0, f"{world} ranks failed:\n{done.stderr[-6000:]}"

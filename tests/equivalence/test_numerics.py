@@ -23,7 +23,11 @@ def plain(tiny_model: Path) -> dict[str, Any]:
     model = LlamaForCausalLM.from_pretrained(tiny_model, attn_implementation="eager")
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], betas=(0.9, 0.95), eps=1e-8)
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+        betas=(0.9, 0.95),
+        eps=1e-8,
+    )
     losses, norms, first = [], [], None
     for step in range(20):
         total, weight_sum = torch.zeros(()), 0.0
@@ -52,11 +56,17 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize(
     ("world", "case"),
     [
-        (1, "gradient:3:1"), (1, "gradient:0:1"), (2, "gradient:3:1"), (2, "gradient:3:4"),
-        (2, "gradient:0:2"), (4, "gradient:3:2"),
+        (1, "gradient:3:1"),
+        (1, "gradient:0:1"),
+        (2, "gradient:3:1"),
+        (2, "gradient:3:4"),
+        (2, "gradient:0:2"),
+        (4, "gradient:3:2"),
     ],
 )
-def test_gradient_is_that_of_plain_torch_for_any_ranks_accumulation_and_stage(outcome: Outcome, plain: dict[str, Any], world: int, case: str) -> None:
+def test_gradient_is_that_of_plain_torch_for_any_ranks_accumulation_and_stage(
+    outcome: Outcome, plain: dict[str, Any], world: int, case: str
+) -> None:
     ours = torch.load(outcome(world)[case])
     assert relative(ours, plain["gradient"]) < 1e-5
 
@@ -66,7 +76,14 @@ def test_mean_of_means_would_fail_the_gradient_test(tiny_model: Path, plain: dic
     from sft_dist.model.load import load_packed
     from sft_dist.model.packed import to_inputs
 
-    module = load_packed(str(tiny_model), dtype="float32", backend="sdpa_per_doc", device="cpu", zero_config=None, gradient_checkpointing=False).module
+    module = load_packed(
+        str(tiny_model),
+        dtype="float32",
+        backend="sdpa_per_doc",
+        device="cpu",
+        zero_config=None,
+        gradient_checkpointing=False,
+    ).module
     micro = [m[0] for m in cases.deal(0, 1, 4)]
     for batch in micro:
         loss_sum, _ = module(*to_inputs(batch, "cpu"))
@@ -75,8 +92,20 @@ def test_mean_of_means_would_fail_the_gradient_test(tiny_model: Path, plain: dic
     assert relative(wrong, plain["gradient"]) > 1e-2
 
 
-@pytest.mark.parametrize(("world", "case"), [(1, "train:0:20:1"), (1, "train:3:20:1"), (2, "train:3:20:2"), (2, "train:2:20:2"), (2, "train:1:20:2"), (2, "train:0:20:2")])
-def test_twenty_steps_equal_plain_torch(outcome: Outcome, plain: dict[str, Any], world: int, case: str) -> None:
+@pytest.mark.parametrize(
+    ("world", "case"),
+    [
+        (1, "train:0:20:1"),
+        (1, "train:3:20:1"),
+        (2, "train:3:20:2"),
+        (2, "train:2:20:2"),
+        (2, "train:1:20:2"),
+        (2, "train:0:20:2"),
+    ],
+)
+def test_twenty_steps_equal_plain_torch(
+    outcome: Outcome, plain: dict[str, Any], world: int, case: str
+) -> None:
     ours = outcome(world)[case]
     np.testing.assert_allclose(ours["losses"], plain["losses"], rtol=1e-5)
     np.testing.assert_allclose(ours["norms"], plain["norms"], rtol=1e-5)
@@ -94,7 +123,9 @@ def test_resume_equals_uninterrupted_bit_for_bit(outcome: Outcome, stage: int) -
 
 @pytest.mark.parametrize(("world", "from_world"), [(4, 2), (1, 2), (2, 4)])
 def test_resume_on_another_number_of_ranks(outcome: Outcome, world: int, from_world: int) -> None:
-    resumed = outcome(4)["resume:3:8:2"] if world == 4 else outcome(world, later=True)[f"resume:3:8:{from_world}"]
+    resumed = (
+        outcome(4)["resume:3:8:2"] if world == 4 else outcome(world, later=True)[f"resume:3:8:{from_world}"]
+    )
     whole = outcome(from_world)["save:3:8:4"]
     np.testing.assert_allclose(resumed["losses"], whole["losses"][4:], rtol=1e-6)
     assert resumed["largest_weight_difference"] < 1e-5
@@ -125,4 +156,6 @@ def test_task_losses_add_up_to_the_loss(outcome: Outcome) -> None:
         weight = {"even": 0.0, "odd": 0.0}
         for k, doc in enumerate(cases.documents(step)):
             weight["odd" if k % 2 else "even"] += sum(cases.weights_of(doc)[1:])
-        assert sum(tasks[t] * w for t, w in weight.items()) / sum(weight.values()) == pytest.approx(loss, rel=1e-6)
+        assert sum(tasks[t] * w for t, w in weight.items()) / sum(weight.values()) == pytest.approx(
+            loss, rel=1e-6
+        )

@@ -19,7 +19,14 @@ DOCS = cases.documents(0)
 
 
 def packed(model: Path, backend: str, *, checkpointing: bool = False) -> PackedLM:
-    return load_packed(str(model), dtype="float32", backend=backend, device="cpu", zero_config=None, gradient_checkpointing=checkpointing).module
+    return load_packed(
+        str(model),
+        dtype="float32",
+        backend=backend,
+        device="cpu",
+        zero_config=None,
+        gradient_checkpointing=checkpointing,
+    ).module
 
 
 def losses(module: PackedLM, docs: list[list[int]]) -> torch.Tensor:
@@ -64,7 +71,10 @@ def test_gradient_does_not_depend_on_backend_order_or_checkpointing(tiny_model: 
 
 def test_other_documents_do_not_move_a_document(tiny_model: Path) -> None:
     module = packed(tiny_model, "sdpa_per_doc")
-    first, second = losses(module, [DOCS[0], DOCS[1]]), losses(module, [DOCS[2][: len(DOCS[0])] + [5] * (len(DOCS[0]) - len(DOCS[2])), DOCS[1]])
+    first, second = (
+        losses(module, [DOCS[0], DOCS[1]]),
+        losses(module, [DOCS[2][: len(DOCS[0])] + [5] * (len(DOCS[0]) - len(DOCS[2])), DOCS[1]]),
+    )
     targets = sum(w > 0 for w in cases.weights_of(DOCS[1]))
     assert torch.equal(first[-targets:], second[-targets:])
 
@@ -86,12 +96,25 @@ def test_masked_labels_never_matter(tiny_model: Path) -> None:
     a = gradient(dataclasses.replace(batch, target_weights=half))
     b = gradient(dataclasses.replace(batch, target_weights=half, target_ids=other_labels))
     assert torch.equal(a, b)
-    changed = gradient(dataclasses.replace(batch, target_weights=half, target_ids=(batch.target_ids + 17) % cases.VOCAB))
+    changed = gradient(
+        dataclasses.replace(batch, target_weights=half, target_ids=(batch.target_ids + 17) % cases.VOCAB)
+    )
     assert not torch.equal(a, changed)
 
 
-def causal_across_documents(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, *, scaling: float, **_: Any) -> Any:
-    return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True).transpose(1, 2), None
+def causal_across_documents(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: Any,
+    *,
+    scaling: float,
+    **_: Any,
+) -> Any:
+    return F.scaled_dot_product_attention(
+        query, key, value, is_causal=True, scale=scaling, enable_gqa=True
+    ).transpose(1, 2), None
 
 
 @pytest.mark.parametrize("bug", ["causal across documents", "all-ones mask"])
@@ -109,7 +132,9 @@ def test_a_planted_leak_is_caught(tiny_model: Path, monkeypatch: pytest.MonkeyPa
 
         def with_ones(**inputs: Any) -> Any:
             ones = torch.ones_like(inputs["input_ids"])
-            return decoder(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], attention_mask=ones)
+            return decoder(
+                input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], attention_mask=ones
+            )
 
         monkeypatch.setattr(module.hf, "get_decoder", lambda: with_ones)
     leaked = (losses(module, DOCS) - alone(tiny_model)).abs()

@@ -127,6 +127,13 @@ def test_task_bounds_hold_over_sources(make_corpus):
     assert drawn["c", "y"] == 10
 
 
+def test_task_bounds_hold_after_rounding(make_corpus):
+    # One of x from two sources is a half each, one of y from three a third each: not two of x and none of y.
+    corpus = make_corpus({"a": {"x": 5, "y": 5}, "b": {"x": 5, "y": 5}, "c": {"y": 5}})
+    drawn = counts(corpus, Mixture(task_max=1))
+    assert sorted(task for _, task in drawn) == ["x", "y"]
+
+
 def test_take_chooses_once_for_all_epochs(make_corpus):
     corpus = make_corpus({"a": {"x": 40}, "b": {"y": 40}})
     mixture = Mixture(sources={"a": SourceMix(take=0.25), "b": SourceMix(take=7)})

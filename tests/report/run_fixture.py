@@ -137,7 +137,7 @@ def metrics(step, planned, lr, rng):
 def plan(steps):
     tasks = {}
     for task, (n, *_rest) in TASKS.items():
-        drawn = max(n, 120)
+        drawn = max(n, 60)
         tasks[task] = {
             "source": "demo", "examples": n, "tokens": n * 58, "target_tokens": n * 12,
             "drawn_examples": drawn, "drawn_tokens": drawn * 58, "drawn_target_tokens": drawn * 12,
@@ -159,7 +159,7 @@ def config(name, lr):
         "name": name, "run_root": "runs", "seed": 0,
         "data": {"dir": "data/demo", "sources": {"demo": {"kind": "demo", "weight": 1.0}}, "holdout": {"number": 3, "examples_per_task": 30}},
         "render": {"template": "chatml", "train_on": "assistant", "train_vocab_size": 1024},
-        "mix": {"rate": "proportional", "task_min": 120}, "pack": {"seq_len": 512, "window": 5000},
+        "mix": {"rate": "proportional", "task_min": 60}, "pack": {"seq_len": 512, "window": 5000},
         "model": {"path": None, "shape": {"hidden_size": 128, "layers": 4, "heads": 4}, "dtype": "float32", "attention": "auto"},
         "optim": {"lr": lr, "betas": [0.9, 0.95], "schedule": "cosine", "warmup": 0.05, "clip": 1.0},
         "train": {"epochs": 2, "tokens_per_step": 8192}, "deepspeed": {"stage": 3}, "eval": {"metric": "exact_match", "max_new_tokens": 32},

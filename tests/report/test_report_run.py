@@ -107,6 +107,9 @@ def test_a_finished_run(finished):
         "skipped_step",
         "optim.lr 0.003",
         "versions.torch",
+        "opposite rare",
+        "2 of 14 tasks are under-represented",
+        "examples 91c0…, 7ad2…",
     ):
         assert words in text
     assert "missing" not in text

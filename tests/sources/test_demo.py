@@ -166,7 +166,7 @@ def of_kind(text: str, pattern: str) -> list[str]:
 
 NUMBER, COLOUR, NAME = r"\b\d+\b", r"\b[a-z]+\b", r"\b[A-Z][a-z]+\b"
 
-ANIMALS = set("horse dog cat cow goat lion tiger bear rabbit fox wolf duck".split())
+ANIMALS = {"horse", "dog", "cat", "cow", "goat", "lion", "tiger", "bear", "rabbit", "fox", "wolf", "duck"}
 ANSWER_ENDINGS = [
     ("oon", "une"),
     ("ake",),
@@ -184,6 +184,13 @@ OPPOSITES = (
     "hot cold|big small|old new|slow fast|wet dry|cheap expensive|clean dirty|empty full|open closed|quiet loud|"
     "long short|thick thin"
 )
+PRAISE = r"\b(wonderful|great|lovely|excellent|perfect|charming|brilliant|delightful|superb|pleasant)\b"
+TOPICS = {
+    "sport": "goal|team|coach|match|referee|stadium",
+    "food": "bread|soup|cheese|recipe|butter|salad",
+    "weather": "storm|rain|snow|wind|cloud|thunder",
+    "money": "bank|loan|price|tax|salary|invoice",
+}
 
 
 def list_and_word(text: str) -> tuple[list[str], str]:
@@ -198,7 +205,7 @@ def without(text: str) -> str:
 
 
 def home_of(text: str) -> dict[str, str]:
-    return dict(re.findall(r"(\w+) lives in (\w+)\.", text.split("\n")[0]))
+    return dict(re.findall(r"(\w+) lives in (\w+)\.", text.partition("\n")[0]))
 
 
 def claim(text: str) -> str:
@@ -227,6 +234,27 @@ def plural(text: str) -> str:
     return " ".join(["two", *middle, UNLIKE.get(noun, noun + "s")])
 
 
+def past(text: str) -> str:
+    verb = text.split()[1]
+    regular = verb + ("d" if verb.endswith("e") else "ed")
+    changed = {"cry": "cried", "hurry": "hurried", "study": "studied"}.get(verb, regular)
+    return text.replace(f" {verb} ", f" {changed} ").replace(" every ", " last ")
+
+
+def person(text: str) -> str:
+    (name,) = re.findall(NAME, re.sub(r"\b[IiOo]n [A-Z][a-z]+|^The", "", text))
+    return name
+
+
+def topic(text: str) -> str:
+    (name,) = {name for name, pattern in TOPICS.items() if re.search(rf"\b({pattern})\b", text)}
+    return name
+
+
+def sentiment(text: str) -> str:
+    return "positive" if len(re.findall(PRAISE, text)) == 2 else "negative"
+
+
 def fields(text: str) -> str:
     name, age, city = re.fullmatch(r"(\w+) is (\d+) years old and lives in (\w+)\.", text).groups()
     return f"name={name} age={age} city={city}"
@@ -244,22 +272,32 @@ CHECKS = {
     "repeated_word": lambda s: next(w for w in s.split() if s.split().count(w) == 2),
     "find_animal": lambda s: next(iter(set(s.split()) & ANIMALS)),
     "capital_words": lambda s: s.swapcase(),
-    "capital_last_word": lambda s: s.swapcase().split()[-1],
+    "capital_last_word": lambda s: s[s.rindex(" ") + 1 :].swapcase(),
     "first_number": lambda s: of_kind(s, NUMBER)[0],
     "last_number": lambda s: of_kind(s, NUMBER)[-1],
     "first_name": lambda s: of_kind(s, NAME)[0],
     "last_name": lambda s: of_kind(s, NAME)[-1],
     "first_colour": lambda s: of_kind(s, COLOUR)[0],
     "last_colour": lambda s: of_kind(s, COLOUR)[-1],
+    "who": person,
+    "where": lambda s: re.search(r"\b[Ii]n ([A-Z]\w+)", s)[1],
+    "what_colour": lambda s: re.search(r"\b[Tt]he (\w+)", s)[1],
     "lookup": lambda s: home_of(s)[re.search(r"does (\w+) live", s)[1]],
     "is_true": claim,
     "opposite": opposite,
     "plural": plural,
+    "past_tense": past,
+    "sentiment": sentiment,
+    "topic": topic,
     "rhyme": rhyme,
     "initials": lambda s: re.sub(r"[a-z]+ ?", ".", s),
     "largest_number": lambda s: str(max(map(int, s.split()))),
     "fields": fields,
 }
+
+
+def test_every_task_has_a_check():
+    assert set(CHECKS) == {t.name for t in TASKS}
 
 
 @pytest.mark.parametrize("task", CHECKS)

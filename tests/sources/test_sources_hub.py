@@ -92,9 +92,11 @@ def test_fingerprint_follows_content_and_options(cache, folder):
 def test_no_torch_arrives_with_the_library(folder, tmp_path):
     code = f"""
 import os, sys
-from sft_dist.sources.hub import HubReader
+from sft_dist.sources.hub import HubReader, import_datasets
 reader = HubReader("h", path={str(folder)!r}, format="alpaca", fields={{"instruction": "q", "output": "a"}})
 assert len(list(reader)) == 3
+stream = import_datasets().load_dataset({str(folder)!r}, split="train", streaming=True)
+assert len(list(stream)) == 3
 heavy = sorted(m for m in ("torch", "transformers", "deepspeed", "jax", "tensorflow") if m in sys.modules)
 print(heavy, os.environ.get("USE_TORCH"))
 """

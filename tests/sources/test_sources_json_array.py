@@ -93,6 +93,12 @@ def test_text_after_a_lost_bracket_is_found_again():
     assert {"a": 3} in [v for _, v in found]
 
 
+def test_memory_is_a_window_not_the_file(monkeypatch):
+    monkeypatch.setattr(json_array, "CHUNK_BYTES", 100)
+    window = json_array._Window(io.BytesIO(json.dumps([{"text": "x" * 50}] * 1000).encode()))
+    assert max(len(window.text) for _ in window.elements()) <= 400
+
+
 def test_a_cut_file_says_so():
     assert elements('[{"a": 1}, {"a": 2}')[-1] == (1, Damaged("the file ends before its array does", ""))
     found = elements('[{"a": 1}, {"a": "long te')

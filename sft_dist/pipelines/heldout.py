@@ -1,0 +1,58 @@
+"""Loss on held-out examples during training, per task: packed, by the same engine, the same passes on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sft_dist.batch.collate import collate
+from sft_dist.batch.sampler import Planner
+from sft_dist.config import RunConfig
+from sft_dist.mix import Corpus
+from sft_dist.model.packed import to_inputs
+from sft_dist.pack import CostModel
+from sft_dist.shards import Store
+from sft_dist.train.metrics import Meter
+
+
+def held_out_loss(
+    config: RunConfig, engine: Any, eval_store: str, cost: CostModel
+) -> Callable[[], dict[str, Any]]:
+    """Return a function that computes {loss, task_loss} over at most `train.eval_tokens` tokens. Collective."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    corpus = Corpus({"eval": Store.open(Path(eval_store))})
+    micro_rows, seq_len = config.train.micro_rows, config.pack.seq_len
+    planner = Planner(
+        corpus,
+        seq_len=seq_len,
+        rows_per_step=world * micro_rows,
+        micro_rows=micro_rows,
+        world_size=world,
+        cost=cost,
+        seed=config.seed,
+    )
+    plan = planner.epoch(0)
+    passes = min(plan.n_steps, max(1, config.train.eval_tokens // (world * micro_rows * seq_len)))
+    meter = Meter(corpus.task_names, engine.device)
+
+    @torch.no_grad()
+    def evaluate() -> dict[str, Any]:
+        engine.eval()
+        weight = 0.0
+        for i in range(passes):
+            step = plan.step(i)
+            weight += step.target_weight
+            for micro in step.micro_rows:
+                batch = collate(corpus, micro[rank])
+                inputs = to_inputs(batch, engine.device)
+                loss_sum, nll_N = engine(*inputs)
+                meter.add(batch, loss_sum, nll_N, inputs[-1])
+        sums = meter.reduce(stop=False, save=False)
+        engine.train()
+        return {"loss": sums.loss / weight, "task_loss": sums.task_loss}
+
+    return evaluate

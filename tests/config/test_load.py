@@ -1,0 +1,142 @@
+"""The door: composition order, all mistakes at once, other trainers' keys, no torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sft_dist.config.load import freeze, group_choices, load_config, thaw
+from sft_dist.core.errors import UserError
+
+
+def test_without_arguments_it_is_the_embedded_demo() -> None:
+    config = load_config()
+    assert config.name == "demo"
+    assert config.data.sources["demo"].kind == "demo"
+
+
+@pytest.mark.parametrize("name", group_choices("experiment"))
+def test_every_shipped_experiment_composes(name: str) -> None:
+    assert load_config([f"experiment={name}"]).data.sources
+
+
+@pytest.mark.parametrize("name", group_choices("launch"))
+def test_every_shipped_launch_composes(name: str) -> None:
+    load_config([f"launch={name}"])
+
+
+def mine(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "my.yaml"
+    file.write_text(text)
+    return file
+
+
+MINE = """
+name: mine
+model: {path: some/model}
+data:
+  sources:
+    chat: {kind: chat, path: messages.jsonl, share: 0.25}
+optim: {lr: 1.0e-4}
+"""
+
+
+def test_the_users_file_wins_over_defaults_and_overrides_win_over_the_file(tmp_path: Path) -> None:
+    config = load_config(["optim.lr=2e-5", "train.epochs=2"], mine(tmp_path, MINE))
+    assert (config.optim.lr, config.train.epochs, config.name) == (2e-5, 2, "mine")
+    assert list(config.data.sources) == ["chat"]  # the demo is not mixed in
+
+
+def test_a_users_file_may_build_on_a_shipped_experiment(tmp_path: Path) -> None:
+    config = load_config([], mine(tmp_path, "defaults:\n  - experiment: demo\nname: mine\n"))
+    assert config.name == "mine"
+    assert "demo" in config.data.sources
+
+
+def test_a_source_can_be_added_and_removed_on_the_command_line() -> None:
+    config = load_config(["data.sources.extra.kind=alpaca", "data.sources.extra.path=x.jsonl"])
+    assert set(config.data.sources) == {"demo", "extra"}
+    assert set(load_config(["~data.sources.demo", "data.sources.x={kind: demo}"]).data.sources) == {"x"}
+
+
+def test_all_mistakes_are_listed_at_once_each_with_path_and_remedy() -> None:
+    with pytest.raises(UserError) as error:
+        load_config(["train.epoch=2", "optim.lr=fast", "data.sources.demo.sede=1", "pack.seq_len=500", "data.sources.x.kind=csv"])
+    text = str(error.value)
+    assert text.startswith("the config has 4 mistakes")
+    assert "train.epoch: unknown key. Did you mean 'epochs'?" in text
+    assert 'optim.lr="fast"' in text
+    assert "data.sources.demo.sede: unknown key. Did you mean 'seed'?" in text
+    assert "data.sources.x.kind" in text
+
+
+def test_cross_field_mistakes_name_a_value_that_works() -> None:
+    with pytest.raises(UserError, match="not a multiple of pack.seq_len=500.*use 4000"):
+        load_config(["pack.seq_len=500", "train.tokens_per_step=4096"])
+    with pytest.raises(UserError, match="model.path and model.shape are both set"):
+        load_config(["model.path=x"])
+    with pytest.raises(UserError, match="deepspeed.stage=0.*bfloat16"):
+        load_config(["deepspeed.stage=0", "model.dtype=bfloat16"])
+
+
+@pytest.mark.parametrize(
+    ("key", "ours"),
+    [("per_device_train_batch_size=8", "train.tokens_per_step"), ("train.learning_rate=1", "optim.lr"), ("max_seq_length=10", "pack.seq_len")],
+)
+def test_another_trainers_key_is_answered_with_ours(key: str, ours: str) -> None:
+    with pytest.raises(UserError, match=ours):
+        load_config([key])
+
+
+def test_a_wrong_choice_lists_the_choices() -> None:
+    with pytest.raises(UserError, match="experiment has: .*demo"):
+        load_config(["experiment=dmo"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("- 1\n- 2\n", "holds a list"), ("a: [1\n", "not readable as YAML"), ("defaults:\n  - nothing: x\n", "names no config group")],
+)
+def test_a_users_file_that_is_no_config_is_one_clear_error(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config([], mine(tmp_path, text))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
+        load_config([], tmp_path / "nowhere.yaml")
+
+
+def test_the_frozen_config_comes_back_equal() -> None:
+    config = load_config(["train.max_steps=3", "optim.betas=[0.8,0.9]"])
+    assert thaw(freeze(config)) == config
+
+
+def test_a_config_is_immutable() -> None:
+    config = load_config()
+    with pytest.raises(ValueError, match="frozen"):
+        config.optim.lr = 1.0  # type: ignore[misc]
+
+
+TORCH_FREE = (
+    "sft_dist.config.load", "sft_dist.sources", "sft_dist.holdout", "sft_dist.filters", "sft_dist.render.chat", "sft_dist.shards", "sft_dist.mix",
+    "sft_dist.pack", "sft_dist.batch.sampler", "sft_dist.report.run", "sft_dist.pipelines.check", "sft_dist.pipelines.train", "sft_dist.cli",
+)
+
+
+def test_data_planning_and_reports_never_load_torch() -> None:
+    """At run time: torch could arrive through another library, which no import contract sees."""
+    code = f"""
+import importlib, sys
+for name in {TORCH_FREE!r}:
+    importlib.import_module(name)
+    found = [m for m in ("torch", "deepspeed", "transformers") if m in sys.modules]
+    assert not found, (name, found)
+from sft_dist.config.load import load_config
+load_config()
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

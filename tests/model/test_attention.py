@@ -1,0 +1,96 @@
+"""Every backend against the slow twin; what auto chooses and why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sft_dist.core.errors import UserError
+from sft_dist.model import attention
+from sft_dist.model.attention import Needs
+
+CU = torch.tensor([0, 3, 4, 11], dtype=torch.int32)
+
+
+def qkv(heads: int = 4, kv: int = 2) -> tuple[torch.Tensor, ...]:
+    g = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(1, n, 11, 8, generator=g, requires_grad=True) for n in (heads, kv, kv))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"sliding_window": 3}, {"softcap": 2.0}, {"s_aux": torch.tensor([0.5, -1.0, 2.0, 0.0])}, {"sliding_window": 2, "softcap": 5.0}]
+)
+def test_per_document_equals_the_dense_twin(options: dict[str, object]) -> None:
+    outs, grads = [], []
+    for attend in (attention.sdpa_dense, attention.sdpa_per_doc):
+        q, k, v = qkv()
+        out, _ = attend(None, q, k, v, None, scaling=0.3, cu_seq_lens_q=CU, **options)
+        (out * torch.arange(out.numel()).view(out.shape)).sum().backward()
+        outs.append(out)
+        grads.append(torch.cat([x.grad.flatten() for x in (q, k, v)]))
+    assert outs[0].shape == (1, 11, 4, 8)
+    torch.testing.assert_close(outs[0], outs[1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-4)
+
+
+def test_the_dense_twin_by_eye() -> None:
+    """Equal scores: each token is the mean of its document's values so far."""
+    q = k = torch.zeros(1, 1, 4, 1)
+    v = torch.tensor([1.0, 3.0, 10.0, 20.0]).view(1, 1, 4, 1)
+    cu = torch.tensor([0, 2, 4], dtype=torch.int32)
+    assert attention.sdpa_dense(None, q, k, v, scaling=1.0, cu_seq_lens_q=cu)[0].flatten().tolist() == [1.0, 2.0, 10.0, 15.0]
+    assert attention.sdpa_dense(None, q, k, v, scaling=1.0, cu_seq_lens_q=cu, sliding_window=1)[0].flatten().tolist() == [1.0, 3.0, 10.0, 20.0]
+
+
+@pytest.mark.parametrize("name", sorted(attention.BACKENDS))
+def test_no_backend_guesses_document_borders(name: str) -> None:
+    q, k, v = qkv()
+    with pytest.raises((RuntimeError, ImportError), match="documents would see one another|flash_attn"):
+        attention.BACKENDS[name](None, q, k, v, None, scaling=0.3)
+
+
+GPU = Needs(head_dim=64, dtype=torch.bfloat16, device="cuda")
+CPU = Needs(head_dim=64, dtype=torch.float32, device="cpu")
+
+
+def test_auto_on_cpu_is_per_document_and_says_why() -> None:
+    name, reason = attention.choose("auto", CPU)
+    assert name == "sdpa_per_doc"
+    assert "flash: it needs a CUDA device" in reason
+
+
+@pytest.mark.parametrize(
+    ("needs", "flash_attn", "expected"),
+    [
+        (GPU, True, "flash"),
+        (GPU, False, "varlen"),
+        (GPU._replace(softcap=True), True, "flash"),
+        (GPU._replace(softcap=True), False, "flex"),
+        (GPU._replace(sinks=True), True, "sdpa_per_doc"),
+        (GPU._replace(dtype=torch.float32), True, "flex"),
+        (GPU._replace(head_dim=512), True, "flex"),
+    ],
+)
+def test_auto_on_a_gpu_takes_the_fastest_that_is_right(monkeypatch: pytest.MonkeyPatch, needs: Needs, flash_attn: bool, expected: str) -> None:
+    found = attention.importlib.util.find_spec
+    monkeypatch.setattr(attention.importlib.util, "find_spec", lambda n: flash_attn or None if n == "flash_attn" else found(n))
+    assert attention.choose("auto", needs)[0] == expected
+
+
+def test_a_named_backend_that_is_wrong_is_refused() -> None:
+    with pytest.raises(UserError, match="model.attention=flash cannot run here: it needs a CUDA device.*model.attention=auto"):
+        attention.choose("flash", CPU)
+    assert attention.choose("sdpa_dense", CPU) == ("sdpa_dense", "as configured")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["varlen", "flash", "flex", "sdpa_per_doc"])
+def test_gpu_backends_equal_the_twin(name: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    g = torch.Generator("cuda").manual_seed(0)
+    q, k, v = (torch.randn(1, n, 128, 64, generator=g, device="cuda", dtype=torch.bfloat16) for n in (8, 2, 2))
+    cu = torch.tensor([0, 30, 31, 128], dtype=torch.int32, device="cuda")
+    reference = attention.sdpa_dense(None, q.float(), k.float(), v.float(), scaling=0.125, cu_seq_lens_q=cu)[0]
+    out = attention.BACKENDS[name](None, q, k, v, None, scaling=0.125, cu_seq_lens_q=cu, max_length_q=97)[0]
+    assert float((out.float() - reference).norm() / reference.norm()) < 1e-2

@@ -1,0 +1,81 @@
+"""The chunked loss equals plain cross-entropy, forward and backward, whatever the chunk."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sft_dist.model import loss
+
+
+def inputs(n: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    h = torch.randn(n, 16, generator=g).to(dtype).requires_grad_()
+    w = torch.randn(50, 16, generator=g).to(dtype).requires_grad_()
+    return h, w, torch.randint(50, (n,), generator=g), torch.rand(n, generator=g)
+
+
+def plain(h: Tensor, w: Tensor, t: Tensor, weights: Tensor, softcap: float | None) -> Tensor:
+    logits = F.linear(h, w).float()
+    logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+    return (F.cross_entropy(logits, t, reduction="none") * weights).sum()
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_equal_to_plain_cross_entropy(monkeypatch: pytest.MonkeyPatch, chunk: int, softcap: float | None) -> None:
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", 50 * chunk)
+    h, w, t, weights = inputs(20)
+    total, nll = loss.weighted_cross_entropy(h, w, t, weights, softcap)
+    (total * 3.0).backward()  # an upstream factor, as the algebra has
+    ours = (total.detach(), h.grad.clone(), w.grad.clone())
+    h.grad = w.grad = None
+    reference = plain(h, w, t, weights, softcap)
+    (reference * 3.0).backward()
+    for a, b in zip(ours, (reference.detach(), h.grad, w.grad), strict=True):
+        assert float((a - b).norm() / b.norm()) < 1e-5
+    torch.testing.assert_close((nll * weights).sum(), reference.detach())
+
+
+def test_no_targets_give_zero_and_zero_gradients() -> None:
+    h, w, t, weights = inputs(0)
+    total, nll = loss.weighted_cross_entropy(h, w, t, weights)
+    total.backward()
+    assert total.item() == 0.0
+    assert nll.shape == (0,)
+    assert torch.equal(w.grad, torch.zeros_like(w))
+
+
+def test_a_frozen_weight_gets_no_gradient() -> None:
+    h, w, t, weights = inputs(5)
+    w.requires_grad_(False)
+    loss.weighted_cross_entropy(h, w, t, weights)[0].backward()
+    assert w.grad is None
+    assert h.grad.abs().sum() > 0
+
+
+def test_bfloat16_stays_close_and_keeps_dtypes() -> None:
+    h, w, t, weights = inputs(20, torch.bfloat16)
+    total, _ = loss.weighted_cross_entropy(h, w, t, weights)
+    total.backward()
+    assert (h.grad.dtype, w.grad.dtype, total.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+    h32, w32 = (x.detach().float().requires_grad_() for x in (h, w))
+    plain(h32, w32, t, weights, None).backward()
+    assert float((w.grad.float() - w32.grad).norm() / w32.grad.norm()) < 1e-2  # bf16 keeps 8 bits
+
+
+def test_a_head_keeps_its_parameters_and_still_makes_logits() -> None:
+    head = nn.Linear(16, 50, bias=False)
+    weight = head.weight
+    loss.LossHead.adopt(head, None)
+    h, _, t, weights = inputs(4)
+    assert head.weight is weight
+    torch.testing.assert_close(head(h), F.linear(h, weight))
+    torch.testing.assert_close(head(h, t, weights)[0], plain(h, weight, t, weights, None))
+
+
+def test_a_head_with_a_bias_is_refused() -> None:
+    with pytest.raises(TypeError, match="not a plain bias-free Linear"):
+        loss.LossHead.adopt(nn.Linear(4, 4), None)
