@@ -14,6 +14,7 @@ from sft_dist.pipelines.plan import Summary, cost_model, make_planner, open_corp
 from sft_dist.pipelines.prepare import Prepared, prepare
 from sft_dist.pipelines.select import training_examples
 from sft_dist.sources import open_source
+from sft_dist.train.zero import check_extra
 
 
 def check(config: RunConfig, *, limit: int) -> Summary:
@@ -26,6 +27,7 @@ def check(config: RunConfig, *, limit: int) -> Summary:
     Raises:
         UserError: For anything that preparation or planning would refuse.
     """
+    check_extra(config.deepspeed.extra)
     model = config.model.path
     if (
         model

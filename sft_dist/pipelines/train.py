@@ -17,6 +17,7 @@ from sft_dist.pipelines.launch import failure, ranks_of, run_ranks
 from sft_dist.pipelines.prepare import Prepared, prepare
 from sft_dist.pipelines.watch import Watcher
 from sft_dist.shards import Store
+from sft_dist.train.zero import check_extra
 
 RANK = "sft_dist.pipelines.rank"
 
@@ -52,6 +53,7 @@ def set_up(config: RunConfig, prepared: Prepared, folder: RunFolder) -> None:
     Raises:
         UserError: When the folder holds a run that this config cannot continue.
     """
+    check_extra(config.deepspeed.extra)
     if config.checkpoint.resume == "never" and folder.path.exists():
         aside = folder.path.with_name(f"{folder.path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
         with folder.lock():

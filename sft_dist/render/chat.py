@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from sft_dist.core.errors import UserError, nearest
-from sft_dist.core.records import Drop, Example, Role, Tokens
+from sft_dist.core.errors import UserError
+from sft_dist.core.records import Drop, Example, Message, Role, Tokens, make_example
 from sft_dist.core.store import fingerprint
-from sft_dist.render.builtin import BUILTINS, BuiltinTemplate, Split, jinja_text
+from sft_dist.render.builtin import BUILTINS, BuiltinTemplate, jinja_text
 from sft_dist.render.conversation import Conversation, Thinking, TrainOn, read_conversation
+from sft_dist.render.draft import Draft, Segment
 from sft_dist.render.foreign import ForeignTemplate
 from sft_dist.render.jinja import ChatTemplate
 from sft_dist.render.probe import adopt
+from sft_dist.render.template import control_tokens, find_template, pattern, splitter, with_system
 from sft_dist.render.tokenizer import TextTokenizer
-from sft_dist.render.tokens import Draft, Encoder, Segment
+from sft_dist.render.tokens import Encoder
 
 RENDER_VERSION = 1  # raise it whenever the same example would give other tokens or other spans
 
@@ -68,36 +68,36 @@ class Renderer:
         self.tokenizer = tokenizer
         self.counts: Counter[str] = Counter()
         self._train_on, self._system = train_on, system
-        text, origin, builtin = _find_template(tokenizer, template)
+        text, origin, builtin = find_template(tokenizer, template)
         if builtin is not None:
             writes_bos = tokenizer.bos_id is not None and (tokenizer.adds_bos or BUILTINS[builtin].always_bos)
             text = jinja_text(builtin, thinking=thinking, bos=writes_bos)
-        control = _control_tokens(tokenizer, text)
-        pattern = _pattern(control)
+        control = control_tokens(tokenizer, text)
+        controls = pattern(control)
         self._template: Template
         if builtin is not None:
             self._template = BuiltinTemplate(
                 builtin,
                 tokenizer,
-                split=_splitter(pattern, tokenizer),
+                split=splitter(controls, tokenizer),
                 bos=writes_bos,
                 thinking=thinking,
                 train_empty_think=train_empty_think,
             )
             stops: tuple[str, ...] = (self._template.stop,)
         else:
-            text, stops = adopt(text, tokenizer.specials, pattern, origin)
+            text, stops = adopt(text, tokenizer.specials, controls, origin)
             self._template = ForeignTemplate(
                 ChatTemplate(text, tokenizer.specials, origin),
-                controls=pattern,
-                id_of=lambda token: _id(tokenizer, token),
+                controls=controls,
+                id_of=tokenizer.control_id,
                 stops=stops,
                 thinking=thinking,
                 train_empty_think=train_empty_think,
             )
-        self.template_text = _with_system(text, system)
+        self.template_text = with_system(text, system)
         self.stop_tokens = stops
-        ids = [_id(tokenizer, s) for s in stops]
+        ids = [tokenizer.control_id(s) for s in stops]
         self.stop_ids: tuple[int, ...] = tuple(
             dict.fromkeys([*ids, *([tokenizer.eos_id] if tokenizer.eos_id is not None else [])])
         )
@@ -118,7 +118,7 @@ class Renderer:
         out: list[Tokens | Drop] = []
         drafts: list[Draft] = []
         for example in examples:
-            draft = self._checked(example)
+            draft = self._checked(example, self.counts)
             out.append(draft if isinstance(draft, Drop) else _PENDING)
             if isinstance(draft, Draft):
                 drafts.append(draft)
@@ -156,7 +156,7 @@ class Renderer:
         Raises:
             UserError: The example would be dropped; the message says why.
         """
-        draft = self._checked(example)
+        draft = self._checked(example, Counter())
         conversation = self._read(example)
         if isinstance(draft, Drop) or isinstance(conversation, Drop):
             raise UserError(_unfit(example, draft if isinstance(draft, Drop) else Drop("", "")))
@@ -180,7 +180,7 @@ class Renderer:
             split_thoughts=self._template.splits_thoughts,
         )
 
-    def _checked(self, example: Example) -> Draft | Drop:
+    def _checked(self, example: Example, counts: Counter[str]) -> Draft | Drop:
         """Return the draft of an example after every check that needs no tokens."""
         conversation = self._read(example)
         if isinstance(conversation, Drop):
@@ -189,14 +189,14 @@ class Renderer:
         if isinstance(draft, Drop):
             return draft
         if draft.differs:
-            self.counts["context_differs"] += sum(conversation.turns[i].weight > 0 for i in draft.differs)
+            counts["context_differs"] += sum(conversation.turns[i].weight > 0 for i in draft.differs)
             draft = _without(draft, draft.differs)
         parts = draft.parts
         for a in draft.answers:
             weight = conversation.turns[a.turn].weight
             if not weight or a.turn in draft.differs:
                 continue
-            self.counts["answers"] += 1
+            counts["answers"] += 1
             stops = sum(p.payload in self._stops for p in parts[a.start : a.end])
             if stops != 1 or parts[a.end - 1].payload not in self._stops:
                 return Drop(
@@ -226,16 +226,15 @@ class Renderer:
 
     def _probe(self, origin: str) -> None:
         """Refuse a template that changes what it is given."""
-        from sft_dist.core.records import Message, make_example
-
         said = ("What is 2+2? Say it\nin Words.", "Two and two is Four,\n 4.", "Thanks, and 3+3?", "It is 6.")
         messages = [Message(role=("user", "assistant")[i % 2], content=c) for i, c in enumerate(said)]
         draft: Draft | Drop = Drop("", "")
         for n in (4, 2):  # a template may know one round only
-            draft = self._checked(make_example(task="probe", source="probe", messages=tuple(messages[:n])))
+            draft = self._checked(
+                make_example(task="probe", source="probe", messages=tuple(messages[:n])), Counter()
+            )
             if isinstance(draft, Draft):
                 break
-        self.counts.clear()
         if isinstance(draft, Drop):
             raise UserError(
                 f"{origin} cannot be used for training: {draft.detail}; mend the template, or choose a built-in one with "
@@ -244,68 +243,6 @@ class Renderer:
 
 
 _PENDING = Drop("", "")  # stands for a draft that is still to be encoded
-
-
-def _find_template(tokenizer: TextTokenizer, template: str) -> tuple[str, str, str | None]:
-    """Return (Jinja text, where it came from, built-in name)."""
-    if template in BUILTINS:
-        return "", f"the built-in template {template}", template
-    if template == "auto":
-        if tokenizer.chat_template is None:
-            raise UserError(
-                f"the tokenizer {tokenizer.path} has no chat template, so render.template=auto has nothing to render with; "
-                f"set render.template to one of {', '.join(BUILTINS)} or to a .jinja file"
-            )
-        return tokenizer.chat_template, f"the chat template of {tokenizer.path}", None
-    path = Path(template).expanduser()
-    if path.is_file():
-        return path.read_text(encoding="utf-8"), str(path), None
-    raise UserError(
-        f"render.template={template} is neither a file nor a built-in template; use auto, a .jinja file, or one of "
-        f"{', '.join(BUILTINS)}.{nearest(template, BUILTINS)}"
-    )
-
-
-def _control_tokens(tokenizer: TextTokenizer, text: str) -> frozenset[str]:
-    """Return special tokens and the added tokens that the template names (`<think>`), white space excepted."""
-    return tokenizer.control | {t for t in tokenizer.added if t in text and not t.isspace()}
-
-
-def _pattern(control: frozenset[str]) -> re.Pattern[str]:
-    longest_first = sorted(control, key=lambda t: (-len(t), t))
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-
-
-def _splitter(pattern: re.Pattern[str], tokenizer: TextTokenizer) -> Split:
-    """Return a cached function: literal template text -> control ids and plain text."""
-
-    def split(text: str) -> tuple[int | str, ...]:
-        out: list[int | str] = []
-        position = 0
-        for m in pattern.finditer(text):
-            out += [text[position : m.start()], _id(tokenizer, m.group())]
-            position = m.end()
-        return tuple(p for p in [*out, text[position:]] if p != "")
-
-    return lru_cache(maxsize=4096)(split)
-
-
-def _id(tokenizer: TextTokenizer, token: str) -> int:
-    token_id = tokenizer.id_of(token)
-    assert token_id is not None, token
-    return token_id
-
-
-def _with_system(text: str, system: str | None) -> str:
-    """Return the template with the default system prompt built in."""
-    if system is None:
-        return text
-    quoted = "'" + system.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
-    return (
-        "{%- if not messages | selectattr('role', 'equalto', 'system') | list %}"
-        f"{{%- set messages = [{{'role': 'system', 'content': {quoted}}}] + messages %}}"
-        "{%- endif %}\n" + text
-    )
 
 
 def _without(draft: Draft, turns: Sequence[int]) -> Draft:

@@ -109,6 +109,8 @@ def read_conversation(
     try:
         variables = json.loads(example.template_kwargs) if example.template_kwargs else {}
         tools = tuple(json.loads(t) for t in example.tools)
+        if not isinstance(variables, dict):
+            return Drop("bad_json", f"template_kwargs is no JSON object: {example.template_kwargs}")
     except json.JSONDecodeError as error:
         return Drop("bad_json", f"tools or template_kwargs are not JSON: {error}")
     if example.input_start is not None:

@@ -27,9 +27,9 @@ from sft_dist.render.conversation import (
     drop_thoughts,
     split_reasoning,
 )
+from sft_dist.render.draft import Draft
 from sft_dist.render.jinja import ChatTemplate
 from sft_dist.render.skeleton import CLOSE, MARK, OPEN, SLOT, Region, Skeleton, build, fill
-from sft_dist.render.tokens import Draft
 
 EMPTY_THINK = re.compile(r"<think>\s*</think>\s*")
 CACHE_SHAPES = 4096
@@ -79,6 +79,10 @@ class ForeignTemplate:
 
     def draft(self, conversation: Conversation, generation: bool) -> Draft | Drop:
         """Return the rendered conversation, or why it cannot be rendered faithfully."""
+        if "input_start" in conversation.variables and "input_start" not in self.template.text:
+            # it would give every record a shape of its own
+            rest = {k: v for k, v in conversation.variables.items() if k != "input_start"}
+            conversation = replace(conversation, variables=rest)
         if conversation.tools and "tools" not in self.template.text:
             return Drop(
                 "template_without_tools", "the example has tools, which the chat template would leave out"

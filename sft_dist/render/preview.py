@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import Example
 from sft_dist.render.chat import Renderer
-from sft_dist.render.tokens import Segment
+from sft_dist.render.draft import Segment
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,30 +35,42 @@ def preview_terminal(renderer: Renderer, examples: Sequence[Example], console: C
     legend = Text("  ".join(ROLE_COLOURS))
     for role, colour in ROLE_COLOURS.items():
         legend.highlight_words([role], style=colour)
-    console.print(legend.append("   on green: carries loss", style="black on green"))
+    console.print(legend.append("   on green (or in ⟦⟧): carries loss", style="black on green"))
     for example in examples:
-        title = f"{escape(example.task, quote=False)} · {example.id[:8]}"
+        title = f"{example.task} · {example.id[:8]}"
         try:
             segments = renderer.explain(example)
         except UserError as error:
-            console.print(Panel(Text(str(error), style="red"), title=Text(title), title_align="left", border_style="red"))
+            console.print(
+                Panel(
+                    Text(str(error), style="red"), title=Text(title), title_align="left", border_style="red"
+                )
+            )
             continue
         body = Text()
         for s in segments:
-            body.append_text(_coloured(s))
+            body.append_text(_coloured(s, marks=console.color_system is None))
         console.print(
-            Panel(body, title=Text(title), subtitle=Text(_summary(segments)), title_align="left", subtitle_align="left")
+            Panel(
+                body,
+                title=Text(title),
+                subtitle=Text(_summary(segments)),
+                title_align="left",
+                subtitle_align="left",
+            )
         )
 
 
-def _coloured(s: Segment) -> Text:
+def _coloured(s: Segment, marks: bool) -> Text:
+    """Return the segment's text; `marks` brackets what carries loss where there are no colours."""
     from rich.text import Text
 
     colour = ROLE_COLOURS[s.role]
     style = f"black on {colour}" if s.weight else f"dim {colour}" if s.control else colour
-    text = Text(s.text.replace("\n", "↵\n"), style=style)
+    shown = s.text.replace("\n", "↵\n")
+    text = Text(f"⟦{shown}⟧" if marks and s.weight else shown, style=style)
     if s.weight not in (0.0, 1.0) and s.ids:
-        text.append(f"×{s.weight:g}", style="bold red")
+        text.append(f"*{s.weight:g}", style="bold red")
     return text
 
 
@@ -115,7 +127,9 @@ def preview_html(
 
 
 def _card(renderer: Renderer, example: Example) -> str:
-    title = f"<h3>{escape(example.task)} <small>{escape(example.source)} · {escape(example.id[:8])}</small></h3>"
+    title = (
+        f"<h3>{escape(example.task)} <small>{escape(example.source)} · {escape(example.id[:8])}</small></h3>"
+    )
     try:
         segments = renderer.explain(example)
     except UserError as error:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 from sft_dist.render.conversation import Conversation
-from sft_dist.render.tokens import Answer, Draft, Part
+from sft_dist.render.draft import Answer, Draft, Part
 
 # Private-use characters: no template treats them specially, and records hardly hold them.
 OPEN, CLOSE, MARK = "\ue0f1", "\ue0f2", "\ue0f3"

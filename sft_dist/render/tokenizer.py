@@ -18,7 +18,15 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.store import fingerprint, write_json, write_text
-from sft_dist.render.tokenizer_files import EOS_NAMES, PAD_NAMES, TokenizerFiles, find
+from sft_dist.render.tokenizer_files import (
+    EOS_NAMES,
+    PAD_NAMES,
+    TokenizerFiles,
+    add_missing,
+    drop_prefix,
+    find,
+    kinds,
+)
 
 CHUNK_TEXTS = 1000  # one huge list is slower: its encodings are all alive at once
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
@@ -47,7 +55,7 @@ class TextTokenizer:
             self._json: dict[str, Any] = json.loads(files.tokenizer_json)
             for key in ("truncation", "padding"):  # a saved length limit would cut documents silently
                 self._json[key] = None
-            _add_missing(self._json, files.config)
+            add_missing(self._json, files.config)
             self._tokenizer = Tokenizer.from_str(json.dumps(self._json))
             self._tokenizer.encode_special_tokens = True
         except Exception as error:  # the Rust side raises a bare Exception
@@ -98,6 +106,12 @@ class TextTokenizer:
         """Return the id of a token's text; None where the vocabulary has no such token."""
         return None if token is None else self._tokenizer.token_to_id(token)
 
+    def control_id(self, token: str) -> int:
+        """Return the id of a token that is known to be in the vocabulary."""
+        token_id = self.id_of(token)
+        assert token_id is not None, token
+        return token_id
+
     def text_of(self, token_id: int) -> str:
         """Return the vocabulary's spelling of an id."""
         return self._tokenizer.id_to_token(token_id) or ""
@@ -140,7 +154,7 @@ class TextTokenizer:
             {**t, "special": t["special"] or t["content"] in control} for t in spec["added_tokens"]
         ]
         if glued:
-            _drop_prefix(spec)
+            drop_prefix(spec)
         out = Tokenizer.from_str(json.dumps(spec))
         out.encode_special_tokens = True
         return out
@@ -148,11 +162,11 @@ class TextTokenizer:
     @cached_property
     def byte_widths(self) -> NDArray[np.int32] | None:
         """Bytes of text that each id stands for [vocab_size]; None unless every text is spelled byte by byte."""
-        model, kinds = self._json["model"], _kinds(self._json.get("pre_tokenizer"))
+        model, steps = self._json["model"], kinds(self._json.get("pre_tokenizer"))
         if (
             model.get("type") != "BPE"
             or self._json.get("normalizer") is not None
-            or "ByteLevel" not in kinds
+            or "ByteLevel" not in steps
             or self.prefix
         ):
             return None
@@ -166,7 +180,7 @@ class TextTokenizer:
     @cached_property
     def prefix(self) -> str | None:
         """When a space is put before text: None (never), `first` (start of a document) or `always` (also after a special token)."""
-        return _drop_prefix({k: self._json.get(k) for k in ("normalizer", "pre_tokenizer")})
+        return drop_prefix({k: self._json.get(k) for k in ("normalizer", "pre_tokenizer")})
 
     def save(self, folder: Path, *, template_text: str | None = None, eos: str | None = None) -> None:
         """Write the files that `transformers.AutoTokenizer` opens with the same ids.
@@ -251,55 +265,3 @@ def train_tokenizer(
             tokenizer_json=tokenizer.to_str(), config=config, chat_template=None, path="trained tokenizer"
         )
     )
-
-
-def _add_missing(spec: dict[str, Any], config: dict[str, Any]) -> None:
-    """Add tokens that only tokenizer_config.json lists, at the ids it gives them."""
-    present = {t["content"] for t in spec.get("added_tokens") or []}
-    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    listed: dict[str, dict[str, Any]] = config.get("added_tokens_decoder") or {}
-    for token_id, token in sorted(listed.items(), key=lambda item: int(item[0])):
-        if token["content"] not in present:
-            entry = {
-                "id": int(token_id),
-                "content": token["content"],
-                **{f: bool(token.get(f)) for f in flags},
-            }
-            spec.setdefault("added_tokens", []).append(entry)
-
-
-def _kinds(node: Any) -> set[str]:
-    """Return the types of a pre-tokenizer and its parts."""
-    if not isinstance(node, dict):
-        return set()
-    return {node.get("type", "")}.union(*(_kinds(n) for n in node.get("pretokenizers", ())))
-
-
-def _drop_prefix(spec: dict[str, Any]) -> str | None:
-    """Remove from a tokenizer.json the space it puts before text; return when it was put there.
-
-    Only the two keys of `spec` are replaced; what they held stays as it was.
-    """
-    found: str | None = None
-
-    def walk(node: Any) -> Any:
-        nonlocal found
-        if isinstance(node, list):
-            return [w for n in node if (w := walk(n)) is not None]
-        if not isinstance(node, dict):
-            return node
-        kind = node.get("type")
-        if kind == "Prepend":
-            found = "always"
-            return None
-        if kind == "Metaspace" and node.get("prepend_scheme", "always") != "never":
-            found = "first" if node.get("prepend_scheme") == "first" else "always"
-            return {**node, "prepend_scheme": "never"}
-        if kind == "ByteLevel" and node.get("add_prefix_space"):
-            found = "always"
-            return {**node, "add_prefix_space": False}
-        return {k: walk(v) if k in ("normalizers", "pretokenizers") else v for k, v in node.items()}
-
-    for part in ("normalizer", "pre_tokenizer"):
-        spec[part] = walk(spec.get(part))
-    return found

@@ -143,3 +143,55 @@ def _json(path: Path) -> dict[str, Any]:
             f"{path} does not hold a JSON object, so the tokenizer cannot be read; restore the file"
         )
     return value
+
+
+def add_missing(spec: dict[str, Any], config: dict[str, Any]) -> None:
+    """Add tokens that only tokenizer_config.json lists, at the ids it gives them."""
+    present = {t["content"] for t in spec.get("added_tokens") or []}
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    listed: dict[str, dict[str, Any]] = config.get("added_tokens_decoder") or {}
+    for token_id, token in sorted(listed.items(), key=lambda item: int(item[0])):
+        if token["content"] not in present:
+            entry = {
+                "id": int(token_id),
+                "content": token["content"],
+                **{f: bool(token.get(f)) for f in flags},
+            }
+            spec.setdefault("added_tokens", []).append(entry)
+
+
+def kinds(node: Any) -> set[str]:
+    """Return the types of a pre-tokenizer and its parts."""
+    if not isinstance(node, dict):
+        return set()
+    return {node.get("type", "")}.union(*(kinds(n) for n in node.get("pretokenizers", ())))
+
+
+def drop_prefix(spec: dict[str, Any]) -> str | None:
+    """Remove from a tokenizer.json the space it puts before text; return when it was put there.
+
+    Only the two keys of `spec` are replaced; what they held stays as it was.
+    """
+    found: str | None = None
+
+    def walk(node: Any) -> Any:
+        nonlocal found
+        if isinstance(node, list):
+            return [w for n in node if (w := walk(n)) is not None]
+        if not isinstance(node, dict):
+            return node
+        kind = node.get("type")
+        if kind == "Prepend":
+            found = "always"
+            return None
+        if kind == "Metaspace" and node.get("prepend_scheme", "always") != "never":
+            found = "first" if node.get("prepend_scheme") == "first" else "always"
+            return {**node, "prepend_scheme": "never"}
+        if kind == "ByteLevel" and node.get("add_prefix_space"):
+            found = "always"
+            return {**node, "add_prefix_space": False}
+        return {k: walk(v) if k in ("normalizers", "pretokenizers") else v for k, v in node.items()}
+
+    for part in ("normalizer", "pre_tokenizer"):
+        spec[part] = walk(spec.get(part))
+    return found

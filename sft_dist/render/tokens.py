@@ -9,83 +9,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from sft_dist.core.records import Role, Span, Tokens
+from sft_dist.render.draft import Draft, Part, Segment
 from sft_dist.render.tokenizer import TextTokenizer, encode_chunks
 
 BORDER_CHARS = 24  # a merge across a border never reaches further in practice
 KNOWN_CHARS = 64  # template text and one-word answers come again and again
 KNOWN_TEXTS = 1 << 16
-
-
-class Part(NamedTuple):
-    """A piece of a rendered conversation.
-
-    Attributes:
-        payload: A control token's id, or text that never yields a control token.
-        weight: Loss weight of its tokens.
-        turn: Index of the turn it belongs to; -1 before the first.
-        body: Whether an assistant wrote it (its text and end-of-turn), as opposed to what generation is fed.
-    """
-
-    payload: int | str
-    weight: float
-    turn: int
-    body: bool
-
-
-class Answer(NamedTuple):
-    """Where the answer of an assistant turn lies in a draft, in parts.
-
-    Generation is fed `parts[:start]`; `parts[start:content]` is an empty think block that carries no loss (else
-    `content == start`); `parts[end - 1]` is the end-of-turn token.
-    """
-
-    turn: int
-    start: int
-    content: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A rendered conversation before encoding.
-
-    Attributes:
-        parts: The rendering in order.
-        answers: Where the assistant's answers lie.
-        differs: Assistant turns whose context in this rendering is not what generation would be fed.
-    """
-
-    parts: list[Part]
-    answers: list[Answer]
-    differs: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Segment:
-    """A piece of a rendered conversation with its ids, for people to look at.
-
-    Attributes:
-        text: What it says.
-        role: Whose turn it belongs to.
-        weight: Loss weight of its tokens (0: context only).
-        ids: Its tokens. A token that covers several segments belongs to the one where it starts.
-        control: Whether it is a control token.
-        turn: Index of the turn.
-    """
-
-    text: str
-    role: Role
-    weight: float
-    ids: tuple[int, ...]
-    control: bool
-    turn: int
 
 
 def runs(parts: Sequence[Part]) -> Iterator[tuple[int | str, float, bool, int]]:
@@ -205,10 +139,7 @@ class Encoder:
         ends = np.cumsum([0, *(len(t.ids) for t in tokens)])
         total = np.concatenate([[0], np.cumsum(widths[ids])])
         control = self._control_widths
-        said = [
-            sum([control[p] if isinstance(p, int) else _n_bytes(p) for p, *_ in d.parts])
-            for d in drafts
-        ]
+        said = [sum([control[p] if isinstance(p, int) else _n_bytes(p) for p, *_ in d.parts]) for d in drafts]
         return int(np.count_nonzero(np.diff(total[ends]) != said))
 
     def _plan(

@@ -142,6 +142,8 @@ def test_builtin_equals_itself_as_a_foreign_template(name, loaded, shared_data, 
     (tmp_path / "twin.jinja").write_text(builtin.template_text)
     foreign = Renderer(ours, template=str(tmp_path / "twin.jinja"))
     examples = real_conversations(shared_data)[::3] + real_instructions(shared_data, 60)
+    if name in ("alpaca", "tk-instruct"):  # cut the question in two, which as a foreign template is refused
+        examples = [e for e in examples if e.input_start is None]
     if BUILTINS[name].tools:
         examples += real_tool_conversations(shared_data)
     for a, b in zip(builtin.render(examples), foreign.render(examples), strict=True):

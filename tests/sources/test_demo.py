@@ -263,6 +263,7 @@ def fields(text: str) -> str:
 CHECKS = {
     "first_word": lambda s: s[: s.index(" ")],
     "last_word": lambda s: s[s.rindex(" ") + 1 :],
+    "copy_words": lambda s: s,
     "reverse_words": lambda s: " ".join(s.split()[::-1]),
     "reverse_names": lambda s: " ".join(s.split()[::-1]),
     "sort_words": lambda s: " ".join(sorted(s.split())),

@@ -71,6 +71,11 @@ def _last_word(rng: Rng) -> Pair:
     return _list(words), words[-1]
 
 
+def _copy_words(rng: Rng) -> Pair:
+    words = _words(rng, 3, 6)
+    return _list(words), " ".join(words)
+
+
 def _reverse_words(rng: Rng) -> Pair:
     words = _words(rng, 3, 4)
     return _list(words), " ".join(reversed(words))
@@ -298,6 +303,17 @@ TASKS: tuple[Task, ...] = (
             "Write only the last word.",
             "Which word comes last?",
             "Repeat the last word of this list.",
+        ),
+    ),
+    Task(
+        name="copy_words",
+        make=_copy_words,
+        instructions=(
+            "Copy the words.",
+            "Repeat all words in the same order.",
+            "Write the list of words again.",
+            "Say every word as it stands.",
+            "Give the same words once more.",
         ),
     ),
     Task(
