@@ -56,6 +56,20 @@ def thaw(text: str) -> RunConfig:
     return validate(json.loads(text))
 
 
+def read_run(run_dir: Path) -> RunConfig:
+    """Return the frozen config of a run folder.
+
+    Raises:
+        UserError: When it is no run folder.
+    """
+    file = run_dir / "config.json"
+    if not file.is_file():
+        raise UserError(
+            f"{run_dir} is not a run folder (it has no config.json); name one under run_root, such as runs/demo"
+        )
+    return thaw(file.read_text(encoding="utf-8"))
+
+
 def compose(overrides: Sequence[str], file: Path | None) -> dict[str, Any]:
     """Return the composed, resolved values as plain containers. Hydra and OmegaConf stay inside this function."""
     from hydra import compose as hydra_compose
@@ -185,7 +199,14 @@ def _section(loc: list[str]) -> type[BaseModel] | None:
         if name not in model.model_fields:
             return None
         annotation = model.model_fields[name].annotation
-        model = next((a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)), None)
+        model = next(
+            (
+                a
+                for a in (annotation, *get_args(annotation))
+                if isinstance(a, type) and issubclass(a, BaseModel)
+            ),
+            None,
+        )
         if model is None:
             return None
     return model  # type: ignore[no-any-return]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -14,7 +14,14 @@ from sft_dist.config.load import group_choices
 from sft_dist.config.root import RunConfig
 from sft_dist.config.sources import SourceConfig
 
-TYPES = {"dict": "mapping", "tuple": "list", "bool": "true or false", "int": "int", "float": "number", "str": "text"}
+TYPES = {
+    "dict": "mapping",
+    "tuple": "list",
+    "bool": "true or false",
+    "int": "int",
+    "float": "number",
+    "str": "text",
+}
 
 HEAD = """# Config reference
 
@@ -28,7 +35,9 @@ Shipped experiments (`experiment=NAME`): {experiments}. Launch settings (`launch
 
 def reference() -> str:
     """Return the whole page as Markdown."""
-    head = HEAD.format(experiments=", ".join(group_choices("experiment")), launches=", ".join(group_choices("launch")))
+    head = HEAD.format(
+        experiments=", ".join(group_choices("experiment")), launches=", ".join(group_choices("launch"))
+    )
     return head + "".join(_sections())
 
 
@@ -71,7 +80,9 @@ def _type(annotation: Any) -> str:
     below = _model_of(annotation)
     if below is not None:
         return (below.__doc__ or "").split("\n", maxsplit=1)[0].removesuffix(".")
-    choices = [c for a in (annotation, *get_args(annotation)) for c in get_args(a) if isinstance(c, str)]
+    choices = [
+        c for a in (annotation, *get_args(annotation)) if get_origin(a) is Literal for c in get_args(a)
+    ]
     if choices:
         return " \\| ".join(f"`{c}`" for c in dict.fromkeys(choices))
     text = str(annotation).lower()

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from sft_dist.config import RunConfig
-from sft_dist.config.load import thaw
+from sft_dist.config.load import read_run
 from sft_dist.core import process
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import Example
@@ -89,7 +89,7 @@ def evaluate(folder: RunFolder, console: Console) -> dict[str, Any]:
         UserError: When there is no export, or data or template changed since training.
         RuntimeError: When the ranks failed.
     """
-    config = thaw(folder.config.read_text(encoding="utf-8"))
+    config = read_run(folder.path)
     if not has_eval(Path(config.data.dir)):
         console.print("nothing is held out (data.holdout), so there is nothing to evaluate")
         return {}
@@ -168,7 +168,7 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--run-dir", type=Path, required=True)
     folder = RunFolder(arguments.parse_args().run_dir)
-    config = thaw(folder.config.read_text(encoding="utf-8"))
+    config = read_run(folder.path)
     me = process.current()
     import torch
 

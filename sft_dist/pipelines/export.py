@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sft_dist.checkpoint.export import export_checkpoint
-from sft_dist.config.load import thaw
+from sft_dist.config.load import read_run
 from sft_dist.core.errors import UserError
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.store import read_json
@@ -18,11 +18,7 @@ def export(folder: RunFolder, checkpoint: str | None, out: Path | None) -> Path:
     Raises:
         UserError: When there is no such checkpoint.
     """
-    if not folder.config.is_file():
-        raise UserError(
-            f"{folder.path} is not a run folder (no config.json), so there is nothing to export; give one such as runs/demo"
-        )
-    config = thaw(folder.config.read_text(encoding="utf-8"))
+    config = read_run(folder.path)
     latest = folder.checkpoints / "LATEST"
     name = checkpoint or (latest.read_text().strip() if latest.is_file() else "")
     if not name or not (folder.checkpoints / name).is_dir():

@@ -25,7 +25,7 @@ from sft_dist.checkpoint import store as checkpoints
 from sft_dist.checkpoint.export import export_checkpoint
 from sft_dist.checkpoint.store import Position
 from sft_dist.config import RunConfig
-from sft_dist.config.load import thaw
+from sft_dist.config.load import read_run
 from sft_dist.core import process
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import Batch, Row, StepMetrics, StepPlan
@@ -52,7 +52,7 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--run-dir", type=Path, required=True)
     folder = RunFolder(arguments.parse_args().run_dir)
-    config = thaw(folder.config.read_text(encoding="utf-8"))
+    config = read_run(folder.path)
     zero.init_distributed(config.deepspeed.timeout_minutes)
     try:
         state = train(config, folder)

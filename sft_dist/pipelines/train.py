@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from sft_dist.config import RunConfig
-from sft_dist.config.load import freeze, thaw
+from sft_dist.config.load import freeze, read_run
 from sft_dist.core.errors import UserError
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.store import write_json, write_text
@@ -59,7 +59,7 @@ def set_up(config: RunConfig, prepared: Prepared, folder: RunFolder) -> None:
         with folder.lock():
             folder.path.rename(aside)
     if folder.config.exists():
-        _check_continues(config, thaw(folder.config.read_text(encoding="utf-8")), folder)
+        _check_continues(config, read_run(folder.path), folder)
     if not prepared.stores:
         raise UserError(
             "every example is held out or dropped, so there is nothing to train on; look at data.holdout and data.filters"

@@ -147,6 +147,13 @@ POLICY = {
         3,
         "no further than step 7",
     ),
+    "progress clears the count": (
+        "running 7 1\nrunning 7 1\nrunning 9 1\nrunning 9 1",
+        {"TRIES": "4"},
+        REQUEUED,
+        4,
+        "failed 4 times here",
+    ),
     "a node does not answer": ("running 7 1", {"ANSWER_CODE": "1"}, REQUEUED, 1, "a node does not answer"),
     "silent": ("running 7 1 hang", {"HEARTBEAT_MAX": "5"}, REQUEUED, 1, "no heartbeat"),
     "restart limit": ("stopped 7 0", {"SLURM_RESTART_COUNT": "20"}, 1, 1, "not requeued after 20 restarts"),
