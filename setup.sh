@@ -36,6 +36,8 @@ active_python() {
     printf '%s\n' "$prefix/bin/python"
     return
   done
+  # images put an environment on PATH without activating it
+  python3 -c 'import sys; sys.prefix != sys.base_prefix and print(sys.prefix + "/bin/python")' 2>/dev/null
 }
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 base_python() {

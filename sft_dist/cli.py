@@ -80,6 +80,18 @@ def _parser() -> argparse.ArgumentParser:
     preview = add("preview", _preview, "Show turns and packed rows, and which tokens carry loss.")
     preview.add_argument("--examples", type=int, default=3, metavar="N", help="examples of each source (3)")
     preview.add_argument("--html", type=Path, metavar="FILE", help="write a page as well")
+    construct = add(
+        "construct",
+        _construct,
+        "Generate examples with a teacher behind an HTTP server; goes on where it was ended.",
+    )
+    construct.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="SET",
+        help="this set of construct.sets; may be repeated",
+    )
     prepare = add("prepare", _prepare, "Build the token stores.")
     prepare.add_argument("--rebuild", action="store_true", help="replace stores that other settings built")
     prepare.add_argument(
@@ -88,6 +100,10 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument(
         "--slice", default="0/1", metavar="I/N", help="build every N-th shard from the I-th (a Slurm array)"
     )
+    score = add("score", _score, "Score training examples with the base model, for data.filters.quality.")
+    score.add_argument("--rebuild", action="store_true", help="start over where scores of other settings are")
+    card = add("card", _card, "Write the dataset card: what is trained on, and what was left out.")
+    card.add_argument("--out", type=Path, metavar="FOLDER", help="default: card/ in data.dir")
     add("train", _train, "Train on this machine; prepares what is missing, continues what was interrupted.")
     freeze = add(
         "freeze", _freeze, "Validate and write the run folder without starting ranks (for launchers)."
@@ -156,6 +172,17 @@ def _preview(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _construct(options: argparse.Namespace, console: Console) -> int:
+    from sft_dist.pipelines.construct import construct
+
+    with console.status("constructing") as status:
+        made = construct(_load(options), only=options.only, progress=status.update)
+    for name, done in made.items():
+        dropped = ", ".join(f"{n:,} {why}" for why, n in done.dropped.items()) or "none"
+        console.print(f"{name}: {done.examples:,} examples in {done.path}; dropped: {dropped}")
+    return 0
+
+
 def _prepare(options: argparse.Namespace, console: Console) -> int:
     from sft_dist.pipelines.prepare import prepare
     from sft_dist.shards import Store
@@ -199,6 +226,27 @@ def _verify(folder: Path, names: list[str], console: Console) -> int:
             )
         )
     console.print(f"{len(names)} stores match their checksums")
+    return 0
+
+
+def _score(options: argparse.Namespace, console: Console) -> int:
+    from sft_dist.pipelines.score import score
+
+    with console.status("scoring") as status:
+        paths = score(_load(options), rebuild=options.rebuild, progress=status.update)
+    for path in paths.values():
+        console.print(f"scores: {path}")
+    return 0
+
+
+def _card(options: argparse.Namespace, console: Console) -> int:
+    from sft_dist.pipelines.card import write_card
+
+    config = _load(options)
+    with console.status("reading the data") as status:
+        paths = write_card(config, options.out, command=_command(options, "prepare"), progress=status.update)
+    for path in paths:
+        console.print(f"card: {path}")
     return 0
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 from pydantic import Field, NonNegativeInt, model_validator
 
 from sft_dist.config.base import Section
 from sft_dist.config.cluster import LaunchConfig
+from sft_dist.config.construct import ConstructConfig
 from sft_dist.config.data import DataConfig, MixConfig, PackConfig, RenderConfig
 from sft_dist.config.train import (
     CheckpointConfig,
@@ -19,6 +21,9 @@ from sft_dist.config.train import (
     WandbConfig,
 )
 
+# pydantic 1 had a method of this name; pydantic 2 keeps it as a deprecated alias of model_construct, which nobody here calls
+warnings.filterwarnings("ignore", message='Field name "construct" in "RunConfig" shadows')
+
 
 class RunConfig(Section):
     """Every section of one run."""
@@ -29,6 +34,7 @@ class RunConfig(Section):
         default=0, description="The one seed; every random stream is derived from it by name."
     )
     data: DataConfig = DataConfig()
+    construct: ConstructConfig = ConstructConfig()  # type: ignore[assignment]
     render: RenderConfig = RenderConfig()
     mix: MixConfig = MixConfig()
     pack: PackConfig = PackConfig()

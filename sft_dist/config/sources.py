@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from sft_dist.config.base import Section
 
@@ -25,7 +25,8 @@ class SourceBase(Section):
     )
     task: str | None = Field(
         default=None,
-        description="Task name of every record; '{field}' in it stands for that field; null: the reader's own.",
+        description="Task name of every record; '{field}' in it stands for that field, '{__file__}' for its file's name; "
+        "null: the reader's own.",
     )
     dataset: str | None = Field(
         default=None,
@@ -110,7 +111,99 @@ class HubSource(SourceBase):
     fields: dict[str, str] = Field(default_factory=dict, description="Our field -> the dataset's column.")
 
 
+class PromptsourceSource(SourceBase):
+    """Annotated records asked through promptsource templates (P3)."""
+
+    kind: Literal["promptsource"]
+    path: str = Field(
+        description="The records: a file, a folder of files, a glob, or what `datasets` opens (hub name, save_to_disk)."
+    )
+    templates: str = Field(
+        description="Template YAML, or a folder of them as promptsource has it; `dataset` then says whose templates fit."
+    )
+    name: str | None = Field(default=None, description="Subset of a hub dataset.")
+    split: str = Field(default="train", description="Split of a hub dataset.")
+    revision: str | None = Field(default=None, description="Revision of a hub dataset.")
+    columns: tuple[str, ...] | None = Field(
+        default=None, description="Column names of CSV and TSV files without a header line."
+    )
+    template_names: tuple[str, ...] = Field(
+        default=("*",), description="Names or globs of templates; '!' before one takes its templates away."
+    )
+    original_task_only: bool = Field(
+        default=False, description="Only templates that ask what the dataset was made for."
+    )
+    per_record: Literal["all", "one"] = Field(
+        default="all", description="Ask each record through all templates, or through one drawn for it."
+    )
+    truncate_chars: PositiveInt | None = Field(
+        default=None, description="Cut each inserted field, as T0's own data was at 2048; null: whole."
+    )
+    seed: NonNegativeInt = Field(default=0, description="Of the drawn templates and of the `choice` filter.")
+
+
+FlanVariant = Literal["zero_shot", "few_shot", "cot", "cot_few_shot", "explain", "inversion"]
+
+
+class FlanSource(SourceBase):
+    """Questions, answers and (where there are) rationales, asked through families of patterns as Flan does it."""
+
+    kind: Literal["flan"]
+    path: str = Field(description="A file, a folder of files, or a glob.")
+    question_field: str = "question"
+    answer_field: str = "answer"
+    rationale_field: str | None = Field(default="rationale", description="May be missing from records.")
+    options_field: str | None = Field(
+        default=None,
+        description="List of texts to choose from; null: read from an 'Options:' block in the question.",
+    )
+    columns: tuple[str, ...] | None = Field(
+        default=None, description="Column names of CSV and TSV files without a header line."
+    )
+    unescape: bool = Field(default=False, description="In CSV and TSV, \n and \t stand for line end and tab.")
+    variants: dict[FlanVariant, NonNegativeFloat] = Field(
+        default_factory=lambda: dict(_FLAN_SHARES),
+        description="Share of records asked each way; those that need a rationale pass over records without one.",
+    )
+    without_options: float = Field(
+        default=0.25,
+        ge=0,
+        le=1,
+        description="Share of multiple-choice questions asked without their options.",
+    )
+    shots: PositiveInt = Field(default=3, description="Exemplars in a few-shot prompt.")
+    exemplar_pool: PositiveInt = Field(
+        default=32,
+        description="First distinct records of each task that serve as exemplars and are never examples themselves.",
+    )
+    seed: NonNegativeInt = Field(default=0, description="Of variants, patterns and exemplars.")
+
+
+_FLAN_SHARES: dict[FlanVariant, float] = {
+    "zero_shot": 0.3,
+    "few_shot": 0.2,
+    "cot": 0.25,
+    "cot_few_shot": 0.1,
+    "explain": 0.05,
+    "inversion": 0.1,
+}
+
+
+class ExamplesSource(SourceBase):
+    """Examples as the pipeline writes them: generated sets keep their tasks and what they derive from."""
+
+    kind: Literal["examples"]
+    path: str = Field(description="A file, a folder of files, or a glob.")
+
+
 SourceConfig = Annotated[
-    DemoSource | NaturalInstructionsSource | AlpacaSource | ChatSource | HubSource,
+    DemoSource
+    | NaturalInstructionsSource
+    | AlpacaSource
+    | ChatSource
+    | HubSource
+    | PromptsourceSource
+    | FlanSource
+    | ExamplesSource,
     Field(discriminator="kind"),
 ]

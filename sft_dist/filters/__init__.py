@@ -1,7 +1,7 @@
 """Example -> Drop(reason, what was measured) or None. Cheap rules first. Next: render.
 
 A rule that the config sets to null or false is off; 0 is a number like any other. What needs more than the one example
-(`duplicate_key`, evaluation inputs) is applied by the selection pass, which sees every source whole.
+(exact and near duplicates, leakage, quality) is applied by the selection pass, which sees every source whole.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from sft_dist.config.filters import FiltersConfig
 from sft_dist.core.records import Drop, Example
 from sft_dist.core.store import fingerprint
-from sft_dist.filters.dedup import duplicate_key
+from sft_dist.filters.dedup import Seen, duplicate_key
 from sft_dist.filters.rules import (
     AnswerRepeatsPrompt,
     BrokenText,
@@ -27,7 +27,7 @@ from sft_dist.filters.rules import (
     TruncatedAnswer,
 )
 
-__all__ = ["FILTERS", "Filter", "build_filters", "duplicate_key", "filters_fingerprint"]
+__all__ = ["FILTERS", "Filter", "Seen", "build_filters", "duplicate_key", "filters_fingerprint"]
 
 RULES_VERSION = 1  # raised when a rule decides otherwise under the same options
 

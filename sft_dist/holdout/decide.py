@@ -16,6 +16,7 @@ from sft_dist.core.process import logger
 from sft_dist.core.records import Example
 from sft_dist.core.seeds import derive
 from sft_dist.holdout.decision import DATASET, Holdout, fold, input_key
+from sft_dist.sources.base import RECORD
 from sft_dist.sources.task_files import read_task_list
 
 
@@ -25,6 +26,7 @@ class _Input:
 
     ids: set[str]
     datasets: set[str]
+    records: set[str]
 
 
 class _Task:
@@ -32,6 +34,7 @@ class _Task:
 
     def __init__(self, seed: int, name: str, keep: int) -> None:
         self.seed = derive(seed, "holdout", "inputs", name)
+        self.record_seed = derive(seed, "holdout", "inputs")
         self.keep = keep
         self.from_datasets: Counter[frozenset[str]] = Counter()
         self.inputs: dict[str, _Input] = {}
@@ -42,16 +45,22 @@ class _Task:
         datasets = frozenset(o.removeprefix(DATASET) for o in example.origin if o.startswith(DATASET))
         self.from_datasets[datasets] += 1
         key = input_key(example)
+        record = next((o for o in example.origin if o.startswith(RECORD)), None)
         if key not in self.inputs:
-            entry = (-xxhash.xxh3_64_intdigest(key.encode(), seed=self.seed), key)
+            # Tasks that ask the same records in other words choose the same ones: what any of them is evaluated on,
+            # none of them may be trained on.
+            chance, seed = (record, self.record_seed) if record else (key, self.seed)
+            entry = (-xxhash.xxh3_64_intdigest(chance.encode(), seed=seed), key)
             if len(self.heap) < self.keep:
                 heapq.heappush(self.heap, entry)
             elif entry > self.heap[0]:
                 del self.inputs[heapq.heapreplace(self.heap, entry)[1]]
             else:
                 return
-            self.inputs[key] = _Input(set(), set())
+            self.inputs[key] = _Input(set(), set(), set())
         self.inputs[key].ids.add(example.id)
+        if record:
+            self.inputs[key].records.add(record)
         self.inputs[key].datasets |= datasets
 
     @property
@@ -123,13 +132,14 @@ def decide(
         # At most half of the task: a task of few inputs would else have nothing left to learn from.
         if chosen := keys[: min(examples_per_task, len(keys) // 2)]:
             inputs[name] = frozenset(chosen)
-            ids.update(i for key in chosen for i in seen[name].inputs[key].ids)
+            for key in chosen:
+                ids |= seen[name].inputs[key].ids | seen[name].inputs[key].records
+    evaluated = {n: frozenset(seen[n].smallest()[:max_eval_per_task]) for n in sorted(held & set(seen))}
+    ids.update(r for n, keys in evaluated.items() for key in keys for r in seen[n].inputs[key].records)
     return Holdout(
         tasks=frozenset(held),
         inputs=inputs,
-        heldout_inputs={
-            n: frozenset(seen[n].smallest()[:max_eval_per_task]) for n in sorted(held & set(seen))
-        },
+        heldout_inputs=evaluated,
         datasets=frozenset(fold(d) for d in refused),
         ids=frozenset(ids),
     )

@@ -13,6 +13,7 @@ import xxhash
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import Drop, Example
 from sft_dist.core.store import fingerprint
+from sft_dist.sources.base import RECORD
 
 Side: TypeAlias = Literal["train", "eval_seen", "eval_heldout"]
 
@@ -28,7 +29,8 @@ class Holdout:
         inputs: Trained task -> keys of the inputs that are for evaluation only.
         heldout_inputs: Held-out task -> keys of the inputs that are evaluated.
         datasets: Underlying datasets (folded names) of which nothing is trained on.
-        ids: Examples that are evaluated and whose descendants are therefore refused.
+        ids: Examples that are evaluated and whose descendants are therefore refused, and the annotated records
+            ("record:...") that they were made from: no other question about those is trained on.
     """
 
     tasks: frozenset[str] = frozenset()
@@ -100,11 +102,14 @@ def split(example: Example, holdout: Holdout, *, drop_eval_inputs: bool = True) 
             "eval_surplus",
             f"task {example.task} is held out and {len(chosen)} other inputs of it are evaluated",
         )
-    for origin in example.origin:
+    # records come last: an evaluation example comes from a record that is evaluated, itself
+    for origin in (o for o in example.origin if not o.startswith(RECORD)):
         if why := _refused(origin, holdout):
             return Drop("heldout_origin", why)
     if key in holdout.inputs.get(example.task, frozenset()):
         return "eval_seen"
+    if record := next((o for o in example.origin if o.startswith(RECORD) and o in holdout.ids), None):
+        return Drop("eval_record", f"another example made from {record} is evaluated")
     if drop_eval_inputs and key in holdout.evaluated:
         return Drop("eval_input", f"input {key} is an evaluation input of another task")
     return "train"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -10,9 +11,12 @@ from rich.console import Console
 
 from sft_dist.config import RunConfig
 from sft_dist.core.errors import UserError
+from sft_dist.mix import Corpus
 from sft_dist.pipelines.plan import Summary, cost_model, make_planner, open_corpus, summarise
 from sft_dist.pipelines.prepare import Prepared, prepare
+from sft_dist.pipelines.scaled import Scaled
 from sft_dist.pipelines.select import training_examples
+from sft_dist.shards import Store
 from sft_dist.sources import open_source
 from sft_dist.train.zero import check_extra
 
@@ -37,16 +41,15 @@ def check(config: RunConfig, *, limit: int) -> Summary:
         raise UserError(
             f"model.path={model} has no config.json, so there is no base model to start from; check the path"
         )
-    if all(
-        (Path(config.data.dir) / "stores" / name / "manifest.json").is_file() for name in config.data.sources
-    ):
+    if all((Path(config.data.dir) / "stores" / n / "manifest.json").is_file() for n in config.data.sources):
         prepared = prepare(config, build=False)
-        return _summary(config, prepared, 1.0)
+        return _summary(config, prepared, open_corpus(prepared.stores))
     with tempfile.TemporaryDirectory(prefix="sft-check-") as scratch:
         prepared = prepare(config, limit=limit, folder=Path(scratch))
-        kept = {n: prepared.selected.sources[n].kept for n in prepared.stores}
-        share = sum(min(limit, k) for k in kept.values()) / max(1, sum(kept.values()))
-        return _summary(config, prepared, share)
+        sizes = {n: prepared.selected.sources[n].kept for n in prepared.stores}
+        stores = {n: Scaled.of(Store.open(path), sizes[n]) for n, path in prepared.stores.items()}
+        config = config.model_copy(update={"mix": config.mix.model_copy(update={"drop_duplicates": False})})
+        return _summary(config, prepared, Corpus(stores), exact=max(sizes.values(), default=0) <= limit)  # type: ignore[arg-type]
 
 
 def preview(config: RunConfig, console: Console, *, per_source: int, html: Path | None) -> None:
@@ -89,10 +92,11 @@ def _packed_rows(config: RunConfig, prepared: Prepared) -> list[list[tuple[str, 
     return rows
 
 
-def _summary(config: RunConfig, prepared: Prepared, share: float) -> Summary:
-    corpus = open_corpus(prepared.stores)
-    planner = make_planner(
-        config, corpus, world_size=1, cost=cost_model(config, prepared.renderer.tokenizer.vocab_size)
-    )
-    stores = dict(zip(corpus.source_names, corpus.stores, strict=True))
-    return summarise(config, planner, prepared.selected.sources, stores, share=share)
+def _summary(config: RunConfig, prepared: Prepared, corpus: Corpus, *, exact: bool = True) -> Summary:
+    cost = cost_model(config, prepared.renderer.tokenizer.vocab_size)
+    planner = make_planner(config, corpus, world_size=1, cost=cost)
+    rendered = {
+        name: Counter(store.info["dropped"])
+        for name, store in zip(corpus.source_names, corpus.stores, strict=True)
+    }
+    return summarise(config, planner, prepared.selected.sources, rendered, exact=exact)

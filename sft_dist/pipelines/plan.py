@@ -108,7 +108,7 @@ def total_steps(config: RunConfig, planner: Planner, first: EpochPlan) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """The line that `check` ends in. Figures are of one epoch; `share` below 1: estimated from that share of the data."""
+    """The line that `check` ends in: figures of one epoch, steps of the run. Not `exact`: lengths are those of a sample."""
 
     examples: int
     tokens: int
@@ -116,11 +116,11 @@ class Summary:
     fill: float
     steps: int
     drops: dict[str, int]
-    share: float = 1.0
+    exact: bool = True
 
     def line(self) -> str:
         """Return the figures in words."""
-        about = "about " if self.share < 1 else ""
+        about = "" if self.exact else "about "
         drops = (
             ", ".join(f"{reason} {n:,}" for reason, n in sorted(self.drops.items(), key=lambda d: -d[1]))
             or "none"
@@ -135,35 +135,34 @@ def summarise(
     config: RunConfig,
     planner: Planner,
     selections: Mapping[str, Selection],
-    stores: Mapping[str, Store],
+    rendered: Mapping[str, Counter[str]],
     *,
-    share: float = 1.0,
+    exact: bool = True,
 ) -> Summary:
-    """Return what training on these stores would consist of."""
+    """Return what training would consist of.
+
+    Args:
+        config: The run's config.
+        planner: Plans its epochs.
+        selections: What became of every record, by source.
+        rendered: Drops while rendering, by source and reason.
+        exact: False when the lengths are those of a sample.
+    """
     first = planner.epoch(0)
     counts = first.counts
-    drops: Counter[str] = Counter()
+    drops: Counter[str] = Counter(counts.dropped)
     for name, selection in selections.items():
         drops.update(selection.dropped)
-        if selection.unreadable:
-            drops["unreadable"] += selection.unreadable
-        if name in stores:
-            drops.update({r: round(n / share) for r, n in stores[name].info.get("dropped", {}).items()})
-    drops.update({r: round(n / share) for r, n in counts.dropped.items()})
-    steps = (
-        total_steps(config, planner, first)
-        if share == 1.0
-        else round(counts.rows / share / (config.train.tokens_per_step // config.pack.seq_len) + 0.5)
-        * config.train.epochs
-    )
+        drops["unreadable"] += selection.unreadable
+        drops.update(rendered.get(name, {}))
     return Summary(
-        examples=round(counts.examples / share),
-        tokens=round(counts.tokens / share),
-        target_tokens=round(counts.target_tokens / share),
+        examples=counts.examples,
+        tokens=counts.tokens,
+        target_tokens=counts.target_tokens,
         fill=counts.fill,
-        steps=min(steps, config.train.max_steps or steps),
+        steps=total_steps(config, planner, first),
         drops={r: n for r, n in drops.items() if n},
-        share=share,
+        exact=exact,
     )
 
 

@@ -75,7 +75,7 @@ def prepare(
         rebuild: Replace stores whose key no longer matches; without it they are an error.
         build: False: refuse when a store is missing instead of building it.
         part: (i, n): build only every n-th shard from the i-th (a Slurm array); whoever finds all done closes the store.
-        limit: Build from the first `limit` training examples of each source only (a dry run in another `folder`).
+        limit: Build from `limit` evenly spread training examples of each source only (a dry run in another `folder`).
         folder: Instead of data.dir.
         command: The command that rebuilds, for errors.
         progress: Told what is being done.
@@ -94,6 +94,8 @@ def prepare(
     renderer = make_renderer(config, folder, lambda: _texts(sources, selected))
     keys = {n: _key(config, s, selected.sources[n], renderer) for n, s in sources.items()}
     stores = {n: folder / "stores" / n for n in sources if selected.sources[n].kept}
+    for name in set(sources) - set(stores) if rebuild else ():
+        shutil.rmtree(folder / "stores" / name, ignore_errors=True)  # all of it is held out or dropped now
     for name, store in stores.items():
         if not _is_current(store, keys[name], rebuild=rebuild, command=command):
             if not build:
@@ -255,8 +257,11 @@ class _Examples:
                 for r, c in zip(islice(stream, self.size), codes, strict=True)
                 if c == TRAIN and isinstance(r, Example)
             ]
-            members = members[: None if self.limit is None else max(0, self.limit - taken)]
-            taken += len(members)
+            if self.limit is not None and self.selection.kept > self.limit:
+                share = self.limit / self.selection.kept
+                number = taken
+                taken += len(members)
+                members = [m for i, m in enumerate(members, number) if int((i + 1) * share) > int(i * share)]
             if block in wanted:
                 yield block, members
 

@@ -1,8 +1,9 @@
 """Sources -> which record goes where: trained on, evaluated, dropped, unreadable. One byte a record.
 
-Two streaming passes. The first decides what is held out (it needs to see every task); the second applies the decision
-and the filters, writes the evaluation sets, and keeps every rejected record with its reason. A store's key holds the
-selection of its own source only, so a new source leaves the stores of the others valid.
+Streaming passes. The first decides what is held out (it needs to see every task); with `filters.leakage` the next one
+collects what is evaluated; the last applies everything, writes the evaluation sets, and keeps every rejected record
+with its reason. A store's key holds the selection of its own source only, so a new source leaves the stores of the
+others valid (leakage aside: a new source may bring new evaluation examples).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,14 +23,18 @@ from numpy.typing import NDArray
 from sft_dist.config import RunConfig
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import BadRecord, Drop, Example, example_to_dict
-from sft_dist.core.store import atomic_path, fingerprint, read_json, write_json
-from sft_dist.filters import build_filters, duplicate_key, filters_fingerprint
+from sft_dist.core.store import atomic_path, checksum, fingerprint, read_json, write_json
+from sft_dist.filters import build_filters, filters_fingerprint
+from sft_dist.filters.leakage import LeakIndex
+from sft_dist.filters.near import NearDuplicates, Sketcher
 from sft_dist.holdout import Holdout, decide, split
 from sft_dist.holdout.decision import Side
+from sft_dist.pipelines.judge import Judge, Judges
+from sft_dist.pipelines.sift import Contaminated, Findings, Sifter, near_index, quality_of, scores_path
 from sft_dist.sources import Source
 
 TRAIN, EVALUATE, DROPPED, UNREADABLE = range(4)
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,10 +67,11 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selected:
-    """The decision, and the selection of every source."""
+    """The decision, the selection of every source, and which evaluation examples were found in training data."""
 
     holdout: Holdout
     sources: dict[str, Selection]
+    contaminated: tuple[Contaminated, ...] = ()
 
 
 def select(
@@ -76,23 +82,31 @@ def select(
     Writes <folder>/selection.json, selection-<source>.npy, eval/{seen,heldout}.jsonl and rejects/<source>.jsonl.
 
     Raises:
-        UserError: When a held-out name matches nothing, a source has too many unreadable records, or nothing is left.
+        UserError: When a held-out name matches nothing, a source has too many unreadable records, a score file is
+            missing, or nothing is left.
     """
     key = _key(config, sources)
     state = folder / "selection.json"
     if state.is_file() and (found := read_json(state)).get("key") == key:
         return _read(folder, found)
-    options = config.data.holdout
+    options = config.data.filters
     progress("deciding what is held out")
-    holdout = decide(
-        (
-            (name, record)
-            for name, source in sources.items()
-            for record in source
-            if isinstance(record, Example)
-        ),
-        **options.model_dump(),
-        seed=config.seed,
+    sizes: Counter[str] = Counter()
+    holdout = decide(_counted(sources, sizes), **config.data.holdout.model_dump(), seed=config.seed)
+    findings = Findings()
+    index = None
+    if options.leakage is not None and holdout.evaluated:
+        progress("collecting what is evaluated")
+        findings = Findings(list(_evaluated(sources, holdout)))
+        index = LeakIndex(findings.examples, **options.leakage.model_dump())
+    judge = Judge(
+        holdout=holdout,
+        drop_eval_inputs=options.eval_inputs,
+        rules=build_filters(options),
+        leaks=index,
+        sketcher=Sketcher(**options.near_duplicates.model_dump(exclude={"across_sources"}))
+        if options.near_duplicates
+        else None,
     )
     selections: dict[str, Selection] = {}
     with ExitStack() as stack:
@@ -100,14 +114,21 @@ def select(
             "eval_seen": _open(stack, folder / "eval" / "seen.jsonl"),
             "eval_heldout": _open(stack, folder / "eval" / "heldout.jsonl"),
         }
+        judges = stack.enter_context(Judges(judge, records=sizes.total(), processes=config.data.processes))
         written: set[str] = set()
+        near: NearDuplicates | None = None
         for name, source in sources.items():
             progress(f"selecting from {name}")
+            if options.near_duplicates and (near is None or not options.near_duplicates.across_sources):
+                near = stack.enter_context(closing(near_index(config)))
             with ExitStack() as own:
                 rejects = _open(own, folder / "rejects" / f"{name}.jsonl")
-                selections[name] = _apply(config, source, holdout, sets, written, rejects)
+                quality = quality_of(config, name)
+                sifter = Sifter(source.name, findings, near, quality, exact=options.exact_duplicates)
+                selections[name] = _apply(config, source, judges, sifter, sets, written, rejects)
                 with own.enter_context(atomic_path(folder / f"selection-{name}.npy")).open("wb") as f:
                     np.save(f, selections[name].codes)
+    contaminated = findings.contaminated()
     write_json(
         state,
         {
@@ -116,9 +137,10 @@ def select(
             "sources": {
                 n: {k: v for k, v in asdict(s).items() if k != "codes"} for n, s in selections.items()
             },
+            "contaminated": [asdict(c) for c in contaminated],
         },
     )
-    return Selected(holdout=holdout, sources=selections)
+    return Selected(holdout=holdout, sources=selections, contaminated=contaminated)
 
 
 def training_examples(
@@ -140,36 +162,49 @@ def reject(file: IO[str], drop: Drop, record: Example | BadRecord) -> None:
     file.write(line.encode("utf-8", "backslashreplace").decode() + "\n")
 
 
+def _counted(sources: dict[str, Source], sizes: Counter[str]) -> Iterator[tuple[str, Example]]:
+    for name, source in sources.items():
+        for record in source:
+            sizes[name] += 1
+            if isinstance(record, Example):
+                yield name, record
+
+
+def _evaluated(sources: dict[str, Source], holdout: Holdout) -> Iterator[Example]:
+    """Yield every evaluation example once."""
+    seen: set[str] = set()
+    for source in sources.values():
+        for record in source:
+            if isinstance(record, Example) and record.id not in seen:
+                side = split(record, holdout)
+                if not isinstance(side, Drop) and side != "train":
+                    seen.add(record.id)
+                    yield record
+
+
 def _apply(
     config: RunConfig,
     source: Source,
-    holdout: Holdout,
+    judges: Judges,
+    sifter: Sifter,
     sets: dict[Side, IO[str]],
     written: set[str],
     rejects: IO[str],
 ) -> Selection:
-    filters = build_filters(config.data.filters)
-    seen: set[int] = set()
     codes = bytearray()
     tasks: set[str] = set()
     dropped: Counter[str] = Counter()
     first_bad: BadRecord | None = None
-    for record in source:
+    for record, verdict in judges(source):
         if isinstance(record, BadRecord):
             codes.append(UNREADABLE)
             first_bad = first_bad or record
             reject(rejects, Drop("unreadable", f"{record.file}, line {record.line}: {record.reason}"), record)
             continue
-        side = split(record, holdout, drop_eval_inputs=config.data.filters.eval_inputs)
+        side = verdict.side
+        assert side is not None
         if side == "train":
-            side = next((drop for rule in filters if (drop := rule(record))), side)
-        if side == "train" and config.data.filters.exact_duplicates:
-            content = duplicate_key(record)
-            if content in seen:
-                side = Drop(
-                    "exact_duplicate", "an earlier record of this source has the same prompt and answer"
-                )
-            seen.add(content)
+            side = sifter(record, verdict) or side
         if isinstance(side, Drop):
             codes.append(DROPPED)
             dropped[side.reason] += 1
@@ -229,8 +264,17 @@ def _key(config: RunConfig, sources: dict[str, Source]) -> str:
             "filters": filters_fingerprint(config.data.filters),
             "eval_inputs": config.data.filters.eval_inputs,
             "max_bad_share": config.data.max_bad_share,
+            "scores": _score_files(config, sources),
         }
     )
+
+
+def _score_files(config: RunConfig, sources: dict[str, Source]) -> list[str]:
+    """Return the content of the score files, as far as they are there and wanted."""
+    if config.data.filters.quality is None:
+        return []
+    paths = [scores_path(config, name) for name in sources]
+    return [checksum(path) if path.is_file() else "" for path in paths]
 
 
 def _read(folder: Path, state: dict[str, Any]) -> Selected:
@@ -240,4 +284,5 @@ def _read(folder: Path, state: dict[str, Any]) -> Selected:
         )
         for name, fields in state["sources"].items()
     }
-    return Selected(holdout=Holdout.from_dict(state["holdout"]), sources=sources)
+    contaminated = tuple(Contaminated(**c) for c in state["contaminated"])
+    return Selected(holdout=Holdout.from_dict(state["holdout"]), sources=sources, contaminated=contaminated)

@@ -14,6 +14,7 @@ from sft_dist.core.errors import UserError
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.store import write_json, write_text
 from sft_dist.pipelines.launch import failure, ranks_of, run_ranks
+from sft_dist.pipelines.plan import cost_model, make_planner, open_corpus, total_steps
 from sft_dist.pipelines.prepare import Prepared, prepare
 from sft_dist.pipelines.watch import Watcher
 from sft_dist.shards import Store
@@ -102,7 +103,7 @@ def train(config: RunConfig, console: Console, *, command: str) -> RunFolder:
     with console.status("preparing") as status:
         prepared = prepare(config, command=command, progress=status.update)
     set_up(config, prepared, folder)
-    if folder.status().get("state") == "finished" and _nothing_left(config, folder):
+    if _nothing_left(config, prepared, folder):
         console.print(
             f"{folder.path} is finished already; use another name, or checkpoint.resume=never to start anew"
         )
@@ -119,12 +120,16 @@ def train(config: RunConfig, console: Console, *, command: str) -> RunFolder:
     return folder
 
 
-def _nothing_left(config: RunConfig, folder: RunFolder) -> bool:
-    """True when a finished run would not be longer under this config."""
-    done = folder.status()
-    return config.train.max_steps is None or done.get("step", 0) >= min(
-        config.train.max_steps, done.get("steps", 0)
+def _nothing_left(config: RunConfig, prepared: Prepared, folder: RunFolder) -> bool:
+    """True when a finished run is as long as this config asks for."""
+    status = folder.status()
+    if status.get("state") != "finished":
+        return False
+    corpus = open_corpus(prepared.stores)
+    planner = make_planner(
+        config, corpus, world_size=1, cost=cost_model(config, prepared.renderer.tokenizer.vocab_size)
     )
+    return int(status["step"]) >= total_steps(config, planner, planner.epoch(0))
 
 
 def _read_facts(prepared: Prepared, name: str) -> dict[str, Any]:

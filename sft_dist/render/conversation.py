@@ -94,6 +94,8 @@ def read_conversation(
         content, reasoning = m.content, m.reasoning_content
         if split_thoughts and m.role == "assistant" and reasoning is None and THINK_END in content:
             content, reasoning = split_reasoning(content)
+        if reasoning is not None and not reasoning.strip("\n"):
+            reasoning = ""
         turns.append(
             Turn(
                 role=m.role,
@@ -126,9 +128,14 @@ def split_reasoning(content: str) -> tuple[str, str]:
 
 
 def drop_thoughts(turns: Sequence[Turn], keep_after: int) -> tuple[Turn, ...]:
-    """Return the turns with no reasoning up to and including turn `keep_after`."""
+    """Return the turns with no reasoning up to and including turn `keep_after`.
+
+    An empty reasoning stays where the content spells `</think>`, for a template would cut such a content in two.
+    """
     return tuple(
-        t._replace(reasoning=None) if t.reasoning is not None and i <= keep_after else t
+        t._replace(reasoning="" if THINK_END in t.content else None)
+        if t.reasoning is not None and i <= keep_after
+        else t
         for i, t in enumerate(turns)
     )
 

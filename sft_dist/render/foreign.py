@@ -5,7 +5,8 @@ The template is rendered with a sentinel in place of every content; where the se
 on the shape of a conversation only and are cached. Two things are then proven for each conversation: filling the
 contents back in gives the template's true rendering, and an answer starts where the generation prompt of the turns
 before it ends. Where sentinels disturb the template (it looks into a content), borders come from the difference
-between true renderings instead, as long as no record text spells a control token; else the turn is named and refused.
+between renderings of the record itself instead, the control tokens that it spells being marked. Where that changes
+the rendering, too, or the answer does not come out, the turn is named and refused.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from sft_dist.render.draft import Draft
 from sft_dist.render.jinja import ChatTemplate
 from sft_dist.render.skeleton import CLOSE, MARK, OPEN, SLOT, Region, Skeleton, build, fill
 
-EMPTY_THINK = re.compile(r"<think>\s*</think>\s*")
+EMPTY_THINK = re.compile(r"<think>\s*</think>\n*")
 CACHE_SHAPES = 4096
 # What a template can raise: it refuses, or it meets a type or a key that it did not expect.
 RENDER_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
@@ -106,7 +107,7 @@ class ForeignTemplate:
         except (Refusal, *RENDER_ERRORS):
             pass  # the template looks into the contents; true renderings decide
         if filled is None:
-            skeleton, filled = self._by_difference(conversation, shown, true), []
+            skeleton, filled = self._by_difference(conversation, shown, true, generation), []
         return skeleton.parts(shown, filled, self._train_empty_think)
 
     def _shown(self, conversation: Conversation) -> Conversation:
@@ -153,6 +154,15 @@ class ForeignTemplate:
             variables=self._marks(conversation.variables),
         )
 
+    def _render_marked(self, conversation: Conversation, generation: bool) -> str:
+        """Render the record with a mark before every control token that it spells."""
+        return self.template.render(
+            [self._marks(_message(t)) for t in self._shown(conversation).turns],
+            tools=self._marks(conversation.tools),
+            generation=generation,
+            variables=self._marks(conversation.variables),
+        )
+
     def _by_sentinels(self, conversation: Conversation, shown: Conversation, generation: bool) -> Skeleton:
         """Return the skeleton of a conversation's shape, from the cache if it is there."""
         shape = [
@@ -174,22 +184,23 @@ class ForeignTemplate:
         self._shapes[key] = skeleton
         return skeleton
 
-    def _by_difference(self, conversation: Conversation, shown: Conversation, true: str) -> Skeleton:
-        """Find the answers by comparing true renderings."""
+    def _by_difference(
+        self, conversation: Conversation, shown: Conversation, true: str, generation: bool
+    ) -> Skeleton:
+        """Find the answers by comparing renderings of the record itself, its control tokens marked."""
+        full = self._render_marked(conversation, generation)
+        if full.replace(MARK, "") != true:
+            turns = [t for t in enumerate(shown.turns) if self._controls.search(_dumps(t[1]))]
+            where = f"turn {turns[0][0]} ({turns[0][1].role})" if turns else "a tool"
+            raise Refusal(
+                f"the chat template changes contents, and {where} spells a control token, so the two cannot be told apart"
+            )
         for i, t in enumerate(shown.turns):
-            spelled = self._controls.search(_dumps([t.content, t.reasoning, t.calls, t.name]))
-            if spelled:
-                raise Refusal(
-                    f"the chat template changes contents, and turn {i} ({t.role}) spells the control token "
-                    f"{spelled.group()}, so the two cannot be told apart"
-                )
             if t.role != "assistant" and t.weight != conversation.frame_weight:
                 raise Refusal(
                     f"the chat template changes contents, so turn {i} ({t.role}) cannot have a loss weight of its own"
                 )
-        if self._controls.search(_dumps([conversation.tools, conversation.variables])):
-            raise Refusal("the chat template changes contents, and a tool spells a control token")
-        skeleton = self._skeleton(conversation, true, lambda c, g: self._render(self._shown(c), g))
+        skeleton = self._skeleton(conversation, full, self._render_marked)
         answers = {a.turn: skeleton.atoms[a.start : a.end] for a in skeleton.answers}
         for i, t in enumerate(shown.turns):
             atoms = answers.get(i)
@@ -221,7 +232,7 @@ class ForeignTemplate:
             if end is None or any(int(m.group(1)) // 2 != i for m in SLOT.finditer(full, start, end)):
                 raise Refusal(f"turn {i} (assistant) is not ended by one of {' '.join(self._stops)}")
             for name, _ in t.calls:
-                if name not in full[start:end]:
+                if name not in full[start:end].replace(MARK, ""):
                     raise Refusal(
                         f"the chat template leaves out the tool call of turn {i} (assistant)",
                         "template_without_tools",

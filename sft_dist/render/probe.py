@@ -34,19 +34,19 @@ def adopt(
     full = _render(template, 2, origin)
     stops = _stops(template, full, controls, origin)
     history, prompt = _render(template, 1, origin), _render(template, 1, origin, generation=True)
-    if full.startswith(prompt) and prompt != history:
+    if prompt != history:
         return text, stops
-    if prompt == history:
-        before = full[: full.index(_SAID[1])]
-        header = before[_common(history, before) :]
-        if before.startswith(history) and header:
-            line = text.removesuffix("\n")  # Jinja drops a last newline, and no longer would
-            return f"{line}{{% if add_generation_prompt %}}{{{{ {json.dumps(header)} }}}}{{% endif %}}", stops
+    before = full[: full.index(_SAID[1])]
+    header = before[_common(history, before) :].rstrip(" ")  # a space belongs to the word that follows it
+    if not header.strip():
+        return text, stops  # the question itself ends in what calls for an answer, as in "[/INST]"
+    if not before.startswith(history):
         raise UserError(
             f"{origin} ignores add_generation_prompt, and what it writes before an answer cannot be told from the turn "
             "before, so generation would not see what training saw; add a generation prompt to the template"
         )
-    return text, stops
+    line = text.removesuffix("\n")  # Jinja drops a last newline, and no longer would
+    return f"{line}{{% if add_generation_prompt %}}{{{{ {json.dumps(header)} }}}}{{% endif %}}", stops
 
 
 def _common(a: str, b: str) -> int:

@@ -75,7 +75,8 @@ class Skeleton:
                 weight = 0.0
             else:
                 weight = turns[atom.turn].weight
-            parts.append(Part(payload, weight, atom.turn, atom.body))
+            fed = atom.kind == "think" and not train_empty_think  # not the assistant's own words, then
+            parts.append(Part(payload, weight, atom.turn, atom.body and not fed))
         index.append(len(parts))
         answers = [
             Answer(

@@ -46,7 +46,7 @@ def write_chatml(conversation: Conversation, generation: bool, style: Style) -> 
     if generation:
         pen.literal("<|im_start|>assistant\n", len(turns), frame)
         if style.empty_think and conversation.variables.get("enable_thinking") is False:
-            pen.literal(EMPTY_THINK, len(turns), 0.0)
+            pen.literal(EMPTY_THINK, len(turns), frame)
     return Draft(pen.parts, pen.answers)
 
 
@@ -83,12 +83,15 @@ def _chatml_answer(pen: Pen, conversation: Conversation, i: int, thoughts: bool,
     elif (
         style.empty_think and thoughts and (i == len(conversation.turns) - 1 or style.thinking == "keep_all")
     ):
-        fed = conversation.variables.get("enable_thinking") is False
-        weight = t.weight if style.train_empty_think and not fed else 0.0
-        pen.literal(EMPTY_THINK, i, weight if not fed else 0.0, body=not fed)
         content = content.lstrip("\n")
-        start = len(pen.parts) if fed else start
-        body = len(pen.parts) if weight == 0.0 else start
+        if conversation.variables.get("enable_thinking") is False:  # generation is fed the block
+            pen.literal(EMPTY_THINK, i, conversation.frame_weight)
+            start = body = len(pen.parts)
+        elif style.train_empty_think:
+            pen.literal(EMPTY_THINK, i, t.weight, body=True)
+        else:
+            pen.literal(EMPTY_THINK, i, 0.0)
+            body = len(pen.parts)
     pen.text(content, i, t.weight, body=True)
     for n, (name, arguments) in enumerate(t.calls):
         if n or content:

@@ -16,6 +16,8 @@ from sft_dist.core.records import Example
 from sft_dist.sources.alpaca import AlpacaReader
 from sft_dist.sources.base import RecordError, Source
 from sft_dist.sources.chat import ChatReader
+from sft_dist.sources.examples import ExamplesReader
+from sft_dist.sources.flan import FlanReader
 from sft_dist.sources.natural_instructions import NaturalInstructionsReader, TaskInfo
 
 __all__ = ["SOURCES", "RecordError", "Source", "TaskInfo", "open_source"]
@@ -37,12 +39,21 @@ def _hub(name: str, **options: Any) -> Source:
     return HubReader(name, **options)
 
 
+def _promptsource(name: str, **options: Any) -> Source:
+    from sft_dist.sources.promptsource import PromptsourceReader  # imports jinja2
+
+    return PromptsourceReader(name, **options)
+
+
 SOURCES: dict[str, Callable[..., Source]] = {
     "demo": _demo,
     "natural_instructions": NaturalInstructionsReader,
     "alpaca": AlpacaReader,
     "chat": ChatReader,
     "hub": _hub,
+    "examples": ExamplesReader,
+    "promptsource": _promptsource,
+    "flan": FlanReader,
 }
 
 # How the mixture draws from a source and what the card says about it; no reader's business.

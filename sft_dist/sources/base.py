@@ -12,9 +12,12 @@ from typing import Any, Protocol
 
 from sft_dist.core.records import BadRecord, Example
 from sft_dist.core.store import checksum, fingerprint
-from sft_dist.sources.reading import TEXT_CHARS, RawRecord
+from sft_dist.sources.reading import TEXT_CHARS, RawRecord, file_kind
 
 READER_VERSION = 1  # raised when a reader makes other examples of the same records
+
+FILE_FIELD = "__file__"  # in `task` and `dataset`, the name of the record's file without endings
+RECORD = "record:"  # an origin: the one annotated record that an example asks about, a hash of its content
 
 _FIELD = re.compile(r"\{([^{}]+)\}")
 
@@ -61,6 +64,7 @@ class FileSource(ABC):
         self._files = files
         self._task = task
         self._dataset = dataset
+        self._names_file = any(f"{{{FILE_FIELD}}}" in (pattern or "") for pattern in (task, dataset))
         self._options = {"reader": type(self).__name__, "task": task, "dataset": dataset, **options}
 
     def files(self) -> list[Path]:
@@ -84,9 +88,10 @@ class FileSource(ABC):
             if isinstance(raw, BadRecord):
                 yield raw
                 continue
+            fields = {**raw.fields, FILE_FIELD: data_name(raw.file)} if self._names_file else raw.fields
             try:
                 # as a list: a record is taken whole or not at all
-                yield from list(self.convert(raw.fields))
+                yield from list(self.convert(fields))
             except RecordError as error:
                 text = repr(raw.fields)[:TEXT_CHARS]
                 yield BadRecord(file=raw.file, line=self.line_of(raw), reason=str(error), text=text)
@@ -110,6 +115,18 @@ class FileSource(ABC):
     def origin_of(self, fields: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the names of the datasets that a record comes from."""
         return () if self._dataset is None else (f"dataset:{fill_in(self._dataset, fields, 'dataset')}",)
+
+
+def record_origin(fields: Any) -> str:
+    """Return the origin that all examples made from one annotated record share, whatever asks for it."""
+    return RECORD + fingerprint(fields)
+
+
+def data_name(file: str) -> str:
+    """Return the name of a data file without its endings: "boolq" for "data/boolq.jsonl.gz"."""
+    path = Path(file)
+    kind, compression = file_kind(path)
+    return path.name[: len(path.name) - len(kind) - len(compression)]
 
 
 def fill_in(pattern: str, fields: Mapping[str, Any], what: str) -> str:

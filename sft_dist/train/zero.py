@@ -85,7 +85,7 @@ def zero_config(
         "checkpoint": {"tag_validation": "Fail"},
     }
     if dtype == "bfloat16":
-        config["bf16"] = {"enabled": True}
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
         config["data_types"] = {
             "grad_accum_dtype": "fp32"
         }  # else micro-steps add up in bf16: 1e-2 error at 64 of them

@@ -33,7 +33,8 @@ def test_none_and_false_are_off_and_zero_is_a_number():
 def test_every_rule_of_the_config_exists_and_runs():
     rules = build_filters(FiltersConfig(**ALL_ON))
     assert [f.name for f in rules] == list(FILTERS)
-    elsewhere = {"exact_duplicates", "eval_inputs"}  # need more than one example: the selection pass
+    # These need more than the one example: the selection pass.
+    elsewhere = {"exact_duplicates", "eval_inputs", "near_duplicates", "leakage", "quality"}
     assert set(FILTERS) == set(FiltersConfig.model_fields) - elsewhere
     good = single_turn(
         task="t", source="s", instruction="Name a colour of the sky.", output="Blue, and at dusk red."

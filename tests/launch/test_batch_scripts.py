@@ -216,11 +216,27 @@ def test_data_are_prepared_first_when_asked(job):
     ]
 
 
-def test_refused_config(job):
-    done = job.submit("a=1", FREEZE_CODE="2")
-    assert done.returncode == 2
-    assert not job.calls("attempt")
-    assert not job.calls("requeue")
+@pytest.mark.parametrize(
+    "code, phrase", [(2, "'freeze' refused what it was given"), (7, "'freeze' ended with exit code 7")]
+)
+def test_refused_config(job, code, phrase):
+    done = job.submit("a=1", FREEZE_CODE=str(code))
+    assert done.returncode == (2 if code == 2 else 1)
+    assert phrase in done.stdout
+    assert not job.calls("attempt") + job.calls("requeue")
+
+
+def test_master_address_comes_from_the_allocation(job):
+    job.submit("a=1", plan="finished 40 0\n", MASTER_ADDR="localhost")  # from someone's shell profile
+    assert job.calls("attempt")[0].endswith("address 192.0.2.1")
+    job.calls_file.write_text("")
+    suffix = {"MASTER_ADDR_SUFFIX": "i"}
+    (job.folder / "bin" / "getent").write_text(
+        '#!/bin/bash\n[ "$2" = node1i ] && echo "198.51.100.7 STREAM"\n'
+    )
+    (job.folder / "bin" / "getent").chmod(0o755)
+    job.submit("a=1", plan="finished 40 0\n", **suffix)
+    assert job.calls("attempt")[0].endswith("address 198.51.100.7")
 
 
 def test_silent_attempt_gets_usr2_for_stacks_and_is_then_ended(job):

@@ -56,7 +56,8 @@ class Checkout:
         (self.site / "pip").mkdir()
         (self.site / "pip" / "__init__.py").touch()
         (self.site / "pip" / "__main__.py").write_text(PIP)
-        self.environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "VIRTUAL_ENV": str(self.prefix)}
+        outside = [p for p in os.environ["PATH"].split(":") if not Path(p, "../pyvenv.cfg").exists()]
+        self.environment = {"PATH": ":".join(outside), "HOME": str(folder), "VIRTUAL_ENV": str(self.prefix)}
 
     def setup(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -190,9 +191,10 @@ esac
         ({"CONDA_PREFIX": "{env}", "CONDA_DEFAULT_ENV": "work"}, "{env}"),
         ({"CONDA_PREFIX": "{env}", "CONDA_DEFAULT_ENV": "base"}, "{checkout}/.venv"),
         ({"VIRTUAL_ENV": "/removed"}, "{checkout}/.venv"),
+        ({"PATH": "{env}/bin:/usr/bin:/bin"}, "{env}"),
         ({}, "{checkout}/.venv"),
     ],
-    ids=["virtualenv", "conda", "conda base", "stale", "none"],
+    ids=["virtualenv", "conda", "conda base", "stale", "on PATH", "none"],
 )
 def test_which_environment(checkout, environment, used):
     places = {"env": str(checkout.prefix), "checkout": str(checkout.folder)}

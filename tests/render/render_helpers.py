@@ -13,11 +13,19 @@ from sft_dist.core.records import Example, Message, ToolCall, make_example, sing
 from sft_dist.render.tokenizer import TextTokenizer
 
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
-LLAMA3_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>")
+LLAMA3_TOKENS = (
+    "<|begin_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|end_of_text|>",
+)
 PHI3_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
 
-def chat(*turns: tuple[str, str] | Message, tools: tuple[str, ...] = (), kwargs: str | None = None) -> Example:
+def chat(
+    *turns: tuple[str, str] | Message, tools: tuple[str, ...] = (), kwargs: str | None = None
+) -> Example:
     """An example of (role letter, content) pairs: s, u, a, t."""
     roles = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
     messages = tuple(t if isinstance(t, Message) else Message(role=roles[t[0]], content=t[1]) for t in turns)
@@ -31,7 +39,9 @@ def extended(base: Path, folder: Path, tokens: Iterable[str | AddedToken], **spe
         if isinstance(token, AddedToken) and not token.special:
             tokenizer.add_tokens([token])
         else:
-            full = token if isinstance(token, AddedToken) else AddedToken(token, special=True, normalized=False)
+            full = (
+                token if isinstance(token, AddedToken) else AddedToken(token, special=True, normalized=False)
+            )
             tokenizer.add_special_tokens([full])
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -87,7 +97,9 @@ def real_conversations(shared_data: Path) -> list[Example]:
     for line in (shared_data / "multi-turn/oasst_en_100_tree.jsonl").read_text().splitlines():
         node, turns = json.loads(line)["prompt"], []
         while node:
-            turns.append(Message(role="user" if node["role"] == "prompter" else "assistant", content=node["text"]))
+            turns.append(
+                Message(role="user" if node["role"] == "prompter" else "assistant", content=node["text"])
+            )
             node = next(iter(node["replies"]), None)
         if len(turns) % 2 == 0:
             out.append(make_example(task="t", source="s", messages=tuple(turns)))
@@ -97,11 +109,16 @@ def real_conversations(shared_data: Path) -> list[Example]:
 def real_tool_conversations(shared_data: Path) -> list[Example]:
     """Conversations with tools, calls, results, and thoughts."""
     out = []
-    for line in (shared_data / "multi-turn/openai_messages_reason_tool_use_50.jsonl").read_text().splitlines():
+    for line in (
+        (shared_data / "multi-turn/openai_messages_reason_tool_use_50.jsonl").read_text().splitlines()
+    ):
         row = json.loads(line)
         messages = []
         for m in row["messages"]:
-            of = {k: [p["value"] for p in m["content"] if p["type"] == k] for k in ("text", "reasoning", "tool_call")}
+            of = {
+                k: [p["value"] for p in m["content"] if p["type"] == k]
+                for k in ("text", "reasoning", "tool_call")
+            }
             calls = [json.loads(c) for c in of["tool_call"]]
             messages.append(
                 Message(
@@ -109,7 +126,8 @@ def real_tool_conversations(shared_data: Path) -> list[Example]:
                     content="".join(of["text"]),
                     reasoning_content="".join(of["reasoning"]) or None,
                     tool_calls=tuple(
-                        ToolCall(name=c["name"], arguments=json.dumps(c["arguments"], ensure_ascii=False)) for c in calls
+                        ToolCall(name=c["name"], arguments=json.dumps(c["arguments"], ensure_ascii=False))
+                        for c in calls
                     ),
                 )
             )

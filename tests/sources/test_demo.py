@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
+from functools import partial
 from itertools import islice
 
 import pytest
@@ -98,7 +99,7 @@ def test_more_examples_begin_with_the_fewer():
 def test_generator_version_stands_for_the_content():
     """When this fails on purpose, raise GENERATOR_VERSION and write the new digest: stores must be rebuilt."""
     digest = hashlib.blake2b("".join(e.id for e in read()).encode(), digest_size=8).hexdigest()
-    assert (reader.GENERATOR_VERSION, digest) == (1, "PIN")
+    assert (reader.GENERATOR_VERSION, digest) == (1, "cf03732c506d870a")
 
 
 def test_fingerprint_follows_the_options(monkeypatch):
@@ -160,13 +161,6 @@ def test_too_many_examples_is_an_error(monkeypatch):
 # Answers, recomputed by other means
 
 
-def of_kind(text: str, pattern: str) -> list[str]:
-    return re.findall(pattern, text)
-
-
-NUMBER, COLOUR, NAME = r"\b\d+\b", r"\b[a-z]+\b", r"\b[A-Z][a-z]+\b"
-
-ANIMALS = {"horse", "dog", "cat", "cow", "goat", "lion", "tiger", "bear", "rabbit", "fox", "wolf", "duck"}
 ANSWER_ENDINGS = [
     ("oon", "une"),
     ("ake",),
@@ -193,6 +187,12 @@ TOPICS = {
 }
 
 
+def of_kind(kind: str, position: int, text: str) -> str:
+    lists = {"colour": words.COLOURS, "animal": words.ANIMALS, "city": words.CITIES, "day": words.DAYS}
+    kind_of = {word: name for name, members in lists.items() for word in members}
+    return [w for w in text.split() if kind_of.get(w, "name") == kind][position]
+
+
 def list_and_word(text: str) -> tuple[list[str], str]:
     items, word = text.split("\nWord: ")
     return items.split(), word
@@ -206,11 +206,6 @@ def without(text: str) -> str:
 
 def home_of(text: str) -> dict[str, str]:
     return dict(re.findall(r"(\w+) lives in (\w+)\.", text.partition("\n")[0]))
-
-
-def claim(text: str) -> str:
-    facts, statement = text.split("\nClaim: ")
-    return "true" if statement in facts else "false"
 
 
 def opposite(text: str) -> str:
@@ -242,7 +237,7 @@ def past(text: str) -> str:
 
 
 def person(text: str) -> str:
-    (name,) = re.findall(NAME, re.sub(r"\b[IiOo]n [A-Z][a-z]+|^The", "", text))
+    (name,) = re.findall(r"\b[A-Z][a-z]+\b", re.sub(r"\b[IiOo]n [A-Z][a-z]+|^The", "", text))
     return name
 
 
@@ -271,20 +266,14 @@ CHECKS = {
     "count_words": lambda s: str(1 + s.count(" ")),
     "contains": lambda s: "yes" if list_and_word(s)[1] in list_and_word(s)[0] else "no",
     "repeated_word": lambda s: next(w for w in s.split() if s.split().count(w) == 2),
-    "find_animal": lambda s: next(iter(set(s.split()) & ANIMALS)),
     "capital_words": lambda s: s.swapcase(),
     "capital_last_word": lambda s: s[s.rindex(" ") + 1 :].swapcase(),
-    "first_number": lambda s: of_kind(s, NUMBER)[0],
-    "last_number": lambda s: of_kind(s, NUMBER)[-1],
-    "first_name": lambda s: of_kind(s, NAME)[0],
-    "last_name": lambda s: of_kind(s, NAME)[-1],
-    "first_colour": lambda s: of_kind(s, COLOUR)[0],
-    "last_colour": lambda s: of_kind(s, COLOUR)[-1],
+    **{f"first_{kind}": partial(of_kind, kind, 0) for kind in ("name", "colour", "animal", "city", "day")},
+    **{f"last_{kind}": partial(of_kind, kind, -1) for kind in ("name", "colour", "animal", "city", "day")},
     "who": person,
     "where": lambda s: re.search(r"\b[Ii]n ([A-Z]\w+)", s)[1],
     "what_colour": lambda s: re.search(r"\b[Tt]he (\w+)", s)[1],
     "lookup": lambda s: home_of(s)[re.search(r"does (\w+) live", s)[1]],
-    "is_true": claim,
     "opposite": opposite,
     "plural": plural,
     "past_tense": past,

@@ -117,13 +117,6 @@ def _repeated_word(rng: Rng) -> Pair:
     return _list(words), repeated
 
 
-def _find_animal(rng: Rng) -> Pair:
-    words = rng.sample(OBJECTS, rng.randint(3, 5))
-    animal = rng.choice(ANIMALS)
-    words.insert(rng.randint(0, len(words)), animal)
-    return _list(words), animal
-
-
 def _capital_words(rng: Rng) -> Pair:
     words = rng.sample(ANIMALS, rng.randint(2, 4))
     return _list(words), " ".join(words).upper()
@@ -137,16 +130,18 @@ def _capital_last_word(rng: Rng) -> Pair:
 # Lists of mixed kinds
 
 
+KINDS = {"name": NAMES, "colour": COLOURS, "animal": ANIMALS, "city": CITIES, "day": DAYS}
+
+
 def _mixed(kind: str, position: int) -> Callable[[Rng], Pair]:
+    """Two words of `kind` among two words of each of two other kinds; the answer is the first or last of `kind`."""
+    others = [other for other in KINDS if other != kind]
+
     def make(rng: Rng) -> Pair:
-        kinds = {
-            "number": [str(n) for n in _numbers(rng, 2)],
-            "name": rng.sample(NAMES, 2),
-            "colour": rng.sample(COLOURS, 2),
-        }
-        items = [item for values in kinds.values() for item in values]
+        asked = rng.sample(KINDS[kind], 2)
+        items = asked + [word for other in rng.sample(others, 2) for word in rng.sample(KINDS[other], 2)]
         rng.shuffle(items)
-        return _list(items), [item for item in items if item in kinds[kind]][position]
+        return _list(items), [item for item in items if item in asked][position]
 
     return make
 
@@ -194,13 +189,6 @@ def _lookup(rng: Rng) -> Pair:
     facts, text = _facts(rng)
     name = rng.choice(list(facts))
     return f"{text}\nQuestion: Where does {name} live?", facts[name]
-
-
-def _is_true(rng: Rng) -> Pair:
-    facts, text = _facts(rng)
-    name, other = rng.sample(list(facts), 2)
-    true = rng.random() < 0.5
-    return f"{text}\nClaim: {name} lives in {facts[name if true else other]}.", "true" if true else "false"
 
 
 def _opposite(rng: Rng) -> Pair:
@@ -394,17 +382,6 @@ TASKS: tuple[Task, ...] = (
         ),
     ),
     Task(
-        name="find_animal",
-        make=_find_animal,
-        instructions=(
-            "Which of these is an animal?",
-            "Find the animal.",
-            "Name the animal among the things.",
-            "One of them is alive. Which?",
-            "Pick out the animal.",
-        ),
-    ),
-    Task(
         name="capital_words",
         make=_capital_words,
         instructions=(
@@ -438,7 +415,7 @@ TASKS: tuple[Task, ...] = (
                 f"Repeat the {position} {kind} of this list.",
             ),
         )
-        for kind in ("number", "name", "colour")
+        for kind in KINDS
         for position in ("first", "last")
     ),
     Task(
@@ -483,17 +460,6 @@ TASKS: tuple[Task, ...] = (
             "Use the text to find where the person lives.",
             "Look up the home of the person.",
             "Read and answer with a city.",
-        ),
-    ),
-    Task(
-        name="is_true",
-        make=_is_true,
-        instructions=(
-            "Is the claim true or false?",
-            "Check the claim against the text.",
-            "Does the text support the claim? Say true or false.",
-            "Decide whether the claim is true.",
-            "Judge the claim by the facts.",
         ),
     ),
     Task(

@@ -1,0 +1,25 @@
+"""Requests to an OpenAI-compatible server -> completions, each bought once. Used by construct, and by judges in evals.
+
+`Client.complete` answers from the cache on disk where it can; else it keeps to concurrency, rates and budget, and retries.
+"""
+
+from sft_dist.client.cache import Cache
+from sft_dist.client.client import Client, Stats
+from sft_dist.client.errors import BudgetSpentError, RefusedError, UnavailableError
+from sft_dist.client.order import in_order
+from sft_dist.client.request import Choice, Completion, Request, request_seed, unusable
+
+__all__ = [
+    "BudgetSpentError",
+    "Cache",
+    "Choice",
+    "Client",
+    "Completion",
+    "RefusedError",
+    "Request",
+    "Stats",
+    "UnavailableError",
+    "in_order",
+    "request_seed",
+    "unusable",
+]

@@ -1,0 +1,342 @@
+"""The HTTP client: cache, then concurrency, budget and pace, then attempts with exponential back-off."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from ipaddress import ip_address
+from time import time
+from typing import Any, NoReturn, Self
+
+import httpx
+
+from sft_dist.client.cache import Cache
+from sft_dist.client.errors import RefusedError, UnavailableError
+from sft_dist.client.limits import Budget, Pace
+from sft_dist.client.request import BYTES_A_TOKEN, Choice, Completion, Request
+from sft_dist.core.errors import UserError
+
+RETRIED = {408, 409, 425, 500, 502, 503, 504, 529}  # 429 likewise, but it pauses every request
+REFUSED = {400, 413, 422}  # this request will never be answered
+MOST_BACKOFF_S = 60.0
+MOST_PAUSE_S = 900.0  # of a Retry-After that is believed
+MOST_BODY_BYTES = 1 << 26
+RATE_PATIENCE = 10  # a rate limit is no fault: so many times more attempts
+REFUSED_IN_A_ROW = 20  # without a single answer: it is not the prompts
+SHOWN_CHARS = 200  # of a server's own words
+
+
+@dataclass(slots=True)
+class Stats:
+    """What a client did, in this process.
+
+    Attributes:
+        sent: HTTP requests, retries included.
+        answered: Completions received.
+        cached: Completions taken from the cache.
+        refused: Requests that the server will never answer.
+        retries: Attempts that failed, by kind: rate_limited, server_error, timeout, connection, cut_body, malformed.
+        prompt_tokens: Tokens of prompts that were answered.
+        completion_tokens: Tokens of completions.
+        wasted_tokens: Estimated tokens of answers that arrived damaged.
+    """
+
+    sent: int = 0
+    answered: int = 0
+    cached: int = 0
+    refused: int = 0
+    retries: Counter[str] = field(default_factory=Counter)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    wasted_tokens: int = 0
+
+
+class _RetryError(Exception):
+    """An attempt failed and another may not."""
+
+    def __init__(self, kind: str, detail: str, *, after_s: float | None = None, wasted: int = 0) -> None:
+        super().__init__(detail)
+        self.kind, self.after_s, self.wasted = kind, after_s, wasted
+
+
+class Client:
+    """One server. Use it as an async context manager.
+
+    Args:
+        url: Base URL, up to and including /v1.
+        cache: Where answers are kept.
+        stats: Counted into; None: into its own.
+        api_key_env: Environment variable that holds the key; the key is sent, and written nowhere.
+        concurrency: Requests under way, at most.
+        attempts: At one request, before the run stops. Answers of a rate limit hardly count.
+        timeout_s: Of one attempt, from connecting to the last byte.
+        backoff_s: Wait after the first failed attempt; it doubles, up to a minute, less up to half of it at random.
+        requests_per_minute: Requests that may start in a minute; None: any number.
+        tokens_per_minute: Tokens of prompts and completions a minute; None: any number.
+        budget_tokens: Tokens that everything in the cache's folder may cost, earlier launches included; None: any number.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        cache: Cache,
+        stats: Stats | None = None,
+        api_key_env: str | None = None,
+        concurrency: int = 16,
+        attempts: int = 8,
+        timeout_s: float = 600.0,
+        backoff_s: float = 1.0,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        budget_tokens: int | None = None,
+    ) -> None:
+        self.stats = stats or Stats()
+        self.concurrency = concurrency
+        self._cache = cache
+        self._key_name = api_key_env
+        self._key = os.environ.get(api_key_env, "").strip() if api_key_env else ""
+        self._attempts, self._timeout_s, self._backoff_s = attempts, timeout_s, backoff_s
+        self._pace = Pace(requests_per_minute, tokens_per_minute)
+        self._budget = Budget(budget_tokens, cache.tokens)
+        self._slots = asyncio.Semaphore(concurrency)
+        self._buying: dict[str, asyncio.Task[Completion]] = {}
+        try:
+            parsed = httpx.URL(url.rstrip("/") + "/")
+        except httpx.InvalidURL as error:
+            raise UserError(
+                f"the server's url {url!r} cannot be read ({error}); it looks like http://127.0.0.1:8000/v1"
+            ) from None
+        if parsed.scheme not in {"http", "https"} or not parsed.host:
+            raise UserError(f"the server's url {url!r} is not http; it looks like http://127.0.0.1:8000/v1")
+        self._url = parsed
+        self._http = httpx.AsyncClient(
+            base_url=parsed,
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            timeout=httpx.Timeout(timeout_s, connect=min(30.0, timeout_s)),
+            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
+            trust_env=not _is_loopback(
+                parsed.host
+            ),  # a cluster's proxy settings must not swallow a server next door
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+        self._cache.close()
+
+    async def complete(self, request: Request) -> Completion:
+        """Return the answer to a request: from the cache, from an equal request under way, or bought.
+
+        Raises:
+            RefusedError: The server will not answer this request.
+            BudgetSpentError: The budget does not allow it.
+            UnavailableError: Every attempt failed.
+            UserError: Address, key or model are wrong, or the cache cannot be written.
+        """
+        key = request.key()
+        if found := self._cache.get(key):
+            self.stats.cached += 1
+            return Completion.from_dict(found)
+        if key not in self._buying:
+            self._buying[key] = asyncio.create_task(self._buy(request, key))
+            self._buying[key].add_done_callback(lambda _: self._buying.pop(key))
+        return await asyncio.shield(self._buying[key])
+
+    async def _buy(self, request: Request, key: str) -> Completion:
+        async with self._slots:
+            await self._budget.reserve(request.most_tokens)
+            try:
+                completion = await self._persist(request, key)
+                await self._cache.put(key, completion.to_dict(), completion.tokens)
+                self._budget.spent = self._cache.tokens
+            finally:
+                await self._budget.settle(request.most_tokens)
+        self.stats.answered += 1
+        self.stats.prompt_tokens += completion.prompt_tokens
+        self.stats.completion_tokens += completion.completion_tokens
+        return completion
+
+    async def _persist(self, request: Request, key: str) -> Completion:
+        """Attempt a request until it is answered."""
+        failures: Counter[str] = Counter()
+        while True:
+            await self._pace.wait(request.most_tokens)
+            try:
+                completion = await self._attempt(request, key)
+            except _RetryError as error:
+                failures[error.kind] += 1
+                self.stats.retries[error.kind] += 1
+                self._pace.correct(error.wasted - request.most_tokens)
+                if error.wasted:
+                    self.stats.wasted_tokens += error.wasted
+                    await self._cache.put("", {}, error.wasted)
+                    self._budget.spent = self._cache.tokens
+                faults = failures.total() - failures["rate_limited"]
+                if faults >= self._attempts or failures["rate_limited"] >= RATE_PATIENCE * self._attempts:
+                    raise UnavailableError(
+                        f"{self._url} did not answer a request in {failures.total()} attempts (the last: {error}); "
+                        "what is answered is kept: run the same command again when the server is well"
+                    ) from None
+                backoff = min(MOST_BACKOFF_S, self._backoff_s * 2 ** (failures.total() - 1))
+                wait_s = backoff * random.uniform(0.5, 1) if error.after_s is None else error.after_s
+                if error.kind == "rate_limited":
+                    self._pace.pause(wait_s)  # holds for every request, this one included
+                else:
+                    await asyncio.sleep(wait_s)
+            else:
+                self._pace.correct(completion.tokens - request.most_tokens)
+                return completion
+
+    async def _attempt(self, request: Request, key: str) -> Completion:
+        self.stats.sent += 1
+        try:
+            async with (
+                asyncio.timeout(self._timeout_s),
+                self._http.stream(
+                    "POST",
+                    request.endpoint,
+                    content=json.dumps(
+                        request.body()
+                    ),  # ASCII: half of a surrogate pair in a prompt is no error
+                    headers={"Content-Type": "application/json", "Idempotency-Key": key},
+                ) as response,
+            ):
+                body = await _read(response, request)
+        except (TimeoutError, httpx.TimeoutException):
+            raise _RetryError("timeout", f"no whole answer in {self._timeout_s:g} s") from None
+        except httpx.TransportError as error:
+            raise _RetryError("connection", str(error) or type(error).__name__) from None
+        if response.status_code != httpx.codes.OK:
+            self._raise_for(response, body)
+        return _parse(body, request)
+
+    def _raise_for(self, response: httpx.Response, body: bytes) -> NoReturn:
+        """Raise what a status other than 200 means."""
+        status = response.status_code
+        said = f"{status}: {self._words(body)}"
+        if status == httpx.codes.TOO_MANY_REQUESTS:
+            raise _RetryError("rate_limited", said, after_s=_retry_after(response))
+        if status in RETRIED:
+            raise _RetryError("server_error", said, after_s=_retry_after(response))
+        if status in REFUSED:
+            self.stats.refused += 1
+            if self.stats.refused >= REFUSED_IN_A_ROW and not self.stats.answered + self.stats.cached:
+                raise UserError(
+                    f"{self._url} refused all of the first {self.stats.refused} requests ({said}), so it is not the prompts; "
+                    "look at the model's name and the sampling parameters"
+                )
+            raise RefusedError(said)
+        if status in {401, 403}:
+            key = (
+                f"the key in ${self._key_name}"
+                if self._key
+                else f"a request without a key (${self._key_name} is empty)"
+            )
+            raise UserError(
+                f"{self._url} refused {key} ({said}), so nothing can be generated; set the variable to a valid key"
+            )
+        raise UserError(
+            f"{self._url} answered {said}, so nothing can be generated; check the url (it ends in /v1) and the model's name"
+        )
+
+    def _words(self, body: bytes) -> str:
+        """Return what the server says, in one line and without the key."""
+        text = body.decode("utf-8", "replace")
+        try:
+            fields = json.loads(text)
+            error = fields.get("error", fields)
+            text = (
+                str(error.get("message", error.get("detail", text)))
+                if isinstance(error, dict)
+                else str(error)
+            )
+        except (ValueError, AttributeError, RecursionError):
+            pass  # not JSON: its own words
+        text = " ".join(text.split())
+        return (text.replace(self._key, "***") if self._key else text)[:SHOWN_CHARS] or "no reason given"
+
+
+async def _read(response: httpx.Response, request: Request) -> bytes:
+    """Return the body; a body that ends early is a failed attempt that was probably paid for."""
+    body = bytearray()
+    try:
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > MOST_BODY_BYTES:
+                raise _RetryError(
+                    "malformed",
+                    f"the answer is longer than {MOST_BODY_BYTES:,} bytes",
+                    wasted=request.most_tokens,
+                )
+    except (httpx.RemoteProtocolError, httpx.ReadError, httpx.DecodingError) as error:
+        wasted = (
+            request.prompt_tokens + len(body) // BYTES_A_TOKEN
+            if response.status_code == httpx.codes.OK
+            else 0
+        )
+        raise _RetryError("cut_body", f"the answer ended early ({error})", wasted=wasted) from None
+    return bytes(body)
+
+
+def _parse(body: bytes, request: Request) -> Completion:
+    """Return the completion that a body holds."""
+    wasted = request.prompt_tokens + len(body) // BYTES_A_TOKEN
+    try:
+        fields = json.loads(body)
+        choices = tuple(_choice(c) for c in sorted(fields["choices"], key=lambda c: c.get("index") or 0))
+        usage = fields.get("usage") or {}
+        asked, answered = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _RetryError(
+            "malformed", f"the answer cannot be read ({type(error).__name__}: {error})", wasted=wasted
+        ) from None
+    if len(choices) != request.n:
+        raise _RetryError("malformed", f"{len(choices)} choices came instead of {request.n}", wasted=wasted)
+    if isinstance(asked, int) and isinstance(answered, int) and min(asked, answered) >= 0:
+        return Completion(choices=choices, prompt_tokens=asked, completion_tokens=answered)
+    texts = "".join(c.text + (c.reasoning or "") for c in choices)
+    return Completion(
+        choices=choices,
+        prompt_tokens=request.prompt_tokens,
+        completion_tokens=len(texts.encode("utf-8", "surrogatepass")) // BYTES_A_TOKEN + 1,
+        estimated=True,
+    )
+
+
+def _choice(fields: dict[str, Any]) -> Choice:
+    """Read one choice of either endpoint; raises for one that is neither."""
+    message = fields.get("message")
+    text = fields["text"] if message is None else message.get("content")
+    reasoning = None if message is None else message.get("reasoning_content") or message.get("reasoning")
+    if not isinstance(text, str | None) or not isinstance(reasoning, str | None):
+        raise TypeError("a choice holds no text")
+    return Choice(text or "", fields.get("finish_reason"), reasoning)
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Return the seconds that the server asks to wait, from either form of Retry-After."""
+    value = response.headers.get("Retry-After", "").strip()
+    try:
+        seconds = (
+            float(value)
+            if value.replace(".", "", 1).isdigit()
+            else parsedate_to_datetime(value).timestamp() - time()
+        )
+    except (ValueError, TypeError):
+        return None
+    return min(MOST_PAUSE_S, max(0.0, seconds))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,60 @@
+"""Text -> 64-bit codes of words, and of n consecutive words: what near duplicates and leakage are found by."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from sft_dist.filters.tables import WORD
+
+CACHED_WORDS = 1 << 20  # about 150 MB; a corpus of a million examples has fewer distinct words
+
+_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd: every word keeps its weight in the sum
+_MIX = np.uint64(0xFF51AFD7ED558CCD)
+
+
+class _Codes(dict[str, int]):
+    """Code by word. Python's own `hash` differs from process to process, and what is dropped must not."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= CACHED_WORDS:
+            self.clear()
+        code = self[word] = xxhash.xxh3_64_intdigest(word.encode("utf-8", "surrogatepass"))
+        return code
+
+
+_CODES = _Codes()
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text, case folded, punctuation left out; a Han or Kana character is a word of its own."""
+    return WORD.findall((text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold())
+
+
+def codes(found: list[str]) -> NDArray[np.uint64]:
+    """Return the code of each word, [W]."""
+    return np.fromiter(map(_CODES.__getitem__, found), np.uint64, len(found))
+
+
+def ngrams(codes_W: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
+    """Return the code of each run of `n` words, [W - n + 1]; empty when there are fewer than n."""
+    count = len(codes_W) - n + 1
+    if count < 1:
+        return np.empty(0, np.uint64)
+    out = codes_W[:count].copy()
+    for k in range(1, n):
+        out *= _BASE
+        out += codes_W[k : k + count]
+    out ^= out >> np.uint64(32)
+    out *= _MIX
+    out ^= out >> np.uint64(29)
+    return out
+
+
+def shingles(text: str, n: int) -> NDArray[np.uint64]:
+    """Return the set of runs of `n` words as sorted codes; a text of fewer words is one run, an empty one none."""
+    found = codes(words(text))
+    return np.unique(ngrams(found, min(n, len(found)))) if len(found) else found
