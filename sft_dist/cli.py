@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sft_dist.config import RunConfig
 
-CHECK_EXAMPLES = 2000  # of each source: what `check` renders when there is no store yet
+CHECK_EXAMPLES = 500  # of each source, evenly spread: what `check` renders when there is no store yet
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -55,6 +55,10 @@ class Stats:
     completion_tokens: int = 0
     wasted_tokens: int = 0
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready fields."""
+        return {name: getattr(self, name) for name in self.__slots__} | {"retries": dict(self.retries)}
+
 
 class _RetryError(Exception):
     """An attempt failed and another may not."""
@@ -129,6 +133,8 @@ class Client:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._buying:  # after Ctrl-C: what is on its way is paid for; a second Ctrl-C does not wait
+            await asyncio.wait(self._buying.values())
         await self._http.aclose()
         self._cache.close()
 

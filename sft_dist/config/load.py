@@ -13,6 +13,7 @@ from typing import Any, get_args
 import pydantic
 from pydantic import BaseModel
 
+from sft_dist.config.construct import SetConfig
 from sft_dist.config.foreign import FOREIGN_KEYS
 from sft_dist.config.root import RunConfig
 from sft_dist.config.sources import SourceConfig
@@ -20,6 +21,9 @@ from sft_dist.core.errors import UserError, nearest
 from sft_dist.core.paths import resource
 
 DEFAULT_EXPERIMENT = "demo"
+
+# mappings whose entries are of several kinds: path -> (the union, the field that tells them apart)
+TAGGED = {("data", "sources"): (SourceConfig, "kind"), ("construct", "sets"): (SetConfig, "method")}
 
 
 def load_config(overrides: Sequence[str] = (), file: Path | None = None) -> RunConfig:
@@ -178,22 +182,22 @@ def _explain(error: dict[str, Any]) -> str:
     if kind == "value_error":
         return f"  {path}: {message}" if path else f"  {message}"
     if kind in {"union_tag_not_found", "union_tag_invalid"}:
-        return f"  {path}.kind: {message}"
+        return f"  {path}.{TAGGED.get((loc[0], loc[1]), (None, 'kind'))[1]}: {message}"
     shown = json.dumps(error.get("input"), default=str)
     return f"  {path}={shown if len(shown) < 80 else shown[:77] + '...'}: {message}"
 
 
 def _without_tags(loc: list[str]) -> list[str]:
-    """Drop the tag that pydantic puts after the name of a discriminated source."""
-    if len(loc) > 3 and loc[:2] == ["data", "sources"]:
+    """Drop the tag that pydantic puts after the name of a discriminated source or set."""
+    if len(loc) > 3 and tuple(loc[:2]) in TAGGED:
         return [*loc[:3], *loc[4:]]
     return loc
 
 
 def _section(loc: list[str]) -> type[BaseModel] | None:
     """Return the model that stands at a path of the config."""
-    if loc[:2] == ["data", "sources"] and len(loc) > 3:  # data.sources.<name>.<kind>
-        return _source_models().get(loc[3])
+    if len(loc) > 3 and (union := TAGGED.get((loc[0], loc[1]))):  # data.sources.<name>.<kind>
+        return tagged_models(*union).get(loc[3])
     model: Any = RunConfig
     for name in loc:
         if name not in model.model_fields:
@@ -212,9 +216,9 @@ def _section(loc: list[str]) -> type[BaseModel] | None:
     return model  # type: ignore[no-any-return]
 
 
-def _source_models() -> dict[str, type[BaseModel]]:
-    union = get_args(SourceConfig)[0]
-    return {get_args(m.model_fields["kind"].annotation)[0]: m for m in get_args(union)}
+def tagged_models(union: Any, tag: str) -> dict[str, type[BaseModel]]:
+    """Return the models of a discriminated union by their tag."""
+    return {get_args(m.model_fields[tag].annotation)[0]: m for m in get_args(get_args(union)[0])}
 
 
 def _find_key(key: str) -> str | None:

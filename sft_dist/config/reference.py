@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from sft_dist.config.load import group_choices
+from sft_dist.config.construct import SetConfig
+from sft_dist.config.load import group_choices, tagged_models
 from sft_dist.config.root import RunConfig
 from sft_dist.config.sources import SourceConfig
 
@@ -44,9 +45,11 @@ def reference() -> str:
 def _sections() -> Iterator[str]:
     yield from _section("", RunConfig)
     yield "\n## data.sources.NAME\n\nEvery source has a `kind`, which decides its other keys.\n"
-    for model in get_args(get_args(SourceConfig)[0]):
-        kind = get_args(model.model_fields["kind"].annotation)[0]
+    for kind, model in tagged_models(SourceConfig, "kind").items():
         yield from _section(f"data.sources.NAME (kind: {kind})", model, level="###")
+    yield "\n## construct.sets.NAME\n\nEvery generated set has a `method`, which decides its other keys.\n"
+    for method, model in tagged_models(SetConfig, "method").items():
+        yield from _section(f"construct.sets.NAME (method: {method})", model, level="###")
 
 
 def _section(path: str, model: type[BaseModel], level: str = "##") -> Iterator[str]:

@@ -144,6 +144,22 @@ class PromptsourceSource(SourceBase):
 
 FlanVariant = Literal["zero_shot", "few_shot", "cot", "cot_few_shot", "explain", "inversion"]
 
+_FLAN_SHARES: dict[FlanVariant, float] = {
+    "zero_shot": 0.3,
+    "few_shot": 0.2,
+    "cot": 0.25,
+    "cot_few_shot": 0.1,
+    "explain": 0.05,
+    "inversion": 0.1,
+}
+
+
+class ExamplesSource(SourceBase):
+    """Examples as the pipeline writes them: generated sets keep their tasks and what they derive from."""
+
+    kind: Literal["examples"]
+    path: str = Field(description="A file, a folder of files, or a glob.")
+
 
 class FlanSource(SourceBase):
     """Questions, answers and (where there are) rationales, asked through families of patterns as Flan does it."""
@@ -160,9 +176,9 @@ class FlanSource(SourceBase):
     columns: tuple[str, ...] | None = Field(
         default=None, description="Column names of CSV and TSV files without a header line."
     )
-    unescape: bool = Field(default=False, description="In CSV and TSV, \n and \t stand for line end and tab.")
+    unescape: bool = Field(default=False, description="In CSV and TSV, \\n and \\t stand for line end and tab.")
     variants: dict[FlanVariant, NonNegativeFloat] = Field(
-        default_factory=lambda: dict(_FLAN_SHARES),
+        default=_FLAN_SHARES,
         description="Share of records asked each way; those that need a rationale pass over records without one.",
     )
     without_options: float = Field(
@@ -177,23 +193,6 @@ class FlanSource(SourceBase):
         description="First distinct records of each task that serve as exemplars and are never examples themselves.",
     )
     seed: NonNegativeInt = Field(default=0, description="Of variants, patterns and exemplars.")
-
-
-_FLAN_SHARES: dict[FlanVariant, float] = {
-    "zero_shot": 0.3,
-    "few_shot": 0.2,
-    "cot": 0.25,
-    "cot_few_shot": 0.1,
-    "explain": 0.05,
-    "inversion": 0.1,
-}
-
-
-class ExamplesSource(SourceBase):
-    """Examples as the pipeline writes them: generated sets keep their tasks and what they derive from."""
-
-    kind: Literal["examples"]
-    path: str = Field(description="A file, a folder of files, or a glob.")
 
 
 SourceConfig = Annotated[

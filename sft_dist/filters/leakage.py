@@ -1,8 +1,8 @@
 """Evaluation examples -> an index of their n-grams; training example -> the evaluation examples that it gives away.
 
 Compared are inputs and answers, not the instruction: a definition, a template or few-shot exemplars stand in every
-prompt of a task that is also evaluated. Where a record has no INPUT of its own, n-grams that many inputs of a task
-share are taken for the template. An answer alone gives nothing away when several inputs have it: it is a label.
+prompt of a task that is also evaluated. Where a record has no INPUT of its own, n-grams that many inputs of an evaluated
+task, or of a sample of the training examples, share are taken for the template. An answer alone gives nothing away when several inputs have it: it is a label.
 
 Legend: G distinct n-grams, K places where they stand in the evaluation examples.
 """
@@ -60,11 +60,19 @@ class LeakIndex:
 
     Args:
         examples: The evaluation examples.
+        training: Samples of training examples, one a source; what many of their inputs share is template.
         ngram: Words of an n-gram.
         coverage: Share of words from which on a training example gives an evaluation example away.
     """
 
-    def __init__(self, examples: Iterable[Example], *, ngram: int, coverage: float) -> None:
+    def __init__(
+        self,
+        examples: Iterable[Example],
+        *,
+        ngram: int,
+        coverage: float,
+        training: Iterable[Iterable[Example]] = (),
+    ) -> None:
         self.ngram, self.coverage = ngram, coverage
         texts: list[list[list[str]]] = []
         tasks: list[str] = []
@@ -76,6 +84,8 @@ class LeakIndex:
         _forget_labels(texts, tasks)
         coded = [[codes(part) for part in parts] for parts in texts]
         template = _template(coded, tasks, ngram)
+        for sample in training:
+            template |= _common(sample, coded, ngram)
         self._template = np.array(sorted(template), np.uint64)
         self._parts: list[_Part] = []
         self._of_item: list[list[int]] = [[] for _ in range(self.items)]
@@ -203,6 +213,19 @@ def _template(coded: list[list[NDArray[np.uint64]]], tasks: list[str], n: int) -
         counts = Counter(chain.from_iterable(set(ngrams(p, n).tolist()) for p in distinct.values()))
         out.update(gram for gram, count in counts.items() if count > limit)
     return out
+
+
+def _common(sample: Iterable[Example], coded: list[list[NDArray[np.uint64]]], n: int) -> set[int]:
+    """Return the n-grams of evaluation examples that more than `TEMPLATE_INPUTS` distinct inputs of a sample hold."""
+    known = np.unique(
+        np.concatenate([ngrams(part, n) for parts in coded for part in parts] or [np.empty(0, np.uint64)])
+    )
+    inputs = {found.tobytes(): found for e in sample if len(found := codes(words(question(e)))) >= n}
+    counts = np.zeros(len(known), np.int64)
+    for found in inputs.values():
+        grams = np.unique(ngrams(found, n))
+        counts[np.searchsorted(known, grams[_member(grams, known)])] += 1
+    return set(known[counts > TEMPLATE_INPUTS].tolist())
 
 
 def _member(found: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:

@@ -16,7 +16,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from sft_dist.client import Cache, Client, Stats
@@ -77,7 +76,7 @@ def construct(
         try:
             return asyncio.run(_make(config, root, list(only) or list(sets), stats, progress))
         finally:
-            append_jsonl(root / "launches.jsonl", {"time": time.time(), **asdict(stats)})
+            append_jsonl(root / "launches.jsonl", {"time": time.time(), **stats.to_dict()})
 
 
 async def _make(

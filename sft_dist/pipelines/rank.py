@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from sft_dist.batch.collate import collate
 from sft_dist.batch.sampler import Planner, SamplerState
@@ -212,7 +213,7 @@ def _loop(
         ) as tracker,
     ):
 
-        def record(line: dict[str, Any], *, track: bool = True) -> None:
+        def keep(line: dict[str, Any], *, track: bool = True) -> None:
             if is_main:
                 append_jsonl(folder.metrics, line)
                 if track:
@@ -220,7 +221,7 @@ def _loop(
 
         def on_step(metrics: StepMetrics) -> None:
             values = {k: _finite(v) for k, v in asdict(metrics).items()}
-            record(
+            keep(
                 {"kind": "train", "time": time.time(), **values},
                 track=metrics.step % config.train.log_every == 0,
             )
@@ -245,7 +246,7 @@ def _loop(
 
         def evaluate(step: int) -> None:
             if evaluator is not None:
-                record({"kind": "eval", "time": time.time(), "step": step, **evaluator()})
+                keep({"kind": "eval", "time": time.time(), "step": step, **evaluator()})
 
         return loop.run(
             engine,
@@ -313,4 +314,4 @@ def _finite(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(record(main)())  # the first rank that fails leaves its traceback in TORCHELASTIC_ERROR_FILE

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from sft_dist.config import RunConfig
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import BadRecord, Drop, Example, example_to_dict
+from sft_dist.core.sample import Sample
+from sft_dist.core.seeds import derive
 from sft_dist.core.store import atomic_path, checksum, fingerprint, read_json, write_json
 from sft_dist.filters import build_filters, filters_fingerprint
 from sft_dist.filters.leakage import LeakIndex
@@ -35,6 +37,7 @@ from sft_dist.sources import Source
 
 TRAIN, EVALUATE, DROPPED, UNREADABLE = range(4)
 VERSION = 2
+SAMPLED = 2000  # training examples of each source that show what is template
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,8 +100,9 @@ def select(
     index = None
     if options.leakage is not None and holdout.evaluated:
         progress("collecting what is evaluated")
-        findings = Findings(list(_evaluated(sources, holdout)))
-        index = LeakIndex(findings.examples, **options.leakage.model_dump())
+        evaluated, training = _sides(sources, holdout, config.seed)
+        findings = Findings(evaluated)
+        index = LeakIndex(evaluated, training=training, **options.leakage.model_dump())
     judge = Judge(
         holdout=holdout,
         drop_eval_inputs=options.eval_inputs,
@@ -170,16 +174,24 @@ def _counted(sources: dict[str, Source], sizes: Counter[str]) -> Iterator[tuple[
                 yield name, record
 
 
-def _evaluated(sources: dict[str, Source], holdout: Holdout) -> Iterator[Example]:
-    """Yield every evaluation example once."""
-    seen: set[str] = set()
-    for source in sources.values():
+def _sides(
+    sources: dict[str, Source], holdout: Holdout, seed: int
+) -> tuple[list[Example], list[list[Example]]]:
+    """Return every evaluation example once, and a sample of each source's training examples."""
+    evaluated: dict[str, Example] = {}
+    samples = []
+    for name, source in sources.items():
+        sample: Sample[Example] = Sample(SAMPLED, derive(seed, "leakage", name))
         for record in source:
-            if isinstance(record, Example) and record.id not in seen:
-                side = split(record, holdout)
-                if not isinstance(side, Drop) and side != "train":
-                    seen.add(record.id)
-                    yield record
+            if isinstance(record, BadRecord):
+                continue
+            side = split(record, holdout)
+            if side == "train":
+                sample.add(record.id, record)
+            elif not isinstance(side, Drop):
+                evaluated.setdefault(record.id, record)
+        samples.append(sample.items())
+    return list(evaluated.values()), samples
 
 
 def _apply(

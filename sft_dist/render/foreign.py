@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +30,7 @@ from sft_dist.render.conversation import (
 )
 from sft_dist.render.draft import Draft
 from sft_dist.render.jinja import ChatTemplate
-from sft_dist.render.skeleton import CLOSE, MARK, OPEN, SLOT, Region, Skeleton, build, fill
+from sft_dist.render.skeleton import CLOSE, MARK, OPEN, SLOT, Atom, Region, Skeleton, build, fill
 
 EMPTY_THINK = re.compile(r"<think>\s*</think>\n*")
 CACHE_SHAPES = 4096
@@ -201,16 +201,15 @@ class ForeignTemplate:
                     f"the chat template changes contents, so turn {i} ({t.role}) cannot have a loss weight of its own"
                 )
         skeleton = self._skeleton(conversation, full, self._render_marked)
-        answers = {a.turn: skeleton.atoms[a.start : a.end] for a in skeleton.answers}
         for i, t in enumerate(shown.turns):
-            atoms = answers.get(i)
-            said = (
-                true
-                if atoms is None
-                else "".join(str(a.payload) for a in atoms if isinstance(a.payload, str))
-            )
+            answer = next((a for a in skeleton.answers if a.turn == i), None)
+            said = true if answer is None else _text(skeleton.atoms[answer.start : answer.end])
             if t.content.strip() not in said:
                 raise Refusal(f"the chat template changes the content of turn {i} ({t.role})")
+            if answer and not _in_order(
+                [u.content.strip() for u in shown.turns[i + 1 :]], _text(skeleton.atoms[answer.end :])
+            ):
+                raise Refusal(f"turn {i} (assistant) is not ended by one of {' '.join(self._stops)}")
         return skeleton
 
     def _skeleton(
@@ -279,6 +278,21 @@ def _message(t: Turn) -> dict[str, Any]:
         if (value := getattr(t, key)) is not None:
             out[key] = value
     return out
+
+
+def _text(atoms: Sequence[Atom]) -> str:
+    return "".join(a.payload for a in atoms if isinstance(a.payload, str))
+
+
+def _in_order(contents: Sequence[str], text: str) -> bool:
+    """Whether all contents come one after the other in the text."""
+    position = 0
+    for content in contents:
+        position = text.find(content, position)
+        if position < 0:
+            return False
+        position += len(content)
+    return True
 
 
 def _dumps(value: Any) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from sft_dist.core.records import Example
+from sft_dist.core.sample import Sample
 from sft_dist.core.seeds import derive
 from sft_dist.filters import Seen
 from sft_dist.filters.leakage import question
@@ -163,7 +163,9 @@ class CardFacts:
         return dict(sorted(out.items(), key=lambda c: (-c[1][1].examples, c[0])))
 
 
-def amounts(corpus: Corpus, docs: NDArray[np.int64], seq_len: int, *, keep_end: bool) -> dict[tuple[str, str], Amount]:
+def amounts(
+    corpus: Corpus, docs: NDArray[np.int64], seq_len: int, *, keep_end: bool
+) -> dict[tuple[str, str], Amount]:
     """Return how much each task of each source holds, and how much of it an epoch of the documents `docs` trains on."""
     n_tasks = len(corpus.task_names)
     size = len(corpus.source_names) * n_tasks
@@ -216,28 +218,6 @@ def length_bins(lengths: NDArray[np.int32]) -> dict[int, int]:
     return {low + k: int(n) for k, n in enumerate(counts)}
 
 
-@dataclass
-class _Smallest:
-    """The k items with the smallest hashes: a sample that depends on seed and content, not on the order."""
-
-    k: int
-    seed: int
-    _heap: list[tuple[int, str, Any]] = field(default_factory=list)
-
-    def add(self, key: str, item: Any) -> None:
-        """Offer an item; equal keys count once."""
-        chance = -xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogatepass"), seed=self.seed)
-        if len(self._heap) == self.k and chance <= self._heap[0][0]:
-            return
-        if any(chance == c and key == other for c, other, _ in self._heap):
-            return
-        (heapq.heappush if len(self._heap) < self.k else heapq.heapreplace)(self._heap, (chance, key, item))
-
-    def items(self) -> list[Any]:
-        """Return them by rising hash."""
-        return [item for _, _, item in sorted(self._heap, reverse=True)]
-
-
 class Texts:
     """One pass over all training examples -> what the card says of their texts. Memory does not grow with them.
 
@@ -249,9 +229,9 @@ class Texts:
         self._instructions = Seen()
         self._count = 0
         self._verbs: Counter[tuple[str, str]] = Counter()
-        self._sample = _Smallest(SAMPLED_TEXTS, derive(seed, "card", "texts"))
-        self._asked = _Smallest(SAMPLED_NEIGHBOURS, derive(seed, "card", "instructions"))
-        self._shown: dict[str, _Smallest] = {}
+        self._sample: Sample[tuple[str, str]] = Sample(SAMPLED_TEXTS, derive(seed, "card", "texts"))
+        self._asked: Sample[str] = Sample(SAMPLED_NEIGHBOURS, derive(seed, "card", "instructions"))
+        self._shown: dict[str, Sample[Example]] = {}
         self.datasets: dict[str, Counter[str]] = {}
 
     def add(self, source: str, example: Example) -> None:
@@ -259,7 +239,7 @@ class Texts:
         datasets = self.datasets.setdefault(source, Counter())
         datasets.update(o.removeprefix("dataset:") for o in example.origin if o.startswith("dataset:"))
         if source not in self._shown:
-            self._shown[source] = _Smallest(SAMPLES, derive(self._seed, "card", "samples", source))
+            self._shown[source] = Sample(SAMPLES, derive(self._seed, "card", "samples", source))
         self._shown[source].add(example.id, example)
         self._sample.add(example.id, (question(example), example.output))
         instruction = example.instruction
@@ -275,7 +255,7 @@ class Texts:
 
     def diversity(self) -> Diversity:
         """Return how different the texts are."""
-        pairs: list[tuple[str, str]] = self._sample.items()
+        pairs = self._sample.items()
         prompts, answers = [p for p, _ in pairs], [a for _, a in pairs]
         compared = {"instructions": self._asked.items(), "prompts": prompts[:SAMPLED_NEIGHBOURS]}
         nearest = {name: nearest_rouge_l(texts) for name, texts in compared.items()}

@@ -65,34 +65,39 @@ def columns(
 
 
 def rings(verbs: Sequence[tuple[str, str, int]]) -> str:
-    """Return the most frequent root verbs (inner ring) and of each its most frequent nouns (outer ring) as SVG."""
+    """Return the most frequent root verbs (inner ring), and of each its most frequent nouns (outer ring), as SVG.
+
+    A slice is as wide as the instructions of the nouns that are shown; verbs without a noun are left to the table.
+    """
     by_verb: dict[str, list[tuple[str, int]]] = {}
-    for verb, noun, n in verbs:
-        by_verb.setdefault(verb, []).append((noun, n))
+    for verb, noun, n in sorted(verbs, key=lambda v: (-v[2], v[0], v[1])):
+        if noun and len(by_verb.setdefault(verb, [])) < RING_NOUNS:
+            by_verb[verb].append((noun, n))
     ranked = sorted(by_verb.items(), key=lambda v: (-sum(n for _, n in v[1]), v[0]))[:RING_VERBS]
     everything = sum(n for _, nouns in ranked for _, n in nouns)
     if not everything:
         return ""
     parts, turn = [], 2 * math.pi / everything
-    angle = -math.pi / 2
+    start = -math.pi / 2
     for rank, (verb, nouns) in enumerate(ranked):
         size = sum(n for _, n in nouns)
-        colour = COLOURS[rank % len(COLOURS)]
-        end = angle + size * turn
-        parts.append(_arc(angle, end, HOLE, MIDDLE, colour, 0.9, f"{verb}: {count(size)}"))
-        parts.append(_radial(angle, end, (HOLE + MIDDLE) / 2, verb, "var(--paper)", 14))
-        start = angle
-        for place, (noun, n) in enumerate([x for x in nouns if x[0]][:RING_NOUNS]):
+        end = start + size * turn
+        colour = COLOURS[rank % len(COLOURS)] if rank + 1 < len(ranked) or rank % len(COLOURS) else COLOURS[1]
+        parts.append(_arc(start, end, HOLE, MIDDLE, colour, 0.9, f"{verb}: {count(size)} with these nouns"))
+        parts.append(_radial(start, end, (HOLE + MIDDLE) / 2, verb, "var(--paper)", 14))
+        for place, (noun, n) in enumerate(nouns):
             stop = start + n * turn
-            parts.append(_arc(start, stop, MIDDLE + 1, RIM, colour, 0.34 - 0.07 * (place % 2), f"{verb} {noun}: {count(n)}"))
+            opacity = 0.34 - 0.08 * (place % 2)
+            parts.append(_arc(start, stop, MIDDLE + 1, RIM, colour, opacity, f"{verb} {noun}: {count(n)}"))
             parts.append(_radial(start, stop, (MIDDLE + RIM) / 2, noun, "var(--ink)", 13))
             start = stop
-        angle = end
     label = f"{len(ranked)} root verbs and their most frequent nouns"
     return f'<svg class="chart" viewBox="0 0 {SIZE} {SIZE}" role="img" aria-label="{esc(label)}">{join(parts)}</svg>'
 
 
-def _arc(start: float, end: float, inner: float, outer: float, colour: str, opacity: float, title: str) -> str:
+def _arc(
+    start: float, end: float, inner: float, outer: float, colour: str, opacity: float, title: str
+) -> str:
     end = min(end, start + 2 * math.pi - 1e-4)  # a whole turn would end where it starts: nothing is drawn
     large = int(end - start > math.pi)
     x = [CENTRE + r * math.cos(t) for r, t in ((inner, start), (outer, start), (outer, end), (inner, end))]

@@ -1,9 +1,11 @@
 """Texts -> how diverse they are: root verbs and their nouns, distinct n-grams, likeness to the nearest other text.
 
-The root verb is found by rule, without a parser: the first word of the instruction that is a known imperative and does
-not follow an article, a possessive or a preposition; its noun is the last word before the next preposition,
+The root verb is found by rule, without a parser: the first word of the instruction that is a known imperative and begins
+a sentence or clause, or follows a word such as "to", "and", "please" or "should"; its noun is the last word before the next preposition,
 conjunction or punctuation mark, singular. "Given a text, write three short questions about it" gives (write, question).
 """
+
+# ruff: noqa: SIM905  lists of words read best as text
 
 from __future__ import annotations
 
@@ -19,10 +21,10 @@ from rapidfuzz.process import cdist
 from sft_dist.filters.ngrams import words
 
 ROUGE_WORDS = 256  # of a text that are compared; longer ones are cut
-SCANNED_WORDS = 80  # of an instruction in which a root verb is looked for
+SCANNED_WORDS = 60  # of an instruction in which a root verb is looked for
 OBJECT_WORDS = 6  # after the verb in which its noun is looked for
 
-_TOKEN = re.compile(r"[A-Za-z][A-Za-z'\u2019-]*|\d+|[^\w\s]|\n")
+_TOKEN = re.compile(r"[A-Za-z][A-Za-z0-9'\u2019+#-]*|\d+|[^\w\s]|\n")
 
 VERBS = frozenset(
     """
@@ -44,11 +46,12 @@ VERBS = frozenset(
     update use utilize validate verify visualize write
     """.split()
 )
-_NO_VERB_AFTER = frozenset(
-    "a an the this that these those my your his her its our their each every any some no another of in on at by for from "
-    "with about into as is are was were be been following given same correct first last next one two three".split()
+_VERB_AFTER = frozenset(
+    "to and then please must should can could would will shall you not also or now never always first finally ll i'd".split()
 )
-_SKIPPED = frozenset("me us him her them it you a an the this that these those my your his its our their all any some each".split())
+_SKIPPED = frozenset(
+    "me us him her them it you a an the this that these those my your his its our their all any some each".split()
+)
 _ENDS = frozenset(
     "of in on at by for from with without about into onto over under between among as to that which who whom whose what "
     "when where why how if whether and or but so because than then using based given while until after before within "
@@ -61,7 +64,8 @@ def verb_and_noun(instruction: str) -> tuple[str, str] | None:
     """Return the root verb of an instruction and its noun ("" when it has none), None without a known verb."""
     tokens = [t.lower() for t in _TOKEN.findall(instruction[: 16 * SCANNED_WORDS])[:SCANNED_WORDS]]
     for at, token in enumerate(tokens):
-        if token in VERBS and (at == 0 or tokens[at - 1] not in _NO_VERB_AFTER):
+        before = tokens[at - 1] if at else "\n"
+        if token in VERBS and (before in _VERB_AFTER or not before[-1].isalnum()):
             return token, _noun(tokens[at + 1 : at + 1 + OBJECT_WORDS])
     return None
 

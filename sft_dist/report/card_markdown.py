@@ -7,14 +7,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sft_dist.core.records import Example
-from sft_dist.report.card_facts import BINS, RARE, CardFacts, SourceFacts
+from sft_dist.report.card_facts import BINS, RARE, Amount, CardFacts, SourceFacts
 from sft_dist.report.card_words import DIVERSITY_NOTE, REASONS, SET_NAMES, ratio, share
 from sft_dist.report.text import clip, count, decimal, leaf, percent
 
 SHOWN_TASKS = 200
 SHOWN_VERBS = 20
 SHOWN_FINDINGS = 50
-SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+SIZES = (
+    (10**3, "n<1K"),
+    (10**4, "1K<n<10K"),
+    (10**5, "10K<n<100K"),
+    (10**6, "100K<n<1M"),
+    (10**7, "1M<n<10M"),
+)
 
 
 def markdown(facts: CardFacts) -> str:
@@ -63,13 +69,22 @@ def _sources(facts: CardFacts) -> Iterable[str]:
             count(s.read),
             count(s.amount.examples),
             count(s.amount.tokens),
-            share(s.amount.examples, facts.total.examples),
-            share(s.amount.drawn_examples, facts.total.drawn_examples),
+            *_shares(s.amount, facts.total),
             ratio(s.amount.drawn_examples, s.amount.examples),
         )
         for s in facts.sources
     ]
-    heads = ("source", "kind", "licence", "records", "examples", "tokens", "share", "share in an epoch", "passes")
+    heads = (
+        "source",
+        "kind",
+        "licence",
+        "records",
+        "examples",
+        "tokens",
+        "share",
+        "share in an epoch",
+        "passes",
+    )
     yield _table(heads, rows, text=3)
     for s in facts.sources:
         if s.files or s.datasets:
@@ -103,14 +118,19 @@ def _left_out(facts: CardFacts) -> Iterable[str]:
     row("evaluated instead", [s.evaluation for s in facts.sources])
     row("unreadable", [s.unreadable for s in facts.sources])
     for reason in facts.dropped:
-        row(f"`{reason}`: {REASONS.get(reason, '')}".rstrip(": "), [s.dropped.get(reason, 0) for s in facts.sources])
+        row(
+            f"`{reason}`: {REASONS.get(reason, '')}".rstrip(": "),
+            [s.dropped.get(reason, 0) for s in facts.sources],
+        )
     row("**kept**", [s.amount.examples for s in facts.sources])
     yield _table(("", *columns), rows)
     yield f"Not drawn because an earlier source holds the same example: {count(facts.across_sources)}."
     if any(facts.not_trained.values()):
         lost = ", ".join(f"{k} {count(n)}" for k, n in facts.not_trained.items() if n)
         yield f"Of the documents that one epoch draws: {lost}."
-    sets = ", ".join(f"{SET_NAMES[n]}: {count(k)} of {count(t)} tasks" for n, (t, k) in facts.evaluation.items())
+    sets = ", ".join(
+        f"{SET_NAMES[n]}: {count(k)} of {count(t)} tasks" for n, (t, k) in facts.evaluation.items()
+    )
     yield f"Evaluation examples: {sets or 'none'}. Tasks that are never trained on: {', '.join(facts.held_out) or 'none'}."
     yield f"### Contamination\n\n{len(facts.contaminated)} evaluation examples were found in training data; the training examples are dropped."
     if facts.contaminated:
@@ -131,17 +151,19 @@ def _left_out(facts: CardFacts) -> Iterable[str]:
 
 def _mixture(facts: CardFacts) -> Iterable[str]:
     for title, b in (("In the stores", facts.before), ("In one epoch", facts.after)):
-        rare = ", ".join(map(_cell, b.rare[:10])) + (f" and {len(b.rare) - 10} more" if len(b.rare) > 10 else "")
+        rare = ", ".join(map(_cell, b.rare[:10])) + (
+            f" and {len(b.rare) - 10} more" if len(b.rare) > 10 else ""
+        )
         yield (
             f"{title}: as even as {decimal(b.effective_tasks, 1)} equal tasks; the largest has {percent(b.largest)} %; "
             f"{len(b.rare)} tasks have less than {percent(RARE, 0)} % of an equal share{f' ({rare})' if rare else ''}."
         )
     if categories := facts.categories():
-        rows = [
-            (_cell(n), count(k), count(a.examples), count(a.tokens), share(a.examples, facts.total.examples), share(a.drawn_examples, facts.total.drawn_examples))
+        by_category = [
+            (_cell(n), count(k), count(a.examples), count(a.tokens), *_shares(a, facts.total))
             for n, (k, a) in categories.items()
-        ]  # fmt: skip
-        yield _table(("category", "tasks", "examples", "tokens", "share", "share in an epoch"), rows)
+        ]
+        yield _table(("category", "tasks", "examples", "tokens", "share", "share in an epoch"), by_category)
     rows = [
         (
             _cell(t.name),
@@ -149,8 +171,7 @@ def _mixture(facts: CardFacts) -> Iterable[str]:
             count(t.amount.examples),
             count(t.amount.tokens),
             count(t.amount.target_tokens),
-            share(t.amount.examples, facts.total.examples),
-            share(t.amount.drawn_examples, facts.total.drawn_examples),
+            *_shares(t.amount, facts.total),
             ratio(t.amount.drawn_examples, t.amount.examples),
         )
         for t in facts.tasks[:SHOWN_TASKS]
@@ -159,6 +180,10 @@ def _mixture(facts: CardFacts) -> Iterable[str]:
     yield _table(heads, rows, text=2)
     if len(facts.tasks) > SHOWN_TASKS:
         yield f"The other {len(facts.tasks) - SHOWN_TASKS} tasks are in card.json."
+
+
+def _shares(part: Amount, whole: Amount) -> tuple[str, str]:
+    return share(part.examples, whole.examples), share(part.drawn_examples, whole.drawn_examples)
 
 
 def _diversity(facts: CardFacts) -> Iterable[str]:
@@ -172,7 +197,9 @@ def _diversity(facts: CardFacts) -> Iterable[str]:
         (name, *(f"{share(different, everything)} of {count(everything)}" for different, everything in grams))
         for name, grams in d.distinct.items()
     ]
-    yield _table((f"of {count(d.sampled)} examples", "distinct words", "distinct pairs", "distinct triples"), rows)
+    yield _table(
+        (f"of {count(d.sampled)} examples", "distinct words", "distinct pairs", "distinct triples"), rows
+    )
     heads = ("ROUGE-L with the nearest other", *d.nearest)
     bins = [
         (f"{k / BINS:.2f} to {(k + 1) / BINS:.2f}", *(count(v[k]) for v in d.nearest.values()))

@@ -31,9 +31,10 @@ REASONS = {
 }
 
 DIVERSITY_NOTE = (
-    "The root verb is the first known imperative that follows no article, possessive or preposition; its noun is the last "
-    "word before the next preposition, conjunction or punctuation mark: a rule, not a parser. ROUGE-L (F1 over words, no "
-    "stemming) compares each text of a seeded sample with all others of the sample."
+    "The root verb is the first known imperative that begins a sentence or clause, or follows a word such as 'to', 'and' or "
+    "'please'; its noun is the last word before the next preposition, conjunction or punctuation mark: a rule, not a parser. ROUGE-L (F1 over words, no "
+    "stemming) compares each text of a seeded sample with all others of the sample. A prompt is the INPUT of a record that has "
+    "one, else all user turns."
 )
 
 

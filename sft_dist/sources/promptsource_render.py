@@ -99,9 +99,13 @@ class CompiledTemplate:
         environment: PromptEnvironment,
         seed: int,
     ) -> str:
-        drawn = derive(seed, "promptsource", record.origin, self.template.id)
         try:
-            return environment.render(template, variables, work=record.work, seed=drawn)
+            return environment.render(
+                template,
+                variables,
+                work=record.work,
+                seed=lambda: derive(seed, "promptsource", record.origin, self.template.id),
+            )
         except (TooMuchWork, SecurityError) as error:
             raise UserError(
                 f"template {self.template.task!r} was stopped at {record.place}: {error}. It could harm or block the run; "

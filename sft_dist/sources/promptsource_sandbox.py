@@ -52,12 +52,18 @@ class Budget:
 
     def __init__(self) -> None:
         self._left = 0
-        self.chance = random.Random(0)
+        self._seed: Callable[[], int] = int
+        self._chance: random.Random | None = None
 
-    def start(self, work: int, seed: int) -> None:
+    def start(self, work: int, seed: Callable[[], int]) -> None:
         """Begin a rendering."""
-        self._left = work
-        self.chance = random.Random(seed)
+        self._left, self._seed, self._chance = work, seed, None
+
+    @property
+    def chance(self) -> random.Random:
+        """Where this rendering's draws come from; made when the first is asked for, which is seldom."""
+        self._chance = self._chance or random.Random(self._seed())
+        return self._chance
 
     def charge(self, work: int) -> None:
         """Take off `work` characters, or raise `TooMuchWork`."""
@@ -121,7 +127,7 @@ class PromptEnvironment(ImmutableSandboxedEnvironment):
         code = self.compile(counted)
         return Template.from_code(self, code, self.make_globals(None)), written
 
-    def render(self, template: Template, variables: Mapping[str, Any], *, work: int, seed: int) -> str:
+    def render(self, template: Template, variables: Mapping[str, Any], *, work: int, seed: Callable[[], int]) -> str:
         """Return the rendered text.
 
         Raises:

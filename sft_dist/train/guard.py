@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 import threading
 import time
@@ -26,7 +27,8 @@ class Requests:
         self._heard = ""
 
     def listen(self) -> None:
-        """Install handlers for USR1 (launcher: the time limit is near) and TERM (a site that is in a hurry)."""
+        """Install handlers: USR1 (launcher: the time limit is near), TERM (a hurried site), USR2 (write all stacks)."""
+        faulthandler.register(signal.SIGUSR2, all_threads=True)
         for name in (signal.SIGUSR1, signal.SIGTERM):
             signal.signal(name, self._on_signal)
 

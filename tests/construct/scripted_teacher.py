@@ -9,11 +9,15 @@ from typing import Any
 
 from scripted_server import prompt_of
 
-VERBS = "describe compare sort translate explain summarise rewrite count list invent criticise plan name predict".split()
-NOUNS = "river bridge poem recipe letter engine planet lawyer garden violin contract winter harbour proverb tunnel".split()
-ADJECTIVES = (
-    "old quiet famous broken golden distant foreign careful narrow sudden bitter modest hollow early".split()
-)
+VERBS = [
+    "describe", "compare", "sort", "translate", "explain", "summarise", "rewrite", "count", "list", "invent", "criticise", "plan", "name", "predict",
+]  # fmt: skip
+NOUNS = [
+    "river", "bridge", "poem", "recipe", "letter", "engine", "planet", "lawyer", "garden", "violin", "contract", "winter", "harbour", "proverb", "tunnel",
+]  # fmt: skip
+ADJECTIVES = [
+    "old", "quiet", "famous", "broken", "golden", "distant", "foreign", "careful", "narrow", "sudden", "bitter", "modest", "hollow", "early",
+]  # fmt: skip
 
 
 def rng_of(body: dict[str, Any]) -> random.Random:

@@ -126,10 +126,12 @@ def test_self_instruct_keeps_what_is_new_sound_and_descends_from_training_tasks(
     for example in examples:
         assert split(example, Holdout(tasks=frozenset({"secret"}))) == "train"
         seeds = [o for o in example.origin if o.startswith("task:")]
-        assert seeds and "task:secret" not in seeds
+        assert seeds
+        assert "task:secret" not in seeds
         # a task that is held out later takes everything with it that it has a part in
         later = split(example, Holdout(tasks=frozenset({seeds[0].removeprefix("task:")})))
-        assert isinstance(later, Drop) and later.reason == "heldout_origin"
+        assert isinstance(later, Drop)
+        assert later.reason == "heldout_origin"
 
 
 def with_source(folder: Path, path: Path) -> Path:
@@ -144,7 +146,7 @@ def test_origin_counts_the_ancestors_of_generated_parents(tmp_path):
     sets = "{grown: {method: self_instruct, seeds: [seeds], count: 40, round_requests: 1, human: 1, machine: 1, classification_field: null}}"
     with ScriptedServer(answer=teach) as server:
         made = run(tmp_path, server, sets)["grown"]
-    lines = [line for line in read_jsonl(made.path.parent / "instructions.jsonl")[1:]]
+    lines = read_jsonl(made.path.parent / "instructions.jsonl")[1:]
     ancestors: list[set[int]] = []
     for line in lines:
         ancestors += [set(h).union(*(ancestors[i] for i in m)) for _, h, m in line["kept"]]
@@ -259,6 +261,21 @@ def test_the_command_is_killed_and_started_again(tmp_path):
     assert (kills, twice) == (1, 0)
 
 
+def test_ctrl_c_keeps_what_is_on_its_way(tmp_path):
+    with ScriptedServer(answer=teach, delay_s=0.5) as server:
+        config = write_config(tmp_path, server, f"{{answered: {SETS['answered']}}}", teacher="concurrency: 4")
+        process = launch(config)
+        end = time.monotonic() + 30
+        while len(server.seen) < 4 and time.monotonic() < end:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+        server.delay_s = 0
+        construct(load_config([], config))
+    assert len(server.served) == 20
+    assert set(server.served.values()) == {1}
+
+
 def test_a_spent_budget_says_what_is_left_and_more_goes_on(tmp_path):
     with ScriptedServer(answer=teach) as server:
         whole = run(tmp_path, server, f"{{evolved: {SETS['evolved']}}}", "whole")["evolved"]
@@ -310,10 +327,12 @@ def test_a_larger_count_goes_on_and_other_seeds_are_refused(tmp_path):
 
 def test_a_teacher_that_says_the_same_for_ever_is_stopped(tmp_path):
     with ScriptedServer(answer=lambda _: "9. Count the old bridges of the north") as server:
-        with pytest.raises(UserError, match="last 10 rounds .* added no new instruction.*lower `count` to 1"):
+        with pytest.raises(
+            UserError, match=r"last 10 rounds .* added no new instruction.*lower `count` to 1"
+        ):
             run(tmp_path, server, "{g: {method: self_instruct, seeds: [seeds], count: 5, round_requests: 2}}")
         seen = len(server.seen)
-        with pytest.raises(UserError, match="last 10 rounds"):
+        with pytest.raises(UserError, match=r"last 10 rounds"):
             run(tmp_path, server, "{g: {method: self_instruct, seeds: [seeds], count: 5, round_requests: 2}}")
         assert len(server.seen) == seen
 
@@ -339,9 +358,11 @@ def test_a_set_from_an_earlier_set_and_a_source_that_reads_it(tmp_path):
         path = tmp_path / "data/construct/grown/examples.jsonl"
         override = [f"data.sources.grown.path={path}", "data.sources.grown.kind=examples"]
         made = construct(load_config(override, file))
-        with pytest.raises(UserError, match="'nowhere', which is no source"):
+        with pytest.raises(UserError, match=r"'nowhere', which is no source"):
             construct(load_config([*override, "construct.sets.better.seeds=[nowhere]"], file))
-        with pytest.raises(UserError, match="'grown', which is no source of data.sources that exists before"):
+        with pytest.raises(
+            UserError, match=r"'grown', which is no source of data.sources that exists before"
+        ):
             construct(load_config([*override, "construct.sets.grown.seeds=[grown]"], file))
         with pytest.raises(UserError, match="Did you mean 'better'"):
             construct(load_config(override, file), only=["beter"])
@@ -357,7 +378,7 @@ def test_two_launches_at_once_are_refused(tmp_path):
             end = time.monotonic() + 30
             while not server.seen and time.monotonic() < end:
                 time.sleep(0.02)
-            with pytest.raises(UserError, match=f"in use by another launch \\(process {process.pid}"):
+            with pytest.raises(UserError, match=rf"in use by another launch \(process {process.pid}"):
                 construct(load_config([], config))
         finally:
             process.kill()
@@ -370,11 +391,18 @@ def test_mistakes_in_the_config():
         "construct.teacher.api_key_env=sk-123-very-secret": "not the name of an environment variable",
         "construct.teacher.extra.max_tokens=5": "max_tokens cannot be given here",
     }
+    with pytest.raises(UserError, match=r"construct\.sets\.g\.humans: unknown key\. Did you mean 'human'"):
+        load_config(
+            [
+                "construct.teacher.model=m",
+                "construct.sets.g={method: self_instruct, seeds: [demo], humans: 3}",
+            ]
+        )
     for override, words in mistakes.items():
         more = ["construct.sets.g.seeds=[demo]"] if "sets" in override else ["construct.teacher.model=m"]
         with pytest.raises(UserError, match=words):
             load_config([override, *more])
-    with pytest.raises(UserError, match="construct.sets is empty"):
+    with pytest.raises(UserError, match=r"construct\.sets is empty"):
         construct(load_config())
 
 

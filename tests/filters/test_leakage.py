@@ -68,6 +68,18 @@ def test_templates_do_not_count():
     assert index(*evaluated[:2])(prompt(wrapper.format("is this new"))) != []
 
 
+def test_what_many_training_inputs_share_is_template():
+    suffix = "given the above question please answer with reasoning first and only then decide"
+    known = [prompt(f"{' '.join(OTHER[:10])} {suffix}")]
+    training = [prompt(f"question number {i} {suffix}") for i in range(20)]
+    assert index(*known)(training[0]) != []
+    aware = LeakIndex(known, ngram=8, coverage=0.5, training=[training])
+    assert aware(training[0]) == []
+    assert found(aware(prompt(" ".join(OTHER[:10])))) == [(0, 1.0, "eval_in_training")]
+    # ten of them may share a passage
+    assert LeakIndex(known, ngram=8, coverage=0.5, training=[training[:10]])(training[0]) != []
+
+
 def test_labels_do_not_count():
     label = "the premise does not say enough to decide whether it is true"
     known = index(*(example(OTHER[i], label) for i in range(2)))

@@ -9,6 +9,7 @@ from render_helpers import chat, targets
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import Drop, Message, ToolCall
+from sft_dist.render.builtin import jinja_text
 from sft_dist.render.chat import Renderer
 from sft_dist.render.tokenizer import TextTokenizer, train_tokenizer
 
@@ -150,6 +151,92 @@ def test_a_template_that_mangles_a_content_is_refused_with_the_turn_named(
 def test_a_template_that_mangles_everything_is_refused_at_once(renderer_of):
     with pytest.raises(UserError, match=r"t.jinja cannot be used for training: .*turn 0 \(user\).*chatml"):
         renderer_of(template("m.content | upper"))
+
+
+@pytest.mark.parametrize("content", ["m.content", "m.content | replace('x', 'x')"])
+def test_an_answer_that_runs_into_the_next_question_is_refused(content, renderer_of):
+    """This template forgets the end of turn where a system prompt is present; the question must not be trained."""
+    text = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ CONTENT }}"
+        "{% if loop.last or m.role != 'assistant' or messages[0].role != 'system' %}<|im_end|>{% endif %}{% endfor %}"
+    ).replace("CONTENT", content) + PROMPT
+    renderer = renderer_of(text)
+    assert result(renderer, chat(("u", "q"), ("a", "a"), ("u", "r"), ("a", "b")))[1] == [
+        "a<|im_end|>",
+        "b<|im_end|>",
+    ]
+    dropped = renderer.render([chat(("s", "S"), ("u", "q"), ("a", "a"), ("u", "r"), ("a", "b"))])[0]
+    assert dropped.reason == "template_mangles_content"
+    assert "turn 2 (assistant) is not ended by one of <|im_end|>" in dropped.detail
+
+
+def test_added_tokens_that_the_template_names_are_control_tokens_except_in_an_answer(tokenizer, tmp_path):
+    """`<tool_call>` is no special token, but a user must not forge it; an assistant may write it."""
+    tokenizer.save(tmp_path)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    call = tokenizer.vocab_size
+    spec["added_tokens"].append(
+        {
+            **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False),
+            "id": call,
+            "content": "<tool_call>",
+        }
+    )
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    (tmp_path / "t.jinja").write_text(template("m.content") + "{# <tool_call> #}")
+    example = chat(("u", "<tool_call>"), ("a", "<tool_call>"))
+    named = Renderer(TextTokenizer.load(str(tmp_path)), template=str(tmp_path / "t.jinja")).render([example])[
+        0
+    ]
+    assert (named.ids == call).nonzero()[0].tolist() == [named.spans[0].start]
+    (tmp_path / "t.jinja").write_text(template("m.content"))
+    plain = Renderer(TextTokenizer.load(str(tmp_path)), template=str(tmp_path / "t.jinja")).render([example])[
+        0
+    ]
+    assert (plain.ids == call).sum() == 2  # to this template it is a word like any other
+
+
+def test_white_space_that_a_control_token_swallows_is_left_out(tokenizer, tmp_path):
+    """Phi-3's tokens take the white space behind them along."""
+    tokenizer.save(tmp_path)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    for token in spec["added_tokens"]:
+        token["rstrip"] = token["content"] == "<|im_end|>"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    (tmp_path / "t.jinja").write_text(template("m.content"))
+    renderer = Renderer(TextTokenizer.load(str(tmp_path)), template=str(tmp_path / "t.jinja"))
+    example = chat(("u", "q"), ("a", "a"))
+    text = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
+    ids = renderer.render([example])[0].ids.tolist()
+    assert ids == renderer.tokenizer.encode_batch([text], allow_control=True)[0]
+    assert renderer.tokenizer.decode(ids) == text.replace("<|im_end|>\n", "<|im_end|>")
+    segments = renderer.explain(example)
+    assert sum((s.ids for s in segments), ()) == tuple(ids)
+
+
+def test_an_answer_without_its_context_carries_no_loss(tokenizer, tmp_path):
+    (tmp_path / "t.jinja").write_text(jinja_text("qwen3", thinking="last_turn", bos=False))
+    step = Message(
+        role="assistant", content="", reasoning_content="hm", tool_calls=(ToolCall(name="f", arguments="{}"),)
+    )
+    example = chat(
+        ("u", "a"), step, ("t", "5"), ("a", "it is 5"), ("u", "and?"), ("a", "no"), tools=('{"name": "f"}',)
+    )
+    renderer = Renderer(tokenizer, template=str(tmp_path / "t.jinja"), thinking="keep_all")
+    assert result(renderer, example)[1] == [
+        '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call><|im_end|>',
+        "no<|im_end|>",
+    ]
+    assert renderer.counts["context_differs"] == 1
+
+
+def test_an_added_generation_prompt_does_not_end_in_a_space(renderer_of):
+    renderer = renderer_of(
+        "{% for m in messages %}{{ 'Q' if m.role == 'user' else 'A' }}: {{ m.content }}"
+        "{{ eos_token if m.role == 'assistant' }}\n{% endfor %}"
+    )
+    whole, trained = result(renderer, chat(("u", "q"), ("a", "a")))
+    assert (whole, trained) == ("Q: q\nA: a<|endoftext|>\n", [" a<|endoftext|>"])
 
 
 def test_a_missing_generation_prompt_is_added(renderer_of):

@@ -16,8 +16,8 @@ from sft_dist.core.records import BadRecord, Example
 from sft_dist.core.store import read_jsonl
 from sft_dist.holdout import Holdout, split
 from sft_dist.pipelines.select import TRAIN, select
-from sft_dist.sources import open_source
 from sft_dist.sources import flan_patterns as patterns
+from sft_dist.sources import open_source
 from sft_dist.sources.flan import FITS, PATTERNS, FlanReader
 from sft_dist.sources.flan_questions import draw_layout, read_question
 
@@ -177,7 +177,7 @@ def test_each_family_has_eight_patterns_with_their_slots(family, prompt, target)
 def test_few_shot_layouts():
     assert len(set(patterns.FEW_SHOT)) == len(patterns.FEW_SHOT) >= 8
     assert all(slots(p.question) == {"question"} and p.answer and p.gap for p in patterns.FEW_SHOT)
-    assert set(PATTERNS) == set(FITS) == set(FlanSource.model_fields["variants"].default_factory())
+    assert set(PATTERNS) == set(FITS) == set(FlanSource.model_fields["variants"].default)
 
 
 # --- the draw --------------------------------------------------------------------------------------------------------
@@ -346,7 +346,8 @@ def test_several_answers(tmp_path):
 )
 def test_what_cannot_be_read_is_a_bad_record(tmp_path, row, reason):
     [bad, good] = reader(tmp_path, [row, LEGS[0]], "zero_shot")
-    assert isinstance(bad, BadRecord) and isinstance(good, Example)
+    assert isinstance(bad, BadRecord)
+    assert isinstance(good, Example)
     assert bad.line == 1
     assert bad.reason.startswith(reason)
 

@@ -103,7 +103,8 @@ def test_every_template_file_parses_and_compiles(shared_data):
             CompiledTemplate(template, environment, None, file)
             if count % 10 == 0:
                 CompiledTemplate(template, environment, 2048, file)
-            assert template.name and template.id and template.dataset
+            assert template.id
+            assert template.task.startswith(template.dataset)
             count += 1
     assert (len(files), count) == (39, 360)
 

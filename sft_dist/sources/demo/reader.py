@@ -16,9 +16,10 @@ from sft_dist.sources.demo.tasks import TASKS, Task
 # Raise it whenever the examples of a seed change: it is part of the fingerprint, so stores are rebuilt.
 GENERATOR_VERSION = 1
 
-# Held out entirely by conf/experiment/demo.yaml. Each is near to trained tasks without being one of them:
-# an unseen pair of a position and a kind, a trained operation on another kind of word, two operations in a row.
-DEMO_HELD_OUT = ("last_name", "first_colour", "reverse_names", "capital_last_word")
+# Held out entirely by conf/experiment/demo.yaml. Each is near to trained tasks without being one of them: an unseen
+# pair of a position and a kind (first_colour, last_name), a trained question on another kind of word or text
+# (find_city, word_mood), two operations in a row (capital_last_word).
+DEMO_HELD_OUT = ("first_colour", "last_name", "find_city", "word_mood", "capital_last_word")
 
 _MAX_REPEATS = 1000
 

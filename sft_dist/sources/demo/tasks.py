@@ -71,19 +71,9 @@ def _last_word(rng: Rng) -> Pair:
     return _list(words), words[-1]
 
 
-def _copy_words(rng: Rng) -> Pair:
-    words = _words(rng, 3, 6)
-    return _list(words), " ".join(words)
-
-
 def _reverse_words(rng: Rng) -> Pair:
     words = _words(rng, 3, 4)
     return _list(words), " ".join(reversed(words))
-
-
-def _reverse_names(rng: Rng) -> Pair:
-    names = rng.sample(NAMES, rng.randint(3, 4))
-    return _list(names), " ".join(reversed(names))
 
 
 def _sort_words(rng: Rng) -> Pair:
@@ -117,6 +107,16 @@ def _repeated_word(rng: Rng) -> Pair:
     return _list(words), repeated
 
 
+def _find(kind: Sequence[str]) -> Callable[[Rng], Pair]:
+    def make(rng: Rng) -> Pair:
+        words = rng.sample(OBJECTS, rng.randint(3, 5))
+        found = rng.choice(kind)
+        words.insert(rng.randint(0, len(words)), found)
+        return _list(words), found
+
+    return make
+
+
 def _capital_words(rng: Rng) -> Pair:
     words = rng.sample(ANIMALS, rng.randint(2, 4))
     return _list(words), " ".join(words).upper()
@@ -130,18 +130,16 @@ def _capital_last_word(rng: Rng) -> Pair:
 # Lists of mixed kinds
 
 
-KINDS = {"name": NAMES, "colour": COLOURS, "animal": ANIMALS, "city": CITIES, "day": DAYS}
-
-
 def _mixed(kind: str, position: int) -> Callable[[Rng], Pair]:
-    """Two words of `kind` among two words of each of two other kinds; the answer is the first or last of `kind`."""
-    others = [other for other in KINDS if other != kind]
-
     def make(rng: Rng) -> Pair:
-        asked = rng.sample(KINDS[kind], 2)
-        items = asked + [word for other in rng.sample(others, 2) for word in rng.sample(KINDS[other], 2)]
+        kinds = {
+            "number": [str(n) for n in _numbers(rng, 2)],
+            "name": rng.sample(NAMES, 2),
+            "colour": rng.sample(COLOURS, 2),
+        }
+        items = [item for values in kinds.values() for item in values]
         rng.shuffle(items)
-        return _list(items), [item for item in items if item in asked][position]
+        return _list(items), [item for item in items if item in kinds[kind]][position]
 
     return make
 
@@ -231,6 +229,11 @@ def _sentiment(rng: Rng) -> Pair:
     return f"Text: {text}", "positive" if good else "negative"
 
 
+def _mood(rng: Rng) -> Pair:
+    good = rng.random() < 0.5
+    return _list(rng.sample(GOOD if good else BAD, rng.randint(3, 5))), "positive" if good else "negative"
+
+
 def _topic(rng: Rng) -> Pair:
     topic = rng.choice(list(TOPICS))
     first, second = rng.sample(TOPICS[topic], 2)
@@ -294,17 +297,6 @@ TASKS: tuple[Task, ...] = (
         ),
     ),
     Task(
-        name="copy_words",
-        make=_copy_words,
-        instructions=(
-            "Copy the words.",
-            "Repeat all words in the same order.",
-            "Write the list of words again.",
-            "Say every word as it stands.",
-            "Give the same words once more.",
-        ),
-    ),
-    Task(
         name="reverse_words",
         make=_reverse_words,
         instructions=(
@@ -313,17 +305,6 @@ TASKS: tuple[Task, ...] = (
             "Give these words backwards, the last one first.",
             "Turn the list of words around.",
             "List the words from the end to the start.",
-        ),
-    ),
-    Task(
-        name="reverse_names",
-        make=_reverse_names,
-        instructions=(
-            "Write the names in reverse order.",
-            "Reverse the order of the names.",
-            "Give these names backwards, the last one first.",
-            "Turn the list of names around.",
-            "List the names from the end to the start.",
         ),
     ),
     Task(
@@ -382,6 +363,28 @@ TASKS: tuple[Task, ...] = (
         ),
     ),
     Task(
+        name="find_animal",
+        make=_find(ANIMALS),
+        instructions=(
+            "Which of these is an animal?",
+            "Find the animal.",
+            "Name the animal among the things.",
+            "One of them is alive. Which?",
+            "Pick out the animal.",
+        ),
+    ),
+    Task(
+        name="find_city",
+        make=_find(CITIES),
+        instructions=(
+            "Which of these is a city?",
+            "Find the city.",
+            "Name the city among the things.",
+            "One of them is a city. Which?",
+            "Pick out the city.",
+        ),
+    ),
+    Task(
         name="capital_words",
         make=_capital_words,
         instructions=(
@@ -415,7 +418,7 @@ TASKS: tuple[Task, ...] = (
                 f"Repeat the {position} {kind} of this list.",
             ),
         )
-        for kind in KINDS
+        for kind in ("number", "name", "colour")
         for position in ("first", "last")
     ),
     Task(
@@ -504,6 +507,17 @@ TASKS: tuple[Task, ...] = (
             "What is the mood of this review?",
             "Did they like it? Say positive or negative.",
             "Label the opinion as positive or negative.",
+        ),
+    ),
+    Task(
+        name="word_mood",
+        make=_mood,
+        instructions=(
+            "Are the words positive or negative?",
+            "Classify the mood of the words.",
+            "What is the sentiment of this list?",
+            "Do they sound good? Say positive or negative.",
+            "Label the list as positive or negative.",
         ),
     ),
     Task(

@@ -1,0 +1,239 @@
+"""The selection with everything on: what is planted is found, nothing held out gets through, counts survive a relaunch."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sft_dist.config import RunConfig
+from sft_dist.config.load import validate
+from sft_dist.core.errors import UserError
+from sft_dist.core.records import BadRecord
+from sft_dist.filters.near import Sketcher
+from sft_dist.holdout import Holdout
+from sft_dist.pipelines import judge as judging
+from sft_dist.pipelines.select import DROPPED, EVALUATE, TRAIN, UNREADABLE, select, training_examples
+from sft_dist.sources import open_source
+
+WORDS = [f"word{i}" for i in range(4000)]
+
+
+def text(first: int, size: int = 30) -> str:
+    return " ".join(WORDS[first : first + size])
+
+
+def rows() -> dict[str, list[dict[str, str]]]:
+    """Two sources. Line k of "main" has words of its own, so that nothing is alike but what is planted."""
+    main = [
+        {"instruction": f"Shorten the text {'held' if k % 4 == 3 else 'trained'}.", "input": text(40 * k), "output": text(40 * k + 30, 8), "task": "held" if k % 4 == 3 else "trained"}
+        for k in range(60)
+    ]  # fmt: skip
+    other = [{"instruction": f"Tell {text(2600 + 20 * k, 12)}.", "output": text(2612 + 20 * k, 6)} for k in range(40)]
+    return {"main": main, "other": other}
+
+
+def write(folder: Path, data: dict[str, list[dict[str, str]]], **filters: object) -> RunConfig:
+    for name, records in data.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    sources = {
+        "main": {"kind": "alpaca", "path": str(folder / "main.jsonl"), "task": "{task}"},
+        "other": {"kind": "alpaca", "path": str(folder / "other.jsonl")},
+    }
+    return validate({
+        "data": {
+            "dir": str(folder / "data"), "sources": sources, "processes": 1,
+            "holdout": {"tasks": ["held"]}, "filters": filters,
+        },
+        "render": {"train_vocab_size": 300, "template": "chatml"},
+        "model": {"shape": {"hidden_size": 16, "intermediate_size": 16, "layers": 1, "heads": 1, "max_position_embeddings": 4096}},
+    })  # fmt: skip
+
+
+def run(config: RunConfig):
+    sources = {n: open_source(n, c) for n, c in config.data.sources.items()}
+    return sources, select(config, sources, Path(config.data.dir), lambda _: None)
+
+
+def rejects(config: RunConfig, source: str) -> dict[int, dict[str, str]]:
+    """Reason and detail by the number in the record's text."""
+    lines = (Path(config.data.dir) / "rejects" / f"{source}.jsonl").read_text().splitlines()
+    return {i: json.loads(line) for i, line in enumerate(lines)}
+
+
+def test_without_the_rules_the_planted_stays(tmp_path: Path):
+    data = rows()
+    data["other"].append(dict(data["other"][0], output=data["other"][0]["output"] + " more"))
+    _, selected = run(write(tmp_path, data))
+    assert selected.sources["other"].dropped == {}
+    assert selected.contaminated == ()
+
+
+def test_near_duplicates_within_a_source_and_across(tmp_path: Path):
+    data = rows()
+    plain = data["other"][0]
+    data["other"].append(dict(plain, instruction=plain["instruction"] + " please"))
+    data["other"].append(dict(plain, output="something quite different from it all"))
+    rule = {"threshold": 0.7}
+    config = write(tmp_path, data, near_duplicates=rule)
+    _, selected = run(config)
+    assert selected.sources["other"].dropped == {"near_duplicate": 1}
+    assert rejects(config, "other")[0]["detail"].startswith("like kept example 1: prompt 0.9")
+    assert selected.sources["other"].codes.tolist()[40] == DROPPED
+
+    # the same record in another source counts with across_sources only, and there the first source keeps it
+    trained = next(r for r in data["main"] if r["task"] == "trained")
+    data["other"].append({k: trained[k] for k in ("instruction", "input", "output")})
+    within, across = (
+        run(write(tmp_path / n, data, near_duplicates=rule | {"across_sources": n == "across"}, eval_inputs=False))[1]
+        for n in ("within", "across")
+        if not (tmp_path / n).mkdir()
+    )
+    assert (within.sources["other"].dropped["near_duplicate"], across.sources["other"].dropped["near_duplicate"]) == (1, 2)
+    assert across.sources["main"].dropped == within.sources["main"].dropped
+
+
+def evaluated(config: RunConfig) -> list[dict]:
+    folder = Path(config.data.dir) / "eval"
+    return [json.loads(x) for n in ("seen", "heldout") for x in (folder / f"{n}.jsonl").read_text().splitlines()]
+
+
+def test_leakage_in_both_directions(tmp_path: Path):
+    data = rows()
+    held = [r for r in data["main"] if r["task"] == "held"]
+    data["other"] += [
+        {"instruction": f"Consider: {held[0]['input']} What follows?", "output": "nothing"},  # the evaluation input whole
+        {"instruction": " ".join(held[1]["input"].split()[5:18]), "output": "a part"},  # a part of it, and nothing else
+        {"instruction": f"{text(3600)} {' '.join(held[2]['input'].split()[:10])}", "output": "too little"},
+    ]
+    config = write(tmp_path, data, leakage={})
+    _, selected = run(config)
+    assert selected.sources["other"].dropped == {"leakage": 2}
+    codes = selected.sources["other"].codes.tolist()
+    assert (codes[40], codes[41], codes[42]) == (DROPPED, DROPPED, TRAIN)
+    ids = {e["messages"][0]["content"]: e["id"] for e in evaluated(config)}
+    found = {c.id: c for c in selected.contaminated}
+    assert set(found) == {next(i for t, i in ids.items() if h["input"] in t) for h in held[:2]}
+    first, second = (found[next(i for t, i in ids.items() if h["input"] in t)] for h in held[:2])
+    assert (first.how, first.coverage, first.source, first.examples) == ("eval_in_training", 1.0, "other", 1)
+    assert first.span == " ".join(held[0]["input"].split()[:24])
+    assert (second.how, second.coverage) == ("training_in_eval", 1.0)
+    details = [r["detail"] for r in rejects(config, "other").values()]
+    assert first.id in details[0]
+    assert first.span in details[0]
+
+
+def test_nothing_held_out_is_trained_on_whatever_the_source(tmp_path: Path):
+    """A held-out example planted in another source: as it is, reworded around, and as a descendant."""
+    data = rows()
+    held = [r for r in data["main"] if r["task"] == "held"]
+    data["other"] += [
+        {"instruction": held[0]["instruction"], "input": held[0]["input"], "output": held[0]["output"]},
+        {"instruction": "Make this short!", "input": held[1]["input"].upper(), "output": "x"},
+        {"instruction": f"Here is a text. {held[2]['input']} Now shorten it.", "output": held[2]["output"]},
+    ]
+    config = write(tmp_path, data, leakage={})
+    sources, selected = run(config)
+    assert selected.sources["other"].dropped == {"eval_input": 2, "leakage": 1}
+    trained = [e for n, s in sources.items() for e in training_examples(s, selected.sources[n])]
+    assert len(trained) == 45 + 40
+    assert all(e.task != "held" for e in trained)
+    seen = {e["messages"][0]["content"].split("\n\n")[1] for e in evaluated(config)}
+    for example in trained:
+        said = " ".join(m.content for m in example.messages).lower()
+        assert not any(held_text.lower() in said for held_text in seen)
+
+
+def test_a_relaunch_keeps_counts_and_a_change_decides_anew(tmp_path: Path, monkeypatch):
+    data = rows()
+    held = next(r for r in data["main"] if r["task"] == "held")
+    data["other"].append({"instruction": f"Read {held['input']}", "output": "yes"})
+    data["other"].append(dict(data["other"][0]))
+    config = write(tmp_path, data, leakage={}, near_duplicates={})
+    _, first = run(config)
+    files = {p: p.read_bytes() for p in Path(config.data.dir).rglob("*") if p.is_file()}
+    with monkeypatch.context() as patched:  # what is there is read back, not decided again
+        patched.setattr("sft_dist.pipelines.select.decide", None)
+        _, again = run(config)
+    assert again.contaminated == first.contaminated != ()
+    for name in first.sources:
+        one, other = first.sources[name], again.sources[name]
+        assert (one.dropped, one.read, one.kept, one.fingerprint) == (other.dropped, other.read, other.kept, other.fingerprint)
+        assert np.array_equal(one.codes, other.codes)
+    assert first.sources["other"].dropped == {"leakage": 1, "exact_duplicate": 1}
+    assert {p: p.read_bytes() for p in files} == files
+    (Path(config.data.dir) / "selection.json").unlink()  # and decided again it is the same
+    run(config)
+    assert {p: p.read_bytes() for p in files} == files
+    _, other = run(write(tmp_path, data, leakage=None))
+    assert other.sources["other"].dropped == {"exact_duplicate": 1}
+
+
+def test_every_record_is_accounted_for(tmp_path: Path):
+    data = rows()
+    config = write(tmp_path, data, leakage={}, near_duplicates={}, repetition={})
+    path = tmp_path / "other.jsonl"
+    path.write_text(path.read_text() + '{"instruction": 5}\n')
+    config = config.model_copy(update={"data": config.data.model_copy(update={"max_bad_share": 0.5})})
+    sources, selected = run(config)
+    for name, source in sources.items():
+        s = selected.sources[name]
+        records = list(source)
+        assert len(records) == s.read == len(s.codes)
+        assert s.kept + s.evaluation + s.unreadable + sum(s.dropped.values()) == s.read
+        by_code = Counter(s.codes.tolist())
+        assert (by_code[TRAIN], by_code[EVALUATE], by_code[UNREADABLE]) == (s.kept, s.evaluation, s.unreadable)
+        reasons = Counter(r["reason"] for r in rejects(config, name).values())
+        assert reasons == Counter(s.dropped) + Counter(unreadable=s.unreadable)
+        assert [isinstance(r, BadRecord) for r in records] == (s.codes == UNREADABLE).tolist()
+    assert selected.sources["other"].unreadable == 1
+
+
+def test_a_pool_decides_what_one_process_decides(tmp_path: Path, monkeypatch):
+    data = rows()
+    data["other"] *= 3
+    files = []
+    for name, processes in (("one", 1), ("two", 2)):
+        (tmp_path / name).mkdir()
+        config = write(tmp_path / name, data, leakage={}, near_duplicates={})
+        config = config.model_copy(update={"data": config.data.model_copy(update={"processes": processes})})
+        monkeypatch.setattr(judging, "POOL_RECORDS", 1)
+        monkeypatch.setattr(judging, "CHUNK", 7)
+        run(config)
+        out = Path(config.data.dir)
+        files.append({p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "selection.json"})
+    assert files[0] == files[1]
+
+
+def test_missing_scores_name_the_command(tmp_path: Path):
+    with pytest.raises(UserError, match="sft-dist score"):
+        run(write(tmp_path, rows(), quality={}))
+    assert not (tmp_path / "data" / "selection.json").exists()
+
+
+def test_records_are_read_a_few_chunks_ahead(tmp_path: Path, monkeypatch):
+    """Memory does not grow with the input: what is read and not yet taken stays small, with a pool too."""
+    monkeypatch.setattr(judging, "CHUNK", 5)
+    monkeypatch.setattr(judging, "POOL_RECORDS", 1)
+    config = write(tmp_path, rows())
+    examples = list(open_source("other", config.data.sources["other"])) * 10
+    sketcher = Sketcher(threshold=0.8, shingle_words=5, permutations=16)
+    judge = judging.Judge(holdout=Holdout(), drop_eval_inputs=True, rules=(), leaks=None, sketcher=sketcher)
+    for processes, most in ((1, 5), (2, 5 * judging.AHEAD * 2)):
+        read = taken = ahead = 0
+
+        def stream():
+            nonlocal read, ahead
+            for example in examples:
+                read += 1
+                ahead = max(ahead, read - taken)
+                yield example
+
+        with judging.Judges(judge, records=400, processes=processes) as judges:
+            for _ in judges(stream()):
+                taken += 1
+        assert (read, taken) == (400, 400)
+        assert ahead <= most + 1
