@@ -8,9 +8,7 @@ import os
 import random
 from collections import Counter
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
-from time import time
 from typing import Any, NoReturn, Self
 
 import httpx
@@ -18,14 +16,13 @@ import httpx
 from sft_dist.client.cache import Cache
 from sft_dist.client.errors import RefusedError, UnavailableError
 from sft_dist.client.limits import Budget, Pace
-from sft_dist.client.request import BYTES_A_TOKEN, Choice, Completion, Request
+from sft_dist.client.reply import RetryError, parse_completion, read_body, retry_after
+from sft_dist.client.request import Completion, Request
 from sft_dist.core.errors import UserError
 
 RETRIED = {408, 409, 425, 500, 502, 503, 504, 529}  # 429 likewise, but it pauses every request
 REFUSED = {400, 413, 422}  # this request will never be answered
 MOST_BACKOFF_S = 60.0
-MOST_PAUSE_S = 900.0  # of a Retry-After that is believed
-MOST_BODY_BYTES = 1 << 26
 RATE_PATIENCE = 10  # a rate limit is no fault: so many times more attempts
 REFUSED_IN_A_ROW = 20  # without a single answer: it is not the prompts
 SHOWN_CHARS = 200  # of a server's own words
@@ -58,14 +55,6 @@ class Stats:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready fields."""
         return {name: getattr(self, name) for name in self.__slots__} | {"retries": dict(self.retries)}
-
-
-class _RetryError(Exception):
-    """An attempt failed and another may not."""
-
-    def __init__(self, kind: str, detail: str, *, after_s: float | None = None, wasted: int = 0) -> None:
-        super().__init__(detail)
-        self.kind, self.after_s, self.wasted = kind, after_s, wasted
 
 
 class Client:
@@ -177,7 +166,7 @@ class Client:
             await self._pace.wait(request.most_tokens)
             try:
                 completion = await self._attempt(request, key)
-            except _RetryError as error:
+            except RetryError as error:
                 failures[error.kind] += 1
                 self.stats.retries[error.kind] += 1
                 self._pace.correct(error.wasted - request.most_tokens)
@@ -215,23 +204,23 @@ class Client:
                     headers={"Content-Type": "application/json", "Idempotency-Key": key},
                 ) as response,
             ):
-                body = await _read(response, request)
+                body = await read_body(response, request)
         except (TimeoutError, httpx.TimeoutException):
-            raise _RetryError("timeout", f"no whole answer in {self._timeout_s:g} s") from None
+            raise RetryError("timeout", f"no whole answer in {self._timeout_s:g} s") from None
         except httpx.TransportError as error:
-            raise _RetryError("connection", str(error) or type(error).__name__) from None
+            raise RetryError("connection", str(error) or type(error).__name__) from None
         if response.status_code != httpx.codes.OK:
             self._raise_for(response, body)
-        return _parse(body, request)
+        return parse_completion(body, request)
 
     def _raise_for(self, response: httpx.Response, body: bytes) -> NoReturn:
         """Raise what a status other than 200 means."""
         status = response.status_code
         said = f"{status}: {self._words(body)}"
         if status == httpx.codes.TOO_MANY_REQUESTS:
-            raise _RetryError("rate_limited", said, after_s=_retry_after(response))
+            raise RetryError("rate_limited", said, after_s=retry_after(response))
         if status in RETRIED:
-            raise _RetryError("server_error", said, after_s=_retry_after(response))
+            raise RetryError("server_error", said, after_s=retry_after(response))
         if status in REFUSED:
             self.stats.refused += 1
             if self.stats.refused >= REFUSED_IN_A_ROW and not self.stats.answered + self.stats.cached:
@@ -268,77 +257,6 @@ class Client:
             pass  # not JSON: its own words
         text = " ".join(text.split())
         return (text.replace(self._key, "***") if self._key else text)[:SHOWN_CHARS] or "no reason given"
-
-
-async def _read(response: httpx.Response, request: Request) -> bytes:
-    """Return the body; a body that ends early is a failed attempt that was probably paid for."""
-    body = bytearray()
-    try:
-        async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) > MOST_BODY_BYTES:
-                raise _RetryError(
-                    "malformed",
-                    f"the answer is longer than {MOST_BODY_BYTES:,} bytes",
-                    wasted=request.most_tokens,
-                )
-    except (httpx.RemoteProtocolError, httpx.ReadError, httpx.DecodingError) as error:
-        wasted = (
-            request.prompt_tokens + len(body) // BYTES_A_TOKEN
-            if response.status_code == httpx.codes.OK
-            else 0
-        )
-        raise _RetryError("cut_body", f"the answer ended early ({error})", wasted=wasted) from None
-    return bytes(body)
-
-
-def _parse(body: bytes, request: Request) -> Completion:
-    """Return the completion that a body holds."""
-    wasted = request.prompt_tokens + len(body) // BYTES_A_TOKEN
-    try:
-        fields = json.loads(body)
-        choices = tuple(_choice(c) for c in sorted(fields["choices"], key=lambda c: c.get("index") or 0))
-        usage = fields.get("usage") or {}
-        asked, answered = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _RetryError(
-            "malformed", f"the answer cannot be read ({type(error).__name__}: {error})", wasted=wasted
-        ) from None
-    if len(choices) != request.n:
-        raise _RetryError("malformed", f"{len(choices)} choices came instead of {request.n}", wasted=wasted)
-    if isinstance(asked, int) and isinstance(answered, int) and min(asked, answered) >= 0:
-        return Completion(choices=choices, prompt_tokens=asked, completion_tokens=answered)
-    texts = "".join(c.text + (c.reasoning or "") for c in choices)
-    return Completion(
-        choices=choices,
-        prompt_tokens=request.prompt_tokens,
-        completion_tokens=len(texts.encode("utf-8", "surrogatepass")) // BYTES_A_TOKEN + 1,
-        estimated=True,
-    )
-
-
-def _choice(fields: dict[str, Any]) -> Choice:
-    """Read one choice of either endpoint; raises for one that is neither."""
-    message = fields.get("message")
-    text = fields["text"] if message is None else message.get("content")
-    reasoning = None if message is None else message.get("reasoning_content") or message.get("reasoning")
-    if not isinstance(text, str | None) or not isinstance(reasoning, str | None):
-        raise TypeError("a choice holds no text")
-    return Choice(text or "", fields.get("finish_reason"), reasoning)
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    """Return the seconds that the server asks to wait, from either form of Retry-After."""
-    value = response.headers.get("Retry-After", "").strip()
-    try:
-        seconds = (
-            float(value)
-            if value.replace(".", "", 1).isdigit()
-            else parsedate_to_datetime(value).timestamp() - time()
-        )
-    except (ValueError, TypeError):
-        return None
-    return min(MOST_PAUSE_S, max(0.0, seconds))
 
 
 def _is_loopback(host: str) -> bool:

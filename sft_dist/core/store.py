@@ -56,26 +56,22 @@ def read_json(path: Path) -> Any:
 
 
 def append_jsonl(path: Path, value: Any) -> None:
-    """Append one JSON line in a single write, so that a crash leaves at most one torn last line."""
-    line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
-    with path.open("a", encoding="utf-8") as f:
+    """Append one JSON line in a single write. A crash tears at most that line; the next append starts a new one."""
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogatepass") + b"\n"
+    with path.open("ab+") as f:
+        if f.tell():
+            f.seek(-1, os.SEEK_END)
+            if f.read(1) != b"\n":
+                line = b"\n" + line
         f.write(line)
 
 
 def read_jsonl(path: Path) -> list[Any]:
-    """Read all whole lines of a JSON-lines file; a torn last line is left out. A missing file is empty."""
-    if not path.exists():
-        return []
+    """Read the lines of a JSON-lines file that we wrote; lines that a crash tore are left out. A missing file is empty."""
     out = []
-    lines = path.read_bytes().split(b"\n")  # bytes: a crash may tear a line inside a character
-    for i, line in enumerate(lines):
-        if not line:
-            continue
-        try:
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():  # bytes: a tear may lie inside a character
+        with suppress(ValueError):
             out.append(json.loads(line))
-        except ValueError:
-            if i != len(lines) - 1:
-                raise
     return out
 
 

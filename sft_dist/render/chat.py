@@ -165,12 +165,7 @@ class Renderer:
 
     def save_tokenizer(self, folder: Path) -> None:
         """Write tokenizer and chat template as `transformers.AutoTokenizer` opens them; servers stop at our stop token."""
-        fixed = (
-            "eos_token" in self.template_text
-        )  # the template itself writes eos_token, so its meaning must stay
-        self.tokenizer.save(
-            folder, template_text=self.template_text, eos=None if fixed else self.stop_tokens[0]
-        )
+        self.tokenizer.save(folder, template_text=self.template_text, eos=self.stop_tokens[0])
 
     def _read(self, example: Example) -> Conversation | Drop:
         return read_conversation(

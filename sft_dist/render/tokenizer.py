@@ -188,10 +188,12 @@ class TextTokenizer:
         Args:
             folder: Made if missing; files of the same names are replaced.
             template_text: Chat template to carry; None carries the one that came with the tokenizer.
-            eos: Text of the token that ends a turn, so that a server stops there; None keeps the tokenizer's own.
+            eos: Text of the token that ends a turn, so that a server stops there; None keeps the tokenizer's own, as
+                does a template that writes `eos_token` itself, for its renderings would change.
         """
+        template = template_text if template_text is not None else self.chat_template
         specials = dict(self.specials)
-        if eos is not None:
+        if eos is not None and "eos_token" not in (template or ""):
             specials["eos_token"] = eos
         if "pad_token" not in specials and self.eos_id is not None:
             specials["pad_token"] = self.specials["eos_token"]
@@ -211,7 +213,6 @@ class TextTokenizer:
         write_json(folder / "tokenizer.json", self._json)
         write_json(folder / "tokenizer_config.json", config)
         write_json(folder / "special_tokens_map.json", specials)
-        template = template_text if template_text is not None else self.chat_template
         if template is not None:
             write_text(folder / "chat_template.jinja", template)
 

@@ -20,6 +20,7 @@ SHOWN_CHARS = 900  # of a turn in a sample
 SHOWN_DATASETS = 12
 SHOWN_FILES = 4
 SHOWN_FINDINGS = 200
+LICENCE_CHARS = 24  # longer ones are broken over lines
 OPEN_ROWS = 20  # longer tables are folded away
 
 SECTIONS = (
@@ -96,7 +97,9 @@ def _sources(facts: CardFacts) -> str:
     rows = [
         (
             name_cell(s.name, f'<br/><span class="small">{esc(s.kind)}</span>'),
-            Cell(esc(s.license or "not stated"), classes="wrap"),
+            Cell(
+                esc(s.license or "not stated"), classes="wrap" if len(s.license or "") > LICENCE_CHARS else ""
+            ),
             Cell(count(s.read), s.read),
             Cell(count(s.amount.examples), s.amount.examples),
             Cell(short(s.amount.tokens), s.amount.tokens),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sft_dist.core.records import Message, make_example, single_turn
+from sft_dist.filters import Seen
 from sft_dist.filters.near import NearDuplicates, Sketcher, bands_of, jaccard, parts_of
 from sft_dist.filters.ngrams import ngrams, shingles, words
 
@@ -132,3 +133,12 @@ def test_sketches_do_not_depend_on_the_batch():
 
 def test_texts_without_words_are_compared_as_empty():
     assert kept([example("!!!", "..."), example("???", "---"), example("!!!", "word")]).keys() == {1}
+
+
+def test_seen_grows_and_tells_keys_apart():
+    draw = random.Random(2)
+    keys = [draw.getrandbits(128) for _ in range(3000)] + [k << 64 | 1 for k in range(1, 50)] + [k for k in range(1, 50)]
+    seen, plain = Seen(), set()
+    for key in [*keys, *keys[::7], *keys]:
+        assert seen.add(key) == (key not in plain)
+        plain.add(key)

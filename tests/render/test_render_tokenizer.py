@@ -67,6 +67,10 @@ def test_save_and_load_keep_ids_and_fingerprint(tiny, tmp_path):
     assert changed.fingerprint != tiny.fingerprint
     assert changed.eos_id == 2
     assert changed.chat_template == "{{ messages }}"
+    tiny.save(
+        tmp_path, template_text="{{ eos_token }}", eos="<|im_end|>"
+    )  # which would render something else, then
+    assert TextTokenizer.load(str(tmp_path)).eos_id == 0
 
 
 def test_a_bare_tokenizer_json_is_enough(tiny, tmp_path):
