@@ -12,7 +12,6 @@ import numpy as np
 from sft_dist.core.records import Batch, Row
 from sft_dist.mix import Corpus
 
-
 EMPTY = Batch(
     input_ids=np.zeros(2, np.int64),
     position_ids=np.arange(2),

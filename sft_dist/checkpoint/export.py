@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from sft_dist.checkpoint.store import read_parameter
 from sft_dist.core.errors import UserError
 from sft_dist.core.store import read_json, replace_folder, write_json
+from sft_dist.model.load import DTYPES
 from sft_dist.render.tokenizer import TextTokenizer
 
 SHARD_BYTES = 4 << 30
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def export_checkpoint(

@@ -121,7 +121,9 @@ class QualityRule(Section):
         default=0.8, gt=0, le=1, description="Share of each task that is kept, the hardest first; null: all."
     )
     max_ifd: float | None = Field(
-        default=1.0, gt=0, description="Drop scores of this or more, where the prompt does not help; null: keep."
+        default=1.0,
+        gt=0,
+        description="Drop scores of this or more, where the prompt does not help; null: keep.",
     )
 
 

@@ -176,7 +176,9 @@ class FlanSource(SourceBase):
     columns: tuple[str, ...] | None = Field(
         default=None, description="Column names of CSV and TSV files without a header line."
     )
-    unescape: bool = Field(default=False, description="In CSV and TSV, \\n and \\t stand for line end and tab.")
+    unescape: bool = Field(
+        default=False, description="In CSV and TSV, \\n and \\t stand for line end and tab."
+    )
     variants: dict[FlanVariant, NonNegativeFloat] = Field(
         default=_FLAN_SHARES,
         description="Share of records asked each way; those that need a rationale pass over records without one.",

@@ -69,7 +69,9 @@ def append_jsonl(path: Path, value: Any) -> None:
 def read_jsonl(path: Path) -> list[Any]:
     """Read the lines of a JSON-lines file that we wrote; lines that a crash tore are left out. A missing file is empty."""
     out = []
-    for line in path.read_bytes().split(b"\n") if path.exists() else ():  # bytes: a tear may lie inside a character
+    for line in (
+        path.read_bytes().split(b"\n") if path.exists() else ()
+    ):  # bytes: a tear may lie inside a character
         with suppress(ValueError):
             out.append(json.loads(line))
     return out

@@ -127,7 +127,9 @@ class PromptEnvironment(ImmutableSandboxedEnvironment):
         code = self.compile(counted)
         return Template.from_code(self, code, self.make_globals(None)), written
 
-    def render(self, template: Template, variables: Mapping[str, Any], *, work: int, seed: Callable[[], int]) -> str:
+    def render(
+        self, template: Template, variables: Mapping[str, Any], *, work: int, seed: Callable[[], int]
+    ) -> str:
         """Return the rendered text.
 
         Raises:

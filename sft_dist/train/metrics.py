@@ -41,7 +41,9 @@ class Meter:
     def add(self, batch: Batch, loss_sum: Tensor, nll_N: Tensor, weights_N: Tensor) -> None:
         """Add one micro-batch; nothing here waits for the device."""
         self._sums[0] += loss_sum.detach()
-        self._sums[1] += len(batch.input_ids) if batch.doc_ids else 0  # the stand-in of an idle rank is no data
+        self._sums[1] += (
+            len(batch.input_ids) if batch.doc_ids else 0
+        )  # the stand-in of an idle rank is no data
         self._sums[2] += len(batch.target_ids)
         self._sums[3] += batch.doc_cost_tokens
         if len(batch.target_ids):

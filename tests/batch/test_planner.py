@@ -84,7 +84,9 @@ def test_target_weight_of_a_step_is_exactly_what_its_batches_carry(random_corpus
             step = plan.step(i)
             batches = [collate(corpus, rank) for micro in step.micro_rows for rank in micro]
             assert sum(float(b.target_weights.sum()) for b in batches) == step.target_weight
-            assert step.fill == sum(len(b.input_ids) for b in batches if b.doc_ids) / (8 * settings.get("seq_len", 256))
+            assert step.fill == sum(len(b.input_ids) for b in batches if b.doc_ids) / (
+                8 * settings.get("seq_len", 256)
+            )
             total += step.target_weight
         assert total == plan.counts.target_weight
 

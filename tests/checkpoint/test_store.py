@@ -57,11 +57,15 @@ def flip(file: Path) -> None:
 
 DAMAGE = {
     "bit flipped": lambda f: flip(f / "rank-00000.safetensors"),
-    "truncated": lambda f: (f / "rank-00000.safetensors").write_bytes((f / "rank-00000.safetensors").read_bytes()[:100]),
+    "truncated": lambda f: (f / "rank-00000.safetensors").write_bytes(
+        (f / "rank-00000.safetensors").read_bytes()[:100]
+    ),
     "file missing": lambda f: (f / "rank-00000.safetensors").unlink(),
     "index missing": lambda f: (f / "index.json").unlink(),
     "index torn": lambda f: (f / "index.json").write_text((f / "index.json").read_text()[:40]),
-    "other format": lambda f: (f / "index.json").write_text((f / "index.json").read_text().replace('"format": 1', '"format": 9')),
+    "other format": lambda f: (f / "index.json").write_text(
+        (f / "index.json").read_text().replace('"format": 1', '"format": 9')
+    ),
 }
 
 
@@ -80,7 +84,9 @@ def test_no_checkpoint_is_none(group: None, root: Path) -> None:
     assert newest(root) == (None, [])
 
 
-def test_a_full_disk_leaves_the_last_good_one(engine: PlainEngine, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_last_good_one(
+    engine: PlainEngine, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(engine, root, 1)
 
     def full(*_: object) -> None:
@@ -137,7 +143,11 @@ def test_dying_at_any_write_leaves_a_whole_checkpoint(engine: PlainEngine, root:
     for n in range(1, 60):
         copy = root.with_name(f"copy{n}")
         subprocess.run(["cp", "-r", str(root), str(copy)], check=True)
-        died = subprocess.run([sys.executable, "-c", DIE, str(Path(__file__).parent), str(copy), str(n)], check=False, env={**os.environ})
+        died = subprocess.run(
+            [sys.executable, "-c", DIE, str(Path(__file__).parent), str(copy), str(n)],
+            check=False,
+            env={**os.environ},
+        )
         assert died.returncode in (0, 9)
         found, bad = newest(copy)
         assert bad == []  # nothing that looks whole and is not

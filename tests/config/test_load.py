@@ -64,7 +64,15 @@ def test_a_source_can_be_added_and_removed_on_the_command_line() -> None:
 
 def test_all_mistakes_are_listed_at_once_each_with_path_and_remedy() -> None:
     with pytest.raises(UserError) as error:
-        load_config(["train.epoch=2", "optim.lr=fast", "data.sources.demo.sede=1", "pack.seq_len=500", "data.sources.x.kind=csv"])
+        load_config(
+            [
+                "train.epoch=2",
+                "optim.lr=fast",
+                "data.sources.demo.sede=1",
+                "pack.seq_len=500",
+                "data.sources.x.kind=csv",
+            ]
+        )
     text = str(error.value)
     assert text.startswith("the config has 4 mistakes")
     assert "train.epoch: unknown key. Did you mean 'epochs'?" in text
@@ -84,7 +92,11 @@ def test_cross_field_mistakes_name_a_value_that_works() -> None:
 
 @pytest.mark.parametrize(
     ("key", "ours"),
-    [("per_device_train_batch_size=8", "train.tokens_per_step"), ("train.learning_rate=1", "optim.lr"), ("max_seq_length=10", "pack.seq_len")],
+    [
+        ("per_device_train_batch_size=8", "train.tokens_per_step"),
+        ("train.learning_rate=1", "optim.lr"),
+        ("max_seq_length=10", "pack.seq_len"),
+    ],
 )
 def test_another_trainers_key_is_answered_with_ours(key: str, ours: str) -> None:
     with pytest.raises(UserError, match=ours):
@@ -98,7 +110,11 @@ def test_a_wrong_choice_lists_the_choices() -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("- 1\n- 2\n", "holds a list"), ("a: [1\n", "not readable as YAML"), ("defaults:\n  - nothing: x\n", "names no config group")],
+    [
+        ("- 1\n- 2\n", "holds a list"),
+        ("a: [1\n", "not readable as YAML"),
+        ("defaults:\n  - nothing: x\n", "names no config group"),
+    ],
 )
 def test_a_users_file_that_is_no_config_is_one_clear_error(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -122,8 +138,19 @@ def test_a_config_is_immutable() -> None:
 
 
 TORCH_FREE = (
-    "sft_dist.config.load", "sft_dist.sources", "sft_dist.holdout", "sft_dist.filters", "sft_dist.render.chat", "sft_dist.shards", "sft_dist.mix",
-    "sft_dist.pack", "sft_dist.batch.sampler", "sft_dist.report.run", "sft_dist.pipelines.check", "sft_dist.pipelines.train", "sft_dist.cli",
+    "sft_dist.config.load",
+    "sft_dist.sources",
+    "sft_dist.holdout",
+    "sft_dist.filters",
+    "sft_dist.render.chat",
+    "sft_dist.shards",
+    "sft_dist.mix",
+    "sft_dist.pack",
+    "sft_dist.batch.sampler",
+    "sft_dist.report.run",
+    "sft_dist.pipelines.check",
+    "sft_dist.pipelines.train",
+    "sft_dist.cli",
 )
 
 

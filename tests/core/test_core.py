@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from sft_dist.core.errors import UserError, nearest
-from sft_dist.core.records import Message, ToolCall, example_from_dict, example_to_dict, make_example, single_turn
+from sft_dist.core.records import (
+    Message,
+    ToolCall,
+    example_from_dict,
+    example_to_dict,
+    make_example,
+    single_turn,
+)
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.seeds import derive, generator
 from sft_dist.core.store import append_jsonl, atomic_path, checksum, fingerprint, read_jsonl, write_json
@@ -36,7 +43,13 @@ def test_an_example_survives_json() -> None:
         source="s",
         messages=(
             Message(role="user", content="q"),
-            Message(role="assistant", content="", reasoning_content="r", tool_calls=(ToolCall(name="f", arguments='{"a":1}', id="1"),), weight=0.5),
+            Message(
+                role="assistant",
+                content="",
+                reasoning_content="r",
+                tool_calls=(ToolCall(name="f", arguments='{"a":1}', id="1"),),
+                weight=0.5,
+            ),
             Message(role="tool", content="2", tool_call_id="1"),
         ),
         tools=('{"name":"f"}',),
@@ -91,7 +104,9 @@ def test_a_second_run_on_one_folder_refuses(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from sft_dist.core.runfolder import RunFolder\n"
         f"held = RunFolder(Path({str(tmp_path)!r})).lock(); print('held', flush=True); sys.stdin.read()"
     )
-    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"
     with pytest.raises(UserError, match=f"in use by another run .process {other.pid} on"):

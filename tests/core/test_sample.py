@@ -32,6 +32,8 @@ def test_few_are_all_kept():
 
 
 def test_every_key_has_the_same_chance():
-    counts = Counter(k for seed in range(600) for k in sampled([f"k{i}" for i in range(20)], size=5, seed=seed))
+    counts = Counter(
+        k for seed in range(600) for k in sampled([f"k{i}" for i in range(20)], size=5, seed=seed)
+    )
     assert len(counts) == 20
     assert all(100 < n < 200 for n in counts.values())  # 150 expected, standard deviation 10.6

@@ -5,7 +5,27 @@ from __future__ import annotations
 from sft_dist.core.records import Message, make_example, single_turn
 from sft_dist.filters.leakage import LeakIndex, question
 
-FIRST = "the quick brown fox jumps over the lazy dog while seven silent owls watch from the old oak tree".split()
+FIRST = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "the",
+    "lazy",
+    "dog",
+    "while",
+    "seven",
+    "silent",
+    "owls",
+    "watch",
+    "from",
+    "the",
+    "old",
+    "oak",
+    "tree",
+]
 OTHER = [f"w{i}" for i in range(200)]
 DEFINITION = "In this task you are given a sentence and you must say how many animals it names in total."
 
@@ -47,14 +67,18 @@ def test_a_training_input_inside_an_evaluation_example():
 def test_a_long_answer_gives_an_example_away():
     story = " ".join(OTHER[:40])
     known = index(prompt("Write a story about an owl.", story))
-    assert found(known(prompt("Continue it.", f"{story} The end."))) == [(0, round(40 / 46, 3), "eval_in_training")]
+    assert found(known(prompt("Continue it.", f"{story} The end."))) == [
+        (0, round(40 / 46, 3), "eval_in_training")
+    ]
 
 
 def test_instructions_do_not_count():
     known = index(example("red apple and green pear on the small table"))
     assert known(example("blue whale and grey wolf in the large picture")) == []
     # a definition that holds the evaluation input (an exemplar of the task) is shared by design
-    assert known(example("blue whale", instruction="Count. red apple and green pear on the small table")) == []
+    assert (
+        known(example("blue whale", instruction="Count. red apple and green pear on the small table")) == []
+    )
 
 
 def test_templates_do_not_count():
@@ -97,7 +121,7 @@ def test_short_items_match_only_whole_and_with_the_answer():
 
 def test_every_item_is_reported_the_most_covered_first():
     known = index(example(" ".join(FIRST)), example(" ".join(OTHER[:20])))
-    both = known(prompt(" ".join(OTHER[:15] + ["x"] + FIRST)))
+    both = known(prompt(" ".join([*OTHER[:15], "x", *FIRST])))
     assert found(both) == [(0, 1.0, "eval_in_training"), (1, 0.75, "eval_in_training")]
 
 
@@ -108,6 +132,9 @@ def test_thirteen_words():
 
 
 def test_question_of_a_conversation():
-    turns = [Message(role=r, content=c) for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))]
+    turns = [
+        Message(role=r, content=c)
+        for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    ]
     assert question(make_example(task="t", source="s", messages=tuple(turns))) == "a\nc"
     assert index()(prompt("anything")) == []

@@ -18,7 +18,9 @@ WORDS = [f"word{i}" for i in range(2000)]
 def plain_shingles(text: str, n: int) -> set[tuple[str, ...]]:
     """The same in plain Python."""
     found = [w.casefold() for w in text.replace(".", " ").replace(",", " ").split()]
-    return {tuple(found[i : i + n]) for i in range(len(found) - n + 1)} or ({tuple(found)} if found else set())
+    return {tuple(found[i : i + n]) for i in range(len(found) - n + 1)} or (
+        {tuple(found)} if found else set()
+    )
 
 
 def plain_jaccard(a: str, b: str, n: int) -> float:
@@ -65,7 +67,10 @@ def test_parts():
     assert parts_of(example("Do it.", "Done.", "This")) == ("\nDo it.", "This", "Done.")
     assert parts_of(example("Do it.", "Done.")) == ("\nDo it.", "Done.")
     turns = [Message(role="system", content="S")]
-    turns += [Message(role=r, content=c) for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))]
+    turns += [
+        Message(role=r, content=c)
+        for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    ]
     assert parts_of(make_example(task="t", source="s", messages=tuple(turns))) == ("S\na\n\nc", "b\nd")
 
 
@@ -85,8 +90,12 @@ def test_a_shared_instruction_or_passage_makes_no_duplicates():
     # one definition, other inputs; one passage, other answers; one input, another instruction
     assert not kept([example(definition, "yes", "red apple"), example(definition, "yes", "green pear")])
     assert not kept([example(f"{passage} Who came?", "Ann Lee"), example(f"{passage} Who went?", "Bob May")])
-    assert not kept([example("Name the colour.", "red", passage), example("Name the first word.", "red", passage)])
-    assert kept([example("Name the colour.", "red", passage), example("Name the colour.", "red", f"{passage} end")])
+    assert not kept(
+        [example("Name the colour.", "red", passage), example("Name the first word.", "red", passage)]
+    )
+    assert kept(
+        [example("Name the colour.", "red", passage), example("Name the colour.", "red", f"{passage} end")]
+    )
 
 
 def test_lsh_finds_what_brute_force_finds():
@@ -137,7 +146,11 @@ def test_texts_without_words_are_compared_as_empty():
 
 def test_seen_grows_and_tells_keys_apart():
     draw = random.Random(2)
-    keys = [draw.getrandbits(128) for _ in range(3000)] + [k << 64 | 1 for k in range(1, 50)] + [k for k in range(1, 50)]
+    keys = (
+        [draw.getrandbits(128) for _ in range(3000)]
+        + [k << 64 | 1 for k in range(1, 50)]
+        + list(range(1, 50))
+    )
     seen, plain = Seen(), set()
     for key in [*keys, *keys[::7], *keys]:
         assert seen.add(key) == (key not in plain)

@@ -51,7 +51,12 @@ def test_each_task_has_its_own_threshold(tmp_path):
 
 def test_a_task_of_one_keeps_it_and_ties_stay_together(tmp_path):
     assert reasons(score_file(tmp_path / "a.jsonl", [0.3]), 1, keep_top=0.1) == [None]
-    assert reasons(score_file(tmp_path / "b.jsonl", [0.3, 0.3, 0.3, 0.1]), 4, keep_top=0.5) == [None, None, None, "ifd_low"]
+    assert reasons(score_file(tmp_path / "b.jsonl", [0.3, 0.3, 0.3, 0.1]), 4, keep_top=0.5) == [
+        None,
+        None,
+        None,
+        "ifd_low",
+    ]
 
 
 def test_what_has_no_loss_is_kept(tmp_path):
@@ -60,7 +65,9 @@ def test_what_has_no_loss_is_kept(tmp_path):
 
 
 def test_details_say_what_was_measured(tmp_path):
-    rule = Quality(read_scores(score_file(tmp_path / "s.jsonl", [0.1, 0.9, 1.25])), max_ifd=1.0, keep_top=0.5, source="s")
+    rule = Quality(
+        read_scores(score_file(tmp_path / "s.jsonl", [0.1, 0.9, 1.25])), max_ifd=1.0, keep_top=0.5, source="s"
+    )
     assert rule(example(2)).detail == "IFD 1.250 >= 1.0: the prompt does not help the answer"
     assert rule(example(0)).detail == "IFD 0.100 < 0.900, of the task's hardest 50% the lowest"
 

@@ -18,7 +18,14 @@ def qkv(heads: int = 4, kv: int = 2) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"sliding_window": 3}, {"softcap": 2.0}, {"s_aux": torch.tensor([0.5, -1.0, 2.0, 0.0])}, {"sliding_window": 2, "softcap": 5.0}]
+    "options",
+    [
+        {},
+        {"sliding_window": 3},
+        {"softcap": 2.0},
+        {"s_aux": torch.tensor([0.5, -1.0, 2.0, 0.0])},
+        {"sliding_window": 2, "softcap": 5.0},
+    ],
 )
 def test_per_document_equals_the_dense_twin(options: dict[str, object]) -> None:
     outs, grads = [], []
@@ -38,8 +45,15 @@ def test_the_dense_twin_by_eye() -> None:
     q = k = torch.zeros(1, 1, 4, 1)
     v = torch.tensor([1.0, 3.0, 10.0, 20.0]).view(1, 1, 4, 1)
     cu = torch.tensor([0, 2, 4], dtype=torch.int32)
-    assert attention.sdpa_dense(None, q, k, v, scaling=1.0, cu_seq_lens_q=cu)[0].flatten().tolist() == [1.0, 2.0, 10.0, 15.0]
-    assert attention.sdpa_dense(None, q, k, v, scaling=1.0, cu_seq_lens_q=cu, sliding_window=1)[0].flatten().tolist() == [1.0, 3.0, 10.0, 20.0]
+    assert attention.sdpa_dense(None, q, k, v, scaling=1.0, cu_seq_lens_q=cu)[0].flatten().tolist() == [
+        1.0,
+        2.0,
+        10.0,
+        15.0,
+    ]
+    assert attention.sdpa_dense(None, q, k, v, scaling=1.0, cu_seq_lens_q=cu, sliding_window=1)[
+        0
+    ].flatten().tolist() == [1.0, 3.0, 10.0, 20.0]
 
 
 @pytest.mark.parametrize("name", sorted(attention.BACKENDS))
@@ -71,14 +85,20 @@ def test_auto_on_cpu_is_per_document_and_says_why() -> None:
         (GPU._replace(head_dim=512), True, "flex"),
     ],
 )
-def test_auto_on_a_gpu_takes_the_fastest_that_is_right(monkeypatch: pytest.MonkeyPatch, needs: Needs, flash_attn: bool, expected: str) -> None:
+def test_auto_on_a_gpu_takes_the_fastest_that_is_right(
+    monkeypatch: pytest.MonkeyPatch, needs: Needs, flash_attn: bool, expected: str
+) -> None:
     found = attention.importlib.util.find_spec
-    monkeypatch.setattr(attention.importlib.util, "find_spec", lambda n: flash_attn or None if n == "flash_attn" else found(n))
+    monkeypatch.setattr(
+        attention.importlib.util, "find_spec", lambda n: flash_attn or None if n == "flash_attn" else found(n)
+    )
     assert attention.choose("auto", needs)[0] == expected
 
 
 def test_a_named_backend_that_is_wrong_is_refused() -> None:
-    with pytest.raises(UserError, match="model.attention=flash cannot run here: it needs a CUDA device.*model.attention=auto"):
+    with pytest.raises(
+        UserError, match="model.attention=flash cannot run here: it needs a CUDA device.*model.attention=auto"
+    ):
         attention.choose("flash", CPU)
     assert attention.choose("sdpa_dense", CPU) == ("sdpa_dense", "as configured")
 
@@ -89,8 +109,12 @@ def test_gpu_backends_equal_the_twin(name: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     g = torch.Generator("cuda").manual_seed(0)
-    q, k, v = (torch.randn(1, n, 128, 64, generator=g, device="cuda", dtype=torch.bfloat16) for n in (8, 2, 2))
+    q, k, v = (
+        torch.randn(1, n, 128, 64, generator=g, device="cuda", dtype=torch.bfloat16) for n in (8, 2, 2)
+    )
     cu = torch.tensor([0, 30, 31, 128], dtype=torch.int32, device="cuda")
-    reference = attention.sdpa_dense(None, q.float(), k.float(), v.float(), scaling=0.125, cu_seq_lens_q=cu)[0]
+    reference = attention.sdpa_dense(None, q.float(), k.float(), v.float(), scaling=0.125, cu_seq_lens_q=cu)[
+        0
+    ]
     out = attention.BACKENDS[name](None, q, k, v, None, scaling=0.125, cu_seq_lens_q=cu, max_length_q=97)[0]
     assert float((out.float() - reference).norm() / reference.norm()) < 1e-2

@@ -26,7 +26,13 @@ def model(tmp_path: Path) -> Path:
 
 
 def load(folder: Path, **options: Any) -> Any:
-    defaults = {"dtype": "float32", "backend": "auto", "device": "cpu", "zero_config": None, "gradient_checkpointing": False}
+    defaults = {
+        "dtype": "float32",
+        "backend": "auto",
+        "device": "cpu",
+        "zero_config": None,
+        "gradient_checkpointing": False,
+    }
     return load_packed(str(folder), **defaults | options)
 
 

@@ -25,7 +25,9 @@ def plain(h: Tensor, w: Tensor, t: Tensor, weights: Tensor, softcap: float | Non
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("chunk", [1, 7, 64])
-def test_equal_to_plain_cross_entropy(monkeypatch: pytest.MonkeyPatch, chunk: int, softcap: float | None) -> None:
+def test_equal_to_plain_cross_entropy(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, softcap: float | None
+) -> None:
     monkeypatch.setattr(loss, "CHUNK_LOGITS", 50 * chunk)
     h, w, t, weights = inputs(20)
     total, nll = loss.weighted_cross_entropy(h, w, t, weights, softcap)

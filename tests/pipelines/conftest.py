@@ -8,7 +8,28 @@ from pathlib import Path
 
 import pytest
 
-NOUNS = "cat dog bird fish tree house river stone cloud lamp chair table spoon plate clock shoe hat coat door window".split()
+NOUNS = [
+    "cat",
+    "dog",
+    "bird",
+    "fish",
+    "tree",
+    "house",
+    "river",
+    "stone",
+    "cloud",
+    "lamp",
+    "chair",
+    "table",
+    "spoon",
+    "plate",
+    "clock",
+    "shoe",
+    "hat",
+    "coat",
+    "door",
+    "window",
+]
 
 
 @pytest.fixture(scope="session")
@@ -24,8 +45,15 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = train_tokenizer([" ".join(NOUNS)] * 3, 300)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=256, tie_word_embeddings=True, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id,
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save(folder, template_text=Renderer(tokenizer, template="chatml").template_text)
@@ -37,8 +65,17 @@ def alpaca_rows() -> list[dict[str, str]]:
     rows = []
     for i in range(30):
         a, b = NOUNS[i % 20], NOUNS[(i * 7 + i // 20 + 3) % 20]
-        rows.append({"instruction": "Which word comes first?", "input": f"{a} {b} {i}", "output": a, "task": "first"})
-        rows.append({"instruction": "Which word comes second?", "input": f"{a} {b} {i}", "output": b, "task": "second"})
+        rows.append(
+            {"instruction": "Which word comes first?", "input": f"{a} {b} {i}", "output": a, "task": "first"}
+        )
+        rows.append(
+            {
+                "instruction": "Which word comes second?",
+                "input": f"{a} {b} {i}",
+                "output": b,
+                "task": "second",
+            }
+        )
     return rows
 
 

@@ -29,7 +29,9 @@ def test_unreadable_records_are_named_by_file_and_line_and_the_rest_is_kept(sft:
     code, out, _ = sft("prepare", "my.yaml", "data.max_bad_share=0.1")
     assert code == 0
     assert "unreadable 1" in out
-    kept_aside = [json.loads(line) for line in (project / "data/rejects/chats.jsonl").read_text().splitlines()]
+    kept_aside = [
+        json.loads(line) for line in (project / "data/rejects/chats.jsonl").read_text().splitlines()
+    ]
     assert [(r["reason"], r["record"]["line"]) for r in kept_aside] == [("unreadable", 5)]
 
 
@@ -55,7 +57,9 @@ def test_an_empty_source(sft: Sft, project: Path) -> None:
 
 
 def test_no_sources(sft: Sft) -> None:
-    assert "data.sources is empty" in refused(sft, "check", "my.yaml", "~data.sources.records", "~data.sources.chats")
+    assert "data.sources is empty" in refused(
+        sft, "check", "my.yaml", "~data.sources.records", "~data.sources.chats"
+    )
 
 
 def test_a_tokenizer_without_a_chat_template(sft: Sft, project: Path, base_model: Path) -> None:
@@ -93,7 +97,9 @@ def test_seq_len_shorter_than_every_example(sft: Sft) -> None:
 
 
 def test_a_missing_base_model(sft: Sft, project: Path) -> None:
-    assert "model.path=./nothing has no config.json" in refused(sft, "check", "my.yaml", "model.path=./nothing", "render.template=chatml")
+    assert "model.path=./nothing has no config.json" in refused(
+        sft, "check", "my.yaml", "model.path=./nothing", "render.template=chatml"
+    )
 
 
 def test_another_trainers_key(sft: Sft) -> None:
@@ -101,18 +107,24 @@ def test_another_trainers_key(sft: Sft) -> None:
 
 
 def test_a_held_out_name_that_matches_nothing(sft: Sft) -> None:
-    assert "data.holdout.tasks names 'thrid', which no source holds" in refused(sft, "check", "my.yaml", "data.holdout.tasks=[thrid]")
+    assert "data.holdout.tasks names 'thrid', which no source holds" in refused(
+        sft, "check", "my.yaml", "data.holdout.tasks=[thrid]"
+    )
 
 
 def test_a_derived_deepspeed_key(sft: Sft) -> None:
-    assert "deepspeed.extra.train_batch_size is derived" in refused(sft, "check", "my.yaml", "deepspeed.extra.train_batch_size=4")
+    assert "deepspeed.extra.train_batch_size is derived" in refused(
+        sft, "check", "my.yaml", "deepspeed.extra.train_batch_size=4"
+    )
 
 
 def test_several_nodes_are_not_started_from_here(sft: Sft) -> None:
     assert "sbatch slurm/train.sbatch" in refused(sft, "train", "my.yaml", "launch.nodes=2")
 
 
-@pytest.mark.parametrize("words", [["evaluate", "runs/none"], ["report", "runs/none"], ["export", "runs/none"]])
+@pytest.mark.parametrize(
+    "words", [["evaluate", "runs/none"], ["report", "runs/none"], ["export", "runs/none"]]
+)
 def test_a_run_that_does_not_exist(sft: Sft, words: list[str]) -> None:
     assert "runs/none" in refused(sft, *words)
 

@@ -24,7 +24,9 @@ def promised() -> dict[str, list[float]]:
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_the_demo_learns_what_the_readme_says(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "sft_dist", "run"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "sft_dist", "run"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     scores = read_json(tmp_path / "runs/demo/eval/scores.json")
     seen, heldout = scores["seen"]["macro"], scores["heldout"]["macro"]
@@ -34,6 +36,10 @@ def test_the_demo_learns_what_the_readme_says(tmp_path: Path) -> None:
     assert seen["exact_match"] - baseline >= 0.20
     # floating-point sums differ between processors, and 300 steps amplify that: a few answers may flip
     for row, macro in zip(promised().values(), (seen, heldout), strict=True):
-        measured = [100 * macro["exact_match"], 100 * macro["nearest"]["exact_match"], 100 * macro["majority"]["exact_match"]]
+        measured = [
+            100 * macro["exact_match"],
+            100 * macro["nearest"]["exact_match"],
+            100 * macro["majority"]["exact_match"],
+        ]
         assert measured == pytest.approx(row, abs=5.0)
     assert (tmp_path / "runs/demo/report.html").is_file()

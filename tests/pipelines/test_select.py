@@ -32,7 +32,10 @@ def rows() -> dict[str, list[dict[str, str]]]:
         {"instruction": f"Shorten the text {'held' if k % 4 == 3 else 'trained'}.", "input": text(40 * k), "output": text(40 * k + 30, 8), "task": "held" if k % 4 == 3 else "trained"}
         for k in range(60)
     ]  # fmt: skip
-    other = [{"instruction": f"Tell {text(2600 + 20 * k, 12)}.", "output": text(2612 + 20 * k, 6)} for k in range(40)]
+    other = [
+        {"instruction": f"Tell {text(2600 + 20 * k, 12)}.", "output": text(2612 + 20 * k, 6)}
+        for k in range(40)
+    ]
     return {"main": main, "other": other}
 
 
@@ -88,25 +91,43 @@ def test_near_duplicates_within_a_source_and_across(tmp_path: Path):
     trained = next(r for r in data["main"] if r["task"] == "trained")
     data["other"].append({k: trained[k] for k in ("instruction", "input", "output")})
     within, across = (
-        run(write(tmp_path / n, data, near_duplicates=rule | {"across_sources": n == "across"}, eval_inputs=False))[1]
+        run(
+            write(
+                tmp_path / n,
+                data,
+                near_duplicates=rule | {"across_sources": n == "across"},
+                eval_inputs=False,
+            )
+        )[1]
         for n in ("within", "across")
         if not (tmp_path / n).mkdir()
     )
-    assert (within.sources["other"].dropped["near_duplicate"], across.sources["other"].dropped["near_duplicate"]) == (1, 2)
+    assert (
+        within.sources["other"].dropped["near_duplicate"],
+        across.sources["other"].dropped["near_duplicate"],
+    ) == (1, 2)
     assert across.sources["main"].dropped == within.sources["main"].dropped
 
 
 def evaluated(config: RunConfig) -> list[dict]:
     folder = Path(config.data.dir) / "eval"
-    return [json.loads(x) for n in ("seen", "heldout") for x in (folder / f"{n}.jsonl").read_text().splitlines()]
+    return [
+        json.loads(x) for n in ("seen", "heldout") for x in (folder / f"{n}.jsonl").read_text().splitlines()
+    ]
 
 
 def test_leakage_in_both_directions(tmp_path: Path):
     data = rows()
     held = [r for r in data["main"] if r["task"] == "held"]
     data["other"] += [
-        {"instruction": f"Consider: {held[0]['input']} What follows?", "output": "nothing"},  # the evaluation input whole
-        {"instruction": " ".join(held[1]["input"].split()[5:18]), "output": "a part"},  # a part of it, and nothing else
+        {
+            "instruction": f"Consider: {held[0]['input']} What follows?",
+            "output": "nothing",
+        },  # the evaluation input whole
+        {
+            "instruction": " ".join(held[1]["input"].split()[5:18]),
+            "output": "a part",
+        },  # a part of it, and nothing else
         {"instruction": f"{text(3600)} {' '.join(held[2]['input'].split()[:10])}", "output": "too little"},
     ]
     config = write(tmp_path, data, leakage={})
@@ -161,7 +182,12 @@ def test_a_relaunch_keeps_counts_and_a_change_decides_anew(tmp_path: Path, monke
     assert again.contaminated == first.contaminated != ()
     for name in first.sources:
         one, other = first.sources[name], again.sources[name]
-        assert (one.dropped, one.read, one.kept, one.fingerprint) == (other.dropped, other.read, other.kept, other.fingerprint)
+        assert (one.dropped, one.read, one.kept, one.fingerprint) == (
+            other.dropped,
+            other.read,
+            other.kept,
+            other.fingerprint,
+        )
         assert np.array_equal(one.codes, other.codes)
     assert first.sources["other"].dropped == {"leakage": 1, "exact_duplicate": 1}
     assert {p: p.read_bytes() for p in files} == files
@@ -185,7 +211,11 @@ def test_every_record_is_accounted_for(tmp_path: Path):
         assert len(records) == s.read == len(s.codes)
         assert s.kept + s.evaluation + s.unreadable + sum(s.dropped.values()) == s.read
         by_code = Counter(s.codes.tolist())
-        assert (by_code[TRAIN], by_code[EVALUATE], by_code[UNREADABLE]) == (s.kept, s.evaluation, s.unreadable)
+        assert (by_code[TRAIN], by_code[EVALUATE], by_code[UNREADABLE]) == (
+            s.kept,
+            s.evaluation,
+            s.unreadable,
+        )
         reasons = Counter(r["reason"] for r in rejects(config, name).values())
         assert reasons == Counter(s.dropped) + Counter(unreadable=s.unreadable)
         assert [isinstance(r, BadRecord) for r in records] == (s.codes == UNREADABLE).tolist()
@@ -204,7 +234,13 @@ def test_a_pool_decides_what_one_process_decides(tmp_path: Path, monkeypatch):
         monkeypatch.setattr(judging, "CHUNK", 7)
         run(config)
         out = Path(config.data.dir)
-        files.append({p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "selection.json"})
+        files.append(
+            {
+                p.relative_to(out): p.read_bytes()
+                for p in out.rglob("*")
+                if p.is_file() and p.name != "selection.json"
+            }
+        )
     assert files[0] == files[1]
 
 
@@ -223,17 +259,16 @@ def test_records_are_read_a_few_chunks_ahead(tmp_path: Path, monkeypatch):
     sketcher = Sketcher(threshold=0.8, shingle_words=5, permutations=16)
     judge = judging.Judge(holdout=Holdout(), drop_eval_inputs=True, rules=(), leaks=None, sketcher=sketcher)
     for processes, most in ((1, 5), (2, 5 * judging.AHEAD * 2)):
-        read = taken = ahead = 0
+        counts = Counter[str]()
 
-        def stream():
-            nonlocal read, ahead
+        def stream(counts=counts):
             for example in examples:
-                read += 1
-                ahead = max(ahead, read - taken)
+                counts["read"] += 1
+                counts["ahead"] = max(counts["ahead"], counts["read"] - counts["taken"])
                 yield example
 
         with judging.Judges(judge, records=400, processes=processes) as judges:
             for _ in judges(stream()):
-                taken += 1
-        assert (read, taken) == (400, 400)
-        assert ahead <= most + 1
+                counts["taken"] += 1
+        assert (counts["read"], counts["taken"]) == (400, 400)
+        assert counts["ahead"] <= most + 1

@@ -39,9 +39,16 @@ def test_tasks_are_held_out_by_name_glob_and_number(sft: Sft, project: Path) -> 
     for override in ("data.holdout.tasks=[second]", "data.holdout.tasks=[sec*]", "data.holdout.number=1"):
         code, out, _ = sft("prepare", "my.yaml", override, "--rebuild")
         assert code == 0, out
-        held = {json.loads(line)["task"] for line in (project / "data/eval/heldout.jsonl").read_text().splitlines()}
+        held = {
+            json.loads(line)["task"]
+            for line in (project / "data/eval/heldout.jsonl").read_text().splitlines()
+        }
         assert len(held) == 1
-        trained = {t for p in (project / "data/stores").glob("*/manifest.json") for t in json.loads(p.read_text())["tasks"]}
+        trained = {
+            t
+            for p in (project / "data/stores").glob("*/manifest.json")
+            for t in json.loads(p.read_text())["tasks"]
+        }
         assert not held & trained
 
 
@@ -50,15 +57,27 @@ def test_no_evaluation_input_is_trained_on(sft: Sft, project: Path) -> None:
     from sft_dist.holdout import input_key
 
     sft("prepare", "my.yaml")
-    evaluated = {input_key(example_from_dict(json.loads(line))) for line in (project / "data/eval/seen.jsonl").read_text().splitlines()}
+    evaluated = {
+        input_key(example_from_dict(json.loads(line)))
+        for line in (project / "data/eval/seen.jsonl").read_text().splitlines()
+    }
     ids = {e for p in (project / "data/stores").iterdir() for e in map(bytes, np.array(Store.open(p).ids))}
-    dropped = Counter(json.loads(line)["reason"] for line in (project / "data/rejects/records.jsonl").read_text().splitlines())
+    dropped = Counter(
+        json.loads(line)["reason"]
+        for line in (project / "data/rejects/records.jsonl").read_text().splitlines()
+    )
     # both tasks ask about the same inputs: an input that one is evaluated on is dropped from the other
     assert dropped["eval_input"] > 0
     for row in json.loads((project / "alpaca.json").read_text()):
         from sft_dist.core.records import single_turn
 
-        e = single_turn(task=row["task"], source="records", instruction=row["instruction"], input=row["input"], output=row["output"])
+        e = single_turn(
+            task=row["task"],
+            source="records",
+            instruction=row["instruction"],
+            input=row["input"],
+            output=row["output"],
+        )
         assert not (input_key(e) in evaluated and bytes.fromhex(e.id) in ids)
 
 
@@ -94,7 +113,9 @@ def test_train_stop_continue_export_evaluate_report(sft: Sft, project: Path) -> 
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, read_parameter(latest, index, name)), name
     tokenizer = AutoTokenizer.from_pretrained(folder.export)
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], add_generation_prompt=True, tokenize=False)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hi"}], add_generation_prompt=True, tokenize=False
+    )
     assert prompt == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     end_of_turn, end_of_text = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     assert model.generation_config.eos_token_id == [end_of_turn, end_of_text]
@@ -108,7 +129,9 @@ def test_train_stop_continue_export_evaluate_report(sft: Sft, project: Path) -> 
     generations = read_jsonl(folder.path / "eval" / "generations.jsonl")
     assert Counter(g["task"] for g in generations) == {"first": 3, "second": 3, "chats": 3}
     scores = read_json(folder.path / "eval" / "scores.json")
-    assert scores["seen"]["tasks"]["first"]["exact_match"] == pytest.approx(np.mean([g["exact_match"] for g in generations if g["task"] == "first"]))
+    assert scores["seen"]["tasks"]["first"]["exact_match"] == pytest.approx(
+        np.mean([g["exact_match"] for g in generations if g["task"] == "first"])
+    )
 
     # other settings may not be mixed into the run
     code, _, err = sft("train", "my.yaml", "train.epochs=2", "optim.lr=5e-4")

@@ -8,7 +8,7 @@ import random
 import re
 from collections import Counter
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 from rouge_score.rouge_scorer import _score_lcs
@@ -42,10 +42,16 @@ def records() -> dict[str, list[dict[str, str]]]:
     ]
     main_ += [main_[1], main_[2], dict(main_[3], output="")]
     asked = [
-        {"instruction": f"{draw.choice(VERBS)} {draw.choice(NOUNS)} about {line(draw, 9)}", "output": line(draw, 12)}
+        {
+            "instruction": f"{draw.choice(VERBS)} {draw.choice(NOUNS)} about {line(draw, 9)}",
+            "output": line(draw, 12),
+        }
         for _ in range(40)
     ]
-    asked += [dict(asked[0], instruction=asked[0]["instruction"] + " !"), {"instruction": f"Describe story about {main_[10]['input']}", "output": "x"}]
+    asked += [
+        dict(asked[0], instruction=asked[0]["instruction"] + " !"),
+        {"instruction": f"Describe story about {main_[10]['input']}", "output": "x"},
+    ]
     return {"main": main_, "asked": asked}
 
 
@@ -76,7 +82,12 @@ model: {{shape: {{hidden_size: 16, intermediate_size: 16, layers: 1, heads: 1, m
     assert main(["prepare", str(folder / "my.yaml")]) == 0
     assert main(["card", str(folder / "my.yaml")]) == 0
     card = folder / "data" / "card"
-    return folder, json.loads((card / "card.json").read_text()), (card / "card.html").read_text(), (card / "README.md").read_text()
+    return (
+        folder,
+        json.loads((card / "card.json").read_text()),
+        (card / "card.html").read_text(),
+        (card / "README.md").read_text(),
+    )
 
 
 def stored(folder: Path):
@@ -85,7 +96,13 @@ def stored(folder: Path):
         store = Store.open(folder / "data" / "stores" / name)
         for i in range(len(store)):
             t = store.read(i)
-            yield name, store.task_names[store.tasks[i]], len(t.ids), sum(s.length for s in t.spans), store.id_hex(i)
+            yield (
+                name,
+                store.task_names[store.tasks[i]],
+                len(t.ids),
+                sum(s.length for s in t.spans),
+                store.id_hex(i),
+            )
 
 
 def rejects(folder: Path, source: str):
@@ -130,7 +147,9 @@ def test_counts_tokens_and_shares(built):
                 expected[r[place]] += r[value]
             assert {x["name"]: x["amount"][key] for x in card[kind]} == expected
     assert {int(k): n for k, n in card["lengths"].items() if n} == Counter(int(math.log2(r[2])) for r in rows)
-    assert {s["name"]: s["amount"]["examples"] for s in card["sources"]} == {n: len(r) for n, r in kept_records(folder).items()}
+    assert {s["name"]: s["amount"]["examples"] for s in card["sources"]} == {
+        n: len(r) for n, r in kept_records(folder).items()
+    }
 
 
 def test_what_one_epoch_draws(built):
@@ -154,12 +173,18 @@ def test_what_one_epoch_draws(built):
         targets[task] += sum(1 for s in t.spans for p in range(s.start, s.start + s.length) if p > first)
     for task in card["tasks"]:
         a, name = task["amount"], task["name"]
-        assert (a["drawn_examples"], a["drawn_tokens"], a["drawn_target_tokens"]) == (examples[name], tokens[name], targets[name])
+        assert (a["drawn_examples"], a["drawn_tokens"], a["drawn_target_tokens"]) == (
+            examples[name],
+            tokens[name],
+            targets[name],
+        )
     assert card["not_trained"]["truncated"] == cut > 0
     assert card["total"]["drawn_examples"] == sum(examples.values())
     assert {t.task: t.target_tokens_after for t in plan.task_table()} == targets
     lines = {x.source: x for x in mixture_table(corpus, plan.docs) if x.task is None}
-    assert {s["name"]: s["amount"]["drawn_examples"] for s in card["sources"]} == {n: x.examples_after for n, x in lines.items()}
+    assert {s["name"]: s["amount"]["drawn_examples"] for s in card["sources"]} == {
+        n: x.examples_after for n, x in lines.items()
+    }
     assert card["across_sources"] == plan.counts.duplicates
 
 
@@ -172,9 +197,15 @@ def test_drops_and_evaluation(built):
         assert (source["dropped"], source["unreadable"]) == (reasons, unreadable)
         everything += reasons
         lines = len((folder / f"{source['name']}.jsonl").read_text().splitlines())
-        assert source["read"] == lines == source["amount"]["examples"] + source["evaluation"] + unreadable + sum(reasons.values())
+        assert (
+            source["read"]
+            == lines
+            == source["amount"]["examples"] + source["evaluation"] + unreadable + sum(reasons.values())
+        )
     assert card["dropped"] == everything
-    assert {"exact_duplicate", "near_duplicate", "leakage", "answer_too_short", "eval_surplus"} >= set(everything)
+    assert {"exact_duplicate", "near_duplicate", "leakage", "answer_too_short", "eval_surplus"} >= set(
+        everything
+    )
     assert everything["exact_duplicate"] == 2
     assert everything["leakage"] == 1
     assert card["sources"][1]["unreadable"] == 1
@@ -190,7 +221,11 @@ def test_contamination(built):
     folder, card, html, text = built
     [finding] = card["contaminated"]
     rejected = [r for r in rejects(folder, "asked") if r["reason"] == "leakage"]
-    assert (finding["examples"], finding["source"], finding["example"]) == (1, "asked", rejected[0]["record"]["id"])
+    assert (finding["examples"], finding["source"], finding["example"]) == (
+        1,
+        "asked",
+        rejected[0]["record"]["id"],
+    )
     planted = records()["main"][10]["input"].split()
     assert finding["span"].split() == planted[:24]
     assert finding["span"] in html
@@ -203,7 +238,9 @@ def test_balance_and_rare_tasks(built):
         n = {t["name"]: t["amount"][which] for t in card["tasks"]}
         shares = {t: v / sum(n.values()) for t, v in n.items()}
         assert card[key]["largest"] == pytest.approx(max(shares.values()))
-        assert card[key]["effective_tasks"] == pytest.approx(math.exp(-sum(s * math.log(s) for s in shares.values())))
+        assert card[key]["effective_tasks"] == pytest.approx(
+            math.exp(-sum(s * math.log(s) for s in shares.values()))
+        )
         assert set(card[key]["rare"]) == {t for t, s in shares.items() if s < 0.5 / len(shares)}
     assert card["before"]["rare"] == ["tiny"]  # 3 examples
     assert card["after"]["rare"] == []  # a cap, and at least 20 of each
@@ -239,13 +276,21 @@ def test_diversity(built):
     assert d["with_verb"] == sum(verbs.values()) == len(instructions)
     unique = {(r["instruction"], r.get("input"), r["output"]): r for r in kept}.values()
     assert d["sampled"] == len(unique) == len(kept)  # all of so few
-    for name, texts in (("prompts", [r.get("input") or r["instruction"] for r in unique]), ("answers", [r["output"] for r in unique])):
+    for name, texts in (
+        ("prompts", [r.get("input") or r["instruction"] for r in unique]),
+        ("answers", [r["output"] for r in unique]),
+    ):
         for n in (1, 2, 3):
             grams = [tuple(w[i : i + n]) for w in map(plain_words, texts) for i in range(len(w) - n + 1)]
             assert d["distinct"][name][n - 1] == [len(set(grams)), len(grams)]
-    for name, texts in (("instructions", sorted(instructions)), ("prompts", [r.get("input") or r["instruction"] for r in unique])):
+    for name, texts in (
+        ("instructions", sorted(instructions)),
+        ("prompts", [r.get("input") or r["instruction"] for r in unique]),
+    ):
         found = [plain_words(t) for t in texts]
-        best = [max(_score_lcs(a, b).fmeasure for j, b in enumerate(found) if j != i) for i, a in enumerate(found)]
+        best = [
+            max(_score_lcs(a, b).fmeasure for j, b in enumerate(found) if j != i) for i, a in enumerate(found)
+        ]
         assert d["nearest_mean"][name] == pytest.approx(sum(best) / len(best))
         bins = Counter(min(19, int(v * 20 + 1e-9)) for v in best)
         assert d["nearest"][name] == [bins[k] for k in range(20)]
@@ -262,13 +307,20 @@ def test_samples_are_kept_examples(built):
 
 def test_the_pages_show_the_numbers(built):
     _, card, html, text = built
-    ElementTree.fromstring(html.removeprefix("<!doctype html>\n").split("<script>")[0].replace("<meta charset", "<meta charset") + "</body></html>")
+    ET.fromstring(html.removeprefix("<!doctype html>\n").split("<script>")[0] + "</body></html>")
     assert "http://" not in html.replace("http://www.w3.org", "")
-    for number in (card["total"]["examples"], card["total"]["drawn_examples"], card["diversity"]["instructions"]):
+    for number in (
+        card["total"]["examples"],
+        card["total"]["drawn_examples"],
+        card["diversity"]["instructions"],
+    ):
         assert count(number) in html
         assert count(number) in text
     for task in card["tasks"]:
-        assert re.search(rf"\| {task['name']} \| .*\| {count(task['amount']['examples'])} \| {count(task['amount']['tokens'])} \|", text)
+        assert re.search(
+            rf"\| {task['name']} \| .*\| {count(task['amount']['examples'])} \| {count(task['amount']['tokens'])} \|",
+            text,
+        )
     shares = [t["amount"]["examples"] / card["total"]["examples"] for t in card["tasks"]]
     assert all(f"{100 * s:.1f} %" in html and f"{100 * s:.1f} %" in text for s in shares)
     assert "mix.cap" in html
@@ -293,7 +345,10 @@ def test_a_missing_store_names_the_command(built, tmp_path, capsys):
     [
         ("Write a short story about a dog.", ("write", "story")),
         ("Given a text, write three short questions about it.", ("write", "question")),
-        ("In this task, you are given a sentence. Your task is to classify the sentence as positive.", ("classify", "sentence")),
+        (
+            "In this task, you are given a sentence. Your task is to classify the sentence as positive.",
+            ("classify", "sentence"),
+        ),
         ("Can you please give me some tips for sleeping?", ("give", "tip")),
         ("Explain why the sky is blue", ("explain", "")),
         ("You are a search engine. Answer slowly.", ("answer", "slowly")),
@@ -308,7 +363,15 @@ def test_root_verbs(instruction, found):
 
 
 def test_singular():
-    words = {"stories": "story", "boxes": "box", "glass": "glass", "glasses": "glass", "lists": "list", "analysis": "analysis", "bus": "bus"}
+    words = {
+        "stories": "story",
+        "boxes": "box",
+        "glass": "glass",
+        "glasses": "glass",
+        "lists": "list",
+        "analysis": "analysis",
+        "bus": "bus",
+    }
     assert {w: singular(w) for w in words} == words
 
 
@@ -324,5 +387,5 @@ def test_figures_are_well_formed():
         rings([("write", "story", 5)]),
         columns({"a": [1, 2], "b": [0, 0]}, ["x", "<y>"], description="d"),
     ):
-        ElementTree.fromstring(svg)
+        ET.fromstring(svg)
     assert rings([]) == ""

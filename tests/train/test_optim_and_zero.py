@@ -34,13 +34,27 @@ def test_below_one_is_a_share_of_all_steps() -> None:
 
 def test_vectors_do_not_decay() -> None:
     groups = parameter_groups(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)), 0.1)
-    assert [(g["weight_decay"], [tuple(p.shape) for p in g["params"]]) for g in groups] == [(0.1, [(3, 2)]), (0.0, [(3,), (3,), (3,)])]
+    assert [(g["weight_decay"], [tuple(p.shape) for p in g["params"]]) for g in groups] == [
+        (0.1, [(3, 2)]),
+        (0.0, [(3,), (3,), (3,)]),
+    ]
 
 
-def make(stage: int = 3, dtype: str = "bfloat16", clip: float | None = 1.0, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+def make(
+    stage: int = 3, dtype: str = "bfloat16", clip: float | None = 1.0, extra: dict[str, Any] | None = None
+) -> dict[str, Any]:
     return zero_config(
-        stage=stage, dtype=dtype, clip=clip, overlap_comm=True, reduce_bucket_size=5, prefetch_bucket_size=5, persistence_threshold=5,
-        max_live_parameters=5, sub_group_size=5, communication_dtype=None, extra=extra or {},
+        stage=stage,
+        dtype=dtype,
+        clip=clip,
+        overlap_comm=True,
+        reduce_bucket_size=5,
+        prefetch_bucket_size=5,
+        persistence_threshold=5,
+        max_live_parameters=5,
+        sub_group_size=5,
+        communication_dtype=None,
+        extra=extra or {},
     )
 
 
