@@ -95,10 +95,15 @@ class Encoder:
             i: len(t.encode("utf-8")) for t in added if (i := tokenizer.id_of(t)) is not None
         }
         self._voices: dict[tuple[bool, bool], Voice] = {}
+        self._only: Voice | None = None  # with most tokenizers all text is encoded alike
+        if self._prefix is None and not self._strict:
+            self._only = self._voices[True, False] = Voice(tokenizer.variant())
         self._control_ids: dict[int, list[int]] = {}
 
     def _voice(self, body: bool, before: int | str | None) -> Voice:
         """Return the voice of a text: whose words they are and what precedes them decide."""
+        if self._only is not None:
+            return self._only
         prefix = self._prefix
         glued = prefix is not None and before is not None and (type(before) is str or prefix == "first")
         key = (body or not self._strict, glued)

@@ -82,6 +82,28 @@ def test_a_store_rendered_with_other_settings(sft: Sft) -> None:
     assert sft("prepare", "my.yaml", "render.template=alpaca", "--rebuild")[0] == 0
 
 
+def test_a_store_rendered_with_another_tokenizer(sft: Sft, project: Path, base_model: Path) -> None:
+    from sft_dist.render.tokenizer import train_tokenizer
+
+    assert sft("prepare", "my.yaml")[0] == 0
+    train_tokenizer(["other words entirely"] * 3, 280).save(project / "other")
+    err = refused(sft, "train", "my.yaml", f"model.tokenizer={project / 'other'}", "render.template=chatml")
+    assert "changed: render" in err
+    assert not (project / "runs").exists()
+
+
+def test_a_source_of_which_nothing_is_left(sft: Sft) -> None:
+    err = refused(
+        sft,
+        "check",
+        "my.yaml",
+        "data.filters.length.min_answer_chars=500",
+        "data.holdout.examples_per_task=0",
+    )
+    assert "none of its 60 records is kept" in err
+    assert "answer_too_short" in err
+
+
 def test_a_damaged_store(sft: Sft, project: Path) -> None:
     assert sft("prepare", "my.yaml")[0] == 0
     shard = next((project / "data/stores/records").glob("*.arrow"))

@@ -157,11 +157,23 @@ def test_preview_shows_turns_and_writes_a_page(sft: Sft, project: Path) -> None:
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
-def test_wandb_offline_gets_the_metrics(sft: Sft, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_offline_gets_the_metrics_and_checkpoints_come_by_time(
+    sft: Sft, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The real client, offline: a run file appears in the run folder, from rank 0 only."""
     monkeypatch.setenv("WANDB_SILENT", "true")
-    code, out, err = sft("train", "my.yaml", "train.max_steps=2", "wandb.mode=offline", "train.export=false")
+    words = ("train.max_steps=2", "wandb.mode=offline", "train.export=false")
+    by_time = (
+        "checkpoint.save_every_steps=null",
+        "checkpoint.save_every_minutes=0.0001",
+        "checkpoint.keep_last=5",
+    )
+    code, out, err = sft("train", "my.yaml", *words, *by_time)
     assert code == 0, out + err
+    assert sorted(p.name for p in (project / "runs/mine/checkpoints").glob("step-*")) == [
+        "step-00000001",
+        "step-00000002",
+    ]
     runs = list((project / "runs/mine/wandb").glob("offline-run-*/*.wandb"))
     assert len(runs) == 1
     assert b"train/loss" in runs[0].read_bytes()
