@@ -43,6 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"failed: {error}\n")
         return 1
+    except OSError as error:
+        if os.environ.get("SFT_TRACEBACK"):
+            raise
+        sys.stderr.write(f"failed: {error.filename or 'a file'}: {error.strerror or error}\n")
+        return 1
     except KeyboardInterrupt:
         return 130
 

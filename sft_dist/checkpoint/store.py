@@ -98,6 +98,10 @@ def newest(root: Path, on_bad: Callable[[Path, str], None]) -> Path | None:
             return folder
         if dist.get_rank() == 0:
             on_bad(folder, wrong)
+            folder.rename(
+                folder.with_name(f"bad-{folder.name}")
+            )  # neither resumed nor counted among the kept
+        dist.barrier()
     return None
 
 
@@ -197,8 +201,10 @@ def _commit(
     )
     replace_folder(aside, final)
     write_text(root / "LATEST", final.name + "\n")
-    kept = sorted(p for p in root.glob("step-*") if NAME.fullmatch(p.name))
-    for old in kept[:-keep_last]:
+    found = sorted(p for p in root.glob("step-*") if NAME.fullmatch(p.name))
+    past = [p for p in found if p.name <= final.name]
+    future = [p for p in found if p.name > final.name]  # of a run that was set back: not what training is now
+    for old in [*past[:-keep_last], *future]:
         shutil.rmtree(old, ignore_errors=True)
 
 

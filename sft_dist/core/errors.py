@@ -14,6 +14,10 @@ class UserError(ValueError):
     """
 
 
+class BusyError(UserError):
+    """Another live process holds what this one wants; what it writes there must not be touched."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the closest of `choices`, or an empty string when none is close."""
     hits = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from sft_dist.core.errors import UserError
+from sft_dist.core.errors import BusyError
 from sft_dist.core.store import append_jsonl, read_json, write_json
 
 State = Literal["running", "stopped", "finished", "fatal"]
@@ -82,14 +82,14 @@ class RunFolder:
         """Hold the run folder for this process; the lock ends with the returned file or the process.
 
         Raises:
-            UserError: When another live run holds it.
+            BusyError: When another live run holds it.
         """
         held = (self.path / "lock").open("a+")
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             held.seek(0)
-            raise UserError(
+            raise BusyError(
                 f"{self.path} is in use by another run ({held.read().strip() or 'unknown process'}), and two runs would "
                 "overwrite one another's checkpoints; wait for it, stop it, or use another name"
             ) from None

@@ -97,13 +97,12 @@ def unfit(backend: str, needs: Needs) -> str:
     return ""
 
 
-def _documents(cu_seq_lens_q: Tensor | None, tokens: int) -> Tensor:
+def _documents(cu_seq_lens_q: Tensor | None) -> Tensor:
     if cu_seq_lens_q is None:
         raise RuntimeError(
             "packed attention was called without cu_seq_lens_q, so documents would see one another; "
             "this model does not hand its keyword arguments down to attention and cannot be packed"
         )
-    assert tokens > 0
     return cu_seq_lens_q
 
 
@@ -156,7 +155,7 @@ def sdpa_dense(
     """The slow twin: one [T, T] mask that allows the same document and the past. Memory grows with T squared."""
     del module, attention_mask
     T, H = query.size(2), query.size(1)
-    cu = _documents(cu_seq_lens_q, T)
+    cu = _documents(cu_seq_lens_q)
     document_T = torch.bucketize(torch.arange(T, device=query.device), cu[1:].to(query.device), right=True)
     allowed = (document_T[:, None] == document_T[None, :]) & _causal(T, sliding_window, query.device)
     scale = scaling if scaling is not None else query.size(-1) ** -0.5
@@ -180,8 +179,8 @@ def sdpa_per_doc(
 ) -> tuple[Tensor, None]:
     """Causal attention one document at a time: no mask, no wasted pairs. The CPU path."""
     del module, attention_mask
-    T, H = query.size(2), query.size(1)
-    bounds = _documents(cu_seq_lens_q, T).tolist()
+    H = query.size(1)
+    bounds = _documents(cu_seq_lens_q).tolist()
     gqa = key.size(1) != H
     scale = scaling if scaling is not None else query.size(-1) ** -0.5
     out = []
@@ -221,7 +220,7 @@ def varlen(
     del module, attention_mask
     from torch.nn.attention.varlen import varlen_attn
 
-    cu = _documents(cu_seq_lens_q, query.size(2))
+    cu = _documents(cu_seq_lens_q)
     q, k, v = (_flat(x) for x in (query, key, value))
     out: Any = varlen_attn(
         q,
@@ -256,7 +255,7 @@ def flash(
     del module, attention_mask
     from flash_attn import flash_attn_varlen_func
 
-    cu = _documents(cu_seq_lens_q, query.size(2))
+    cu = _documents(cu_seq_lens_q)
     q, k, v = (_flat(x) for x in (query, key, value))
     out = flash_attn_varlen_func(
         q,
@@ -290,7 +289,7 @@ def flex(
     """FlexAttention with a document mask: for models whose features the flash kernels lack."""
     del module, attention_mask
     T = query.size(2)
-    cu = _documents(cu_seq_lens_q, T)
+    cu = _documents(cu_seq_lens_q)
     mask = _flex_mask(cu, T, sliding_window)
     cap = (lambda score, *_: softcap * torch.tanh(score / softcap)) if softcap else None
     out = _compiled_flex()(

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sft_dist.core.errors import UserError
+
 # Logits of one chunk in fp32: 64 MiB at a vocabulary of 128k, 128 targets. Small enough never to matter beside
 # activations, large enough that the matrix product runs at full speed.
 CHUNK_LOGITS = 1 << 24
@@ -99,8 +101,8 @@ class LossHead(nn.Linear):
     def adopt(cls, head: nn.Module, softcap: float | None) -> None:
         """Give `head` this class in place."""
         if type(head) is not nn.Linear or head.bias is not None:
-            raise TypeError(
-                f"the output projection is a {type(head).__name__}, not a plain bias-free Linear; this model is not supported"
+            raise UserError(
+                f"the output projection is a {type(head).__name__}, not a plain bias-free Linear; this model is not supported; use one of the Llama, Qwen, Mistral, Gemma or a similar family"
             )
         head.__class__ = cls
         head.softcap = softcap  # type: ignore[assignment]

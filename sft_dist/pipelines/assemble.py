@@ -14,6 +14,7 @@ from sft_dist.config import RunConfig
 from sft_dist.core.errors import UserError
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.seeds import derive
+from sft_dist.core.store import replace_folder
 from sft_dist.model import leak
 from sft_dist.model.load import create_initial, load_packed
 from sft_dist.model.packed import to_inputs
@@ -85,8 +86,9 @@ def _initial_model(config: RunConfig, folder: RunFolder, tokenizer: TextTokenize
         return config.model.path
     initial = folder.path / "init"
     if dist.get_rank() == 0 and not (initial / "config.json").is_file():
+        aside = initial.with_name(".init.partial")
         create_initial(
-            initial,
+            aside,
             shape=shape.model_dump(),
             vocab_size=tokenizer.vocab_size,
             bos_id=tokenizer.bos_id,
@@ -94,6 +96,7 @@ def _initial_model(config: RunConfig, folder: RunFolder, tokenizer: TextTokenize
             pad_id=tokenizer.pad_id,
             seed=derive(config.seed, "init"),
         )
+        replace_folder(aside, initial)
     dist.barrier()
     return str(initial)
 
@@ -109,7 +112,7 @@ def _check_leak(engine: Any, backend: str, device: str) -> None:
     vocab = engine.module.hf.config.get_text_config().vocab_size
     moved = leak.measure(lambda batch: engine(*to_inputs(batch, where))[1], vocab)
     engine.train()
-    if moved > leak.TOLERANCE[engine.module.hf.dtype]:
+    if not moved <= leak.TOLERANCE[engine.module.hf.dtype]:  # NaN must not pass
         raise UserError(
             f"packed documents see one another with model.attention={backend} (replacing one document moved the loss of "
             f"another by {moved:.2g}), so training would be wrong; use model.attention=sdpa_dense, or another model"

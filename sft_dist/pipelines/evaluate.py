@@ -29,7 +29,7 @@ from sft_dist.evals.loss import collect_losses, loss_part
 from sft_dist.evals.probes import probed, sensitivity
 from sft_dist.evals.score import judge, scores, write_results
 from sft_dist.evals.tasks import load_eval_sets
-from sft_dist.pipelines.launch import failure, ranks_of, run_ranks
+from sft_dist.pipelines.launch import failure, mistake, ranks_of, run_ranks
 from sft_dist.pipelines.prepare import has_eval, make_renderer
 from sft_dist.pipelines.select import select, training_examples
 from sft_dist.render.chat import Renderer
@@ -48,16 +48,13 @@ class _Work:
         self.model = str(folder.export)
         self.base = str(folder.path / "init") if config.model.shape else str(config.model.path)
         self.renderer: Renderer = make_renderer(config, Path(config.data.dir), _no_texts)
-        if (
-            list(self.renderer.stop_ids) != stores["stop_ids"]
-            or self.renderer.template_text != stores["template_text"]
-        ):
+        if self.renderer.fingerprint != stores["render"]:
             raise UserError(
                 f"tokenizer or template changed since {folder.path} was trained, so prompts would differ from training; "
                 "restore them, or train again"
             )
         self.sets = load_eval_sets(
-            Path(config.data.dir), max_per_task=config.eval.max_examples_per_task, seed=config.seed
+            folder.path, max_per_task=config.eval.max_examples_per_task, seed=config.seed
         )
         self.examples = [e for members in self.sets.values() for e in members]
         self.variants = probed(self.examples, seed=config.seed)
@@ -90,7 +87,7 @@ def evaluate(folder: RunFolder, console: Console) -> dict[str, Any]:
         RuntimeError: When the ranks failed.
     """
     config = read_run(folder.path)
-    if not has_eval(Path(config.data.dir)):
+    if not has_eval(folder.path):
         console.print("nothing is held out (data.holdout), so there is nothing to evaluate")
         return {}
     if not (folder.export / "config.json").is_file():
@@ -108,7 +105,7 @@ def evaluate(folder: RunFolder, console: Console) -> dict[str, Any]:
 
         code = run_ranks(folder, RANK, nproc=world, port=None, watch=watch)
     if code:
-        raise failure(folder, RANK, code)
+        raise mistake(folder, RANK) or failure(folder, RANK, code)
     everything = [*work.examples, *work.probes]
     answers = collect_generations(parts[0], work.examples, world_size=world, timeout_s=WAIT_S)
     answers |= (
@@ -142,7 +139,7 @@ def evaluate(folder: RunFolder, console: Console) -> dict[str, Any]:
 def _training(config: RunConfig) -> tuple[list[Example], Mapping[str, str]]:
     """Return what was trained on, for the baselines, and the category of each task where the source knows it."""
     sources = {name: open_source(name, c) for name, c in config.data.sources.items()}
-    selected = select(config, sources, Path(config.data.dir), lambda _: None)
+    selected = select(config, sources, Path(config.data.dir), lambda _: None, write=False)
     examples = [
         e for name, source in sources.items() for e in training_examples(source, selected.sources[name])
     ]

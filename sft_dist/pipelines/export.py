@@ -27,7 +27,11 @@ def export(folder: RunFolder, checkpoint: str | None, out: Path | None) -> Path:
             f"{folder.path} has no checkpoint {name or '(none is complete)'}; it has: {', '.join(have) or 'none'}"
         )
     stores = read_json(folder.stores)
-    target = out or folder.export
+    target = (out or folder.export).resolve()
+    if out is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(
+            f"--out {out} exists and is not empty, and exporting would replace it; name a new folder"
+        )
     export_checkpoint(
         folder.checkpoints / name,
         str(folder.path / "init") if config.model.shape else str(config.model.path),

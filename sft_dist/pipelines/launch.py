@@ -85,7 +85,8 @@ def run_ranks(
                 time.sleep(POLL_S)
             except KeyboardInterrupt:
                 interrupts += 1
-                os.killpg(ranks.pid, signal.SIGUSR1 if interrupts == 1 else signal.SIGTERM)
+                # node.sh asks the ranks, also those that do not listen yet, through control/stop
+                os.kill(ranks.pid, signal.SIGINT if interrupts == 1 else signal.SIGTERM)
                 if interrupts == 1:
                     sys.stderr.write(
                         "\nstopping at the next step, with a checkpoint; press Ctrl-C again to end at once\n"
@@ -93,15 +94,24 @@ def run_ranks(
 
 
 def failure(folder: RunFolder, module: str, code: int) -> UserError | RuntimeError:
-    """Return the error for ranks that failed: the user's mistake if status.json says so, else the end of the log."""
+    """Return the error for ranks that failed: the reason they gave, else the end of the log."""
     status = folder.status()
     if status.get("state") == "fatal" and "reason" in status:
         return UserError(status["reason"])
     log = folder.path / "logs" / f"{module.rsplit('.', 1)[-1]}.log"
-    tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:]) if log.exists() else ""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    tail = "\n".join(lines[-TAIL_LINES:])
     return RuntimeError(
         f"the ranks ended with code {code}; the end of {log}:\n{tail}\n(the full output of every rank lies in {log.parent})"
     )
+
+
+def mistake(folder: RunFolder, module: str) -> UserError | None:
+    """Return a user's mistake that a rank wrote to its log, for ranks that keep no status."""
+    log = folder.path / "logs" / f"{module.rsplit('.', 1)[-1]}.log"
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    said = next((line.partition("error: ")[2] for line in reversed(lines) if "error: " in line[:24]), "")
+    return UserError(said) if said else None
 
 
 def relative(path: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from sft_dist.batch.plan import EpochPlan
 from sft_dist.batch.sampler import Planner
 from sft_dist.config import RunConfig
+from sft_dist.core.errors import UserError
 from sft_dist.mix import Corpus, Mixture, SourceMix
 from sft_dist.pack import CostModel
 from sft_dist.pipelines.select import Selection
@@ -60,6 +61,13 @@ def cost_model(config: RunConfig, vocab_size: int) -> CostModel:
 
 def cost_of(shape: Mapping[str, Any]) -> CostModel:
     """Return the FLOP model for the fields of a Hugging Face config."""
+    if absent := [
+        k for k in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size") if k not in shape
+    ]:
+        raise UserError(
+            f"the config of this {shape.get('model_type', 'unknown')} model has no {absent[0]}, so it is not a decoder that this "
+            "trainer can pack; use a model of the Llama, Qwen, Mistral, Gemma or a similar family"
+        )
     hidden, heads = shape["hidden_size"], shape["num_attention_heads"]
     head_dim = shape.get("head_dim") or hidden // heads
     experts = shape.get("num_experts") or shape.get("num_local_experts") or 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from sft_dist.checkpoint.store import Position
 from sft_dist.config import RunConfig
 from sft_dist.config.load import read_run
 from sft_dist.core import process
-from sft_dist.core.errors import UserError
+from sft_dist.core.errors import BusyError, UserError
 from sft_dist.core.records import Batch, Row, StepMetrics, StepPlan
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.store import append_jsonl, read_json, write_json
@@ -56,18 +57,20 @@ def main() -> int:
     config = read_run(folder.path)
     zero.init_distributed(config.deepspeed.timeout_minutes)
     try:
-        state = train(config, folder)
+        with Heartbeat(folder) as heartbeat:
+            state = train(config, folder, heartbeat)
     except UserError as error:
-        if process.current().is_main:
-            folder.set_status("fatal", reason=str(error))
-            sys.stderr.write(f"error: {error}\n")
-        return 2
-    finally:
-        dist.destroy_process_group()
+        me = process.current()
+        where = "" if me.is_main else f"rank {me.rank} on {socket.gethostname()}: "
+        sys.stderr.write(f"error: {where}{error}\n")
+        if not isinstance(error, BusyError) and (me.is_main or folder.status().get("state") != "fatal"):
+            folder.set_status("fatal", reason=f"{where}{error}")
+        return 2  # without leaving the process group in order: other ranks may wait inside a collective
+    dist.destroy_process_group()
     return 0 if state in ("finished", "stopped") else 3
 
 
-def train(config: RunConfig, folder: RunFolder) -> str:
+def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat) -> str:
     """Train from wherever the run folder stands; export when finished; return the final state."""
     held = _lock(folder)
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -91,7 +94,9 @@ def train(config: RunConfig, folder: RunFolder) -> str:
         )
         write_json(folder.path / "plan.json", facts)
         log.info("%s", _batch_line(config, world, plan.steps, parts.parameters))
-    position, state = _loop(config, folder, parts, planner, plan, corpus, start, stores["eval_store"], cost)
+    position, state, reason = _loop(
+        config, folder, parts, planner, plan, corpus, start, stores["eval_store"], cost, heartbeat
+    )
     if state == "finished" and config.train.export:
         export_checkpoint(
             folder.checkpoints / f"step-{position.step:08d}",
@@ -102,15 +107,22 @@ def train(config: RunConfig, folder: RunFolder) -> str:
             template_text=stores["template_text"],
             stop_ids=stores["stop_ids"],
             part=(rank, world),
-            barrier=dist.barrier,
+            barrier=partial(_barrier, heartbeat),
             revision=config.model.revision,
             trust_remote_code=config.model.trust_remote_code,
         )
     if rank == 0:
-        folder.set_status(state, step=position.step, steps=plan.steps)  # type: ignore[arg-type]
+        why = {"reason": reason} if reason else {}
+        folder.set_status(state, step=position.step, steps=plan.steps, **why)  # type: ignore[arg-type]
     if held is not None:
         held.close()
     return state
+
+
+def _barrier(heartbeat: Heartbeat) -> None:
+    heartbeat.progress()
+    dist.barrier()
+    heartbeat.progress()
 
 
 def _lock(folder: RunFolder) -> IO[str] | None:
@@ -121,12 +133,12 @@ def _lock(folder: RunFolder) -> IO[str] | None:
             held = folder.lock()
             folder.set_status("running", step=0)
             write_json(folder.path / "env.json", environment(dist.get_world_size()))
-        except UserError as error:
+        except BusyError as error:
             refusal = str(error)
     box = [refusal]
     dist.broadcast_object_list(box, src=0)
     if box[0]:
-        raise UserError(box[0])
+        raise BusyError(box[0])
     return held
 
 
@@ -152,11 +164,9 @@ class _Plan:
 
 def _resume(config: RunConfig, folder: RunFolder, engine: Any, plan_hash: int) -> Position:
     """Return where to start: after the newest whole checkpoint, or at the beginning."""
-    found = None
-    if config.checkpoint.resume != "never":
-        found = checkpoints.newest(
-            folder.checkpoints, lambda path, why: folder.event("bad_checkpoint", path=path.name, reason=why)
-        )
+    found = checkpoints.newest(
+        folder.checkpoints, lambda path, why: folder.event("bad_checkpoint", path=path.name, reason=why)
+    )
     if found is None:
         if config.checkpoint.resume == "required":
             raise UserError(
@@ -192,7 +202,8 @@ def _loop(
     start: Position,
     eval_store: str | None,
     cost: CostModel,
-) -> tuple[Position, str]:
+    heartbeat: Heartbeat,
+) -> tuple[Position, str, str]:
     """Wire the loop to the run folder: what is logged, saved and evaluated, and when."""
     engine, is_main, world = parts.engine, dist.get_rank() == 0, dist.get_world_size()
     requests = Requests(folder, is_main=is_main)
@@ -206,12 +217,8 @@ def _loop(
         if is_main:
             folder.event(kind, **facts)
 
-    with (
-        Heartbeat(folder) as heartbeat,
-        Tracker.start(
-            folder.path, mode=mode, name=config.name, config=config.model_dump(mode="json"), **tracking
-        ) as tracker,
-    ):
+    whole = config.model_dump(mode="json")
+    with Tracker.start(folder.path, mode=mode, name=config.name, config=whole, **tracking) as tracker:
 
         def keep(line: dict[str, Any], *, track: bool = True) -> None:
             if is_main:
@@ -228,7 +235,7 @@ def _loop(
             if is_main:
                 folder.set_status("running", step=metrics.step, steps=plan.steps)
 
-        def save(position: Position) -> None:
+        def save(position: Position) -> bool:
             began = time.monotonic()
             facts = {"plan_hash": plan.hash}
             saved = checkpoints.save(engine, folder.checkpoints, position, facts, config.checkpoint.keep_last)
@@ -243,6 +250,7 @@ def _loop(
                     saved.error,
                 )
                 event("save_failed", step=position.step, reason=saved.error)
+            return saved.folder is not None
 
         def evaluate(step: int) -> None:
             if evaluator is not None:

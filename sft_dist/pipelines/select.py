@@ -78,11 +78,16 @@ class Selected:
 
 
 def select(
-    config: RunConfig, sources: dict[str, Source], folder: Path, progress: Callable[[str], None]
+    config: RunConfig,
+    sources: dict[str, Source],
+    folder: Path,
+    progress: Callable[[str], None],
+    *,
+    write: bool = True,
 ) -> Selected:
     """Decide and select, or read back what an earlier call decided on the same input.
 
-    Writes <folder>/selection.json, selection-<source>.npy, eval/{seen,heldout}.jsonl and rejects/<source>.jsonl.
+    With `write`, writes <folder>/selection.json, selection-<source>.npy, eval/{seen,heldout}.jsonl and rejects/<source>.jsonl.
 
     Raises:
         UserError: When a held-out name matches nothing, a source has too many unreadable records, a score file is
@@ -92,6 +97,11 @@ def select(
     state = folder / "selection.json"
     if state.is_file() and (found := read_json(state)).get("key") == key:
         return _read(folder, found)
+    if not write:
+        raise UserError(
+            f"{folder} was prepared with other sources, filters or hold-out since, so what was trained on is not known there any "
+            "more; run `sft-dist prepare --rebuild` with this run's config, or give every config a data.dir of its own"
+        )
     options = config.data.filters
     progress("deciding what is held out")
     sizes: Counter[str] = Counter()

@@ -13,6 +13,7 @@ from sft_dist.config.load import freeze, read_run
 from sft_dist.core.errors import UserError
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.store import write_json, write_text
+from sft_dist.evals.tasks import SETS
 from sft_dist.pipelines.launch import failure, ranks_of, run_ranks
 from sft_dist.pipelines.plan import cost_model, make_planner, open_corpus, total_steps
 from sft_dist.pipelines.prepare import Prepared, prepare
@@ -49,42 +50,94 @@ def run_folder(config: RunConfig) -> RunFolder:
 
 
 def set_up(config: RunConfig, prepared: Prepared, folder: RunFolder) -> None:
-    """Write config.json and stores.json of a run, new or continued.
+    """Write config.json, stores.json and the evaluation sets of a run, new or continued.
+
+    What the run needs is frozen with it: another preparation in the same data folder does not change what it is
+    evaluated on. The folder's lock is held meanwhile, so a live run is never altered.
 
     Raises:
-        UserError: When the folder holds a run that this config cannot continue.
+        UserError: When the folder holds a run that is live, or that this config cannot continue.
     """
     check_extra(config.deepspeed.extra)
-    if config.checkpoint.resume == "never" and folder.path.exists():
-        aside = folder.path.with_name(f"{folder.path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
-        with folder.lock():
-            folder.path.rename(aside)
-    if folder.config.exists():
-        _check_continues(config, read_run(folder.path), folder)
     if not prepared.stores:
         raise UserError(
             "every example is held out or dropped, so there is nothing to train on; look at data.holdout and data.filters"
         )
-    folder.path.mkdir(parents=True, exist_ok=True)
-    (folder.path / "control").mkdir(exist_ok=True)
-    write_text(folder.config, freeze(config))
-    trained = Path(config.data.dir) / "tokenizer"
-    tokenizer = str(
-        trained if config.render.train_vocab_size else config.model.tokenizer or config.model.path
-    )
-    write_json(
-        folder.stores,
-        {
-            "sources": {
-                n: {"path": str(p.resolve()), "key": prepared.keys[n]} for n, p in prepared.stores.items()
-            },
-            "eval_store": str(prepared.eval_store.resolve()) if prepared.eval_store else None,
-            "tokenizer": str(Path(tokenizer).resolve()) if Path(tokenizer).exists() else tokenizer,
-            "template_text": prepared.renderer.template_text,
-            "stop_ids": list(prepared.renderer.stop_ids),
-            "read": {n: _read_facts(prepared, n) for n in prepared.selected.sources},
+    if config.checkpoint.resume == "required" and not _has_checkpoint(folder):
+        raise UserError(
+            f"checkpoint.resume=required, but {folder.checkpoints} has no checkpoint, so there is nothing to continue; "
+            "check name and run_root, or use checkpoint.resume=auto to start anew"
+        )
+    config = _absolute(config)
+    if folder.path.exists():
+        with folder.lock():
+            if config.checkpoint.resume == "never" or not _continues(config, folder):
+                aside = folder.path.with_name(f"{folder.path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
+                folder.path.rename(aside)
+    # `never` has been obeyed now; a restart of this run must continue it
+    if config.checkpoint.resume == "never":
+        config = config.model_copy(
+            update={"checkpoint": config.checkpoint.model_copy(update={"resume": "auto"})}
+        )
+    (folder.path / "control").mkdir(parents=True, exist_ok=True)
+    with folder.lock():
+        _freeze_evaluation(config, folder)
+        write_text(folder.config, freeze(config))
+        write_json(folder.stores, _stores(config, prepared))
+
+
+def _stores(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
+    trained = str((Path(config.data.dir) / "tokenizer").resolve())
+    return {
+        "sources": {
+            n: {"path": str(p.resolve()), "key": prepared.keys[n]} for n, p in prepared.stores.items()
         },
+        "eval_store": str(prepared.eval_store.resolve()) if prepared.eval_store else None,
+        "tokenizer": trained
+        if config.render.train_vocab_size
+        else config.model.tokenizer or config.model.path,
+        "render": prepared.renderer.fingerprint,
+        "template_text": prepared.renderer.template_text,
+        "stop_ids": list(prepared.renderer.stop_ids),
+        "read": {n: _read_facts(prepared, n) for n in prepared.selected.sources},
+    }
+
+
+def _freeze_evaluation(config: RunConfig, folder: RunFolder) -> None:
+    """Copy the evaluation sets into the run folder, once."""
+    for name in SETS:
+        source, copy = (
+            Path(config.data.dir) / "eval" / f"{name}.jsonl",
+            folder.path / "eval" / f"{name}.jsonl",
+        )
+        if source.is_file() and not copy.exists():
+            write_text(copy, source.read_text(encoding="utf-8"))
+
+
+def _absolute(config: RunConfig) -> RunConfig:
+    """Resolve local paths: a run folder is used from any directory. Hub ids stay."""
+
+    def local(path: str | None) -> str | None:
+        return str(Path(path).resolve()) if path and Path(path).exists() else path
+
+    model = config.model.model_copy(
+        update={k: local(getattr(config.model, k)) for k in ("path", "tokenizer")}
     )
+    render = config.render.model_copy(update={"template": local(config.render.template)})
+    holdout = config.data.holdout.model_copy(update={"task_file": local(config.data.holdout.task_file)})
+    sources = {
+        name: s.model_copy(
+            update={
+                k: local(getattr(s, k))
+                for k in ("path", "templates", "task_file")
+                if isinstance(getattr(s, k, None), str)
+            }
+        )
+        for name, s in config.data.sources.items()
+    }
+    folder = str(Path(config.data.dir).resolve())
+    data = config.data.model_copy(update={"dir": folder, "holdout": holdout, "sources": sources})
+    return config.model_copy(update={"model": model, "render": render, "data": data})
 
 
 def train(config: RunConfig, console: Console, *, command: str) -> RunFolder:
@@ -110,13 +163,15 @@ def train(config: RunConfig, console: Console, *, command: str) -> RunFolder:
         return folder
     nproc = ranks_of(config.launch.nproc)
     console.print(f"training in {folder.path} on {nproc} rank{'s' * (nproc > 1)}")
+    (folder.path / "status.json").unlink(missing_ok=True)  # an earlier attempt's would speak for this one
     with Watcher(folder, console) as watcher:
         code = run_ranks(folder, RANK, nproc=nproc, port=config.launch.port, watch=watcher.poll)
     state = folder.status().get("state")
-    if code or state not in ("finished", "stopped"):
-        raise failure(folder, RANK, code)
     if state == "stopped":
-        console.print(f"stopped at step {folder.status()['step']}; the same command continues")
+        again = " (without checkpoint.resume=never)" if config.checkpoint.resume == "never" else ""
+        console.print(f"stopped at step {folder.status()['step']}; the same command{again} continues")
+    elif code or state != "finished":
+        raise failure(folder, RANK, code)
     return folder
 
 
@@ -129,7 +184,8 @@ def _nothing_left(config: RunConfig, prepared: Prepared, folder: RunFolder) -> b
     planner = make_planner(
         config, corpus, world_size=1, cost=cost_model(config, prepared.renderer.tokenizer.vocab_size)
     )
-    return int(status["step"]) >= total_steps(config, planner, planner.epoch(0))
+    exported = (folder.export / "config.json").is_file() or not config.train.export
+    return exported and int(status["step"]) >= total_steps(config, planner, planner.epoch(0))
 
 
 def _read_facts(prepared: Prepared, name: str) -> dict[str, Any]:
@@ -149,23 +205,35 @@ def _read_facts(prepared: Prepared, name: str) -> dict[str, Any]:
     }
 
 
-def _check_continues(new: RunConfig, old: RunConfig, folder: RunFolder) -> None:
-    """Refuse a config that would continue a run on other data or with other updates."""
-    has_checkpoint = any(folder.checkpoints.glob("step-*")) if folder.checkpoints.is_dir() else False
-    changed = _differences(old.model_dump(mode="json"), new.model_dump(mode="json"))
+def _has_checkpoint(folder: RunFolder) -> bool:
+    return folder.checkpoints.is_dir() and any(folder.checkpoints.glob("step-*"))
+
+
+def _continues(new: RunConfig, folder: RunFolder) -> bool:
+    """Say whether this config continues the run in the folder; False: what lies there never came to a checkpoint.
+
+    Raises:
+        UserError: For a config that would continue a trained run on other data or with other updates.
+    """
+    if not folder.config.exists():
+        return True
+    changed = _differences(read_run(folder.path).model_dump(mode="json"), new.model_dump(mode="json"))
     fixed = [
         k
         for k in changed
         if k.split(".")[0] not in FREE_SECTIONS and k not in FREE_KEYS and k not in ("name", "run_root")
     ]
-    if fixed and has_checkpoint:
+    if not _has_checkpoint(folder):
+        return not fixed
+    if fixed:
         shown = ", ".join(f"{k} {changed[k][0]!r} -> {changed[k][1]!r}" for k in fixed[:5])
         raise UserError(
             f"{folder.path} was trained with other settings ({shown}), so continuing it would mix two runs; "
             "use another name, restore the settings, or set checkpoint.resume=never to start anew (the old folder is kept aside)"
         )
-    if changed and has_checkpoint:
+    if changed:
         folder.event("config_changed", keys=sorted(changed))
+    return True
 
 
 def _differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:

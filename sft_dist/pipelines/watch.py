@@ -19,15 +19,16 @@ from rich.progress import (
 
 from sft_dist.core.runfolder import RunFolder
 
+SILENT_S = 900.0  # without a heartbeat; a step, save or evaluation may be long
 QUIET_EVERY_S = 20.0  # without a terminal, a line this often
 
 
 class Watcher:
     """Reads new lines of metrics.jsonl at each `poll` and shows them."""
 
-    def __init__(self, folder: RunFolder, console: Console) -> None:
+    def __init__(self, folder: RunFolder, console: Console, *, from_start: bool = False) -> None:
         self._folder, self._console = folder, console
-        self._offset = folder.metrics.stat().st_size if folder.metrics.exists() else 0
+        self._offset = folder.metrics.stat().st_size if folder.metrics.exists() and not from_start else 0
         self._said, self._shown = 0.0, 0
         self._last: dict[str, Any] = {}
         self._progress = Progress(
@@ -84,12 +85,18 @@ class Watcher:
 def watch(run_dir: Path, console: Console) -> str:
     """Follow a run until its status is no longer running; return the status."""
     folder = RunFolder(run_dir)
-    with Watcher(folder, console) as watcher:
-        watcher._offset = 0  # noqa: SLF001  from the beginning: the run started before us
+    with Watcher(folder, console, from_start=True) as watcher:
         while True:
             watcher.poll()
             state = str(folder.status().get("state", "not started"))
+            if state == "running" and _silent_s(folder) > SILENT_S:
+                state = f"silent: it says running, but its heartbeat is {_silent_s(folder):.0f} s old"
             if state != "running":
                 watcher.poll()
                 return state
             time.sleep(1.0)
+
+
+def _silent_s(folder: RunFolder) -> float:
+    beat = folder.path / "heartbeat"
+    return time.time() - beat.stat().st_mtime if beat.exists() else 0.0

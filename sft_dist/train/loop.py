@@ -25,11 +25,11 @@ Work = tuple[StepPlan, list[Batch]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hooks:
-    """What happens around a step. Each returns nothing and is called on every rank."""
+    """What happens around a step, on every rank. `save` says whether the checkpoint is whole; the others nothing."""
 
     log: Callable[[StepMetrics], None]
     event: Callable[..., None]
-    save: Callable[[Position], None]
+    save: Callable[[Position], bool]
     evaluate: Callable[[int], None]
 
 
@@ -59,7 +59,7 @@ def run(
     clip: float | None,
     useful_flops: Callable[[int, int, int], float],
     peak_flops: float | None,
-) -> tuple[Position, str]:
+) -> tuple[Position, str, str]:
     """Train from `start` until the schedule ends or all ranks agree to stop.
 
     Args:
@@ -79,7 +79,7 @@ def run(
         peak_flops: Of all devices together, or None.
 
     Returns:
-        The last position, and finished, stopped or fatal.
+        The last position; finished, stopped or fatal; and the reason of a fatal end.
     """
     world, rank, device = dist.get_world_size(), dist.get_rank(), engine.device
     position, skipped, last_save, saved_at = start, 0, time.monotonic(), start
@@ -138,22 +138,35 @@ def run(
         )
         heartbeat.progress()
         if skipped >= schedule.max_skipped_steps:
-            hooks.event("fatal", step=position.step, reason=f"{skipped} non-finite steps in a row")
-            return position, "fatal"
-        if sums.save or sums.stop or _every(position.step, schedule.save_every_steps):
-            hooks.save(position)
+            reason = (
+                f"{skipped} steps in a row had a loss or gradient that is not finite, so training ended at step {position.step}; "
+                f"events.jsonl names the examples, the last good checkpoint is that of step {saved_at.step}"
+            )
+            hooks.event("fatal", step=position.step, reason=reason)
+            return position, "fatal", reason
+        due = sums.save or sums.stop or _every(position.step, schedule.save_every_steps)
+        if due and hooks.save(position):
             last_save, saved_at = time.monotonic(), position
         if sums.stop:
             hooks.event("stopped", step=position.step, reason=requests.reason)
-            return position, "stopped"
+            if saved_at != position:
+                return position, "fatal", _unsaved(position, saved_at)
+            return position, "stopped", ""
         if _every(position.step, schedule.eval_every) and position.step < schedule.total_steps:
             hooks.evaluate(position.step)
             engine.train()
         heartbeat.progress()
-    if saved_at != position or position == start:
-        hooks.save(position)
+    if (saved_at != position or position.step == 0) and not hooks.save(position):
+        return position, "fatal", _unsaved(position, saved_at)
     hooks.evaluate(position.step)
-    return position, "finished"
+    return position, "finished", ""
+
+
+def _unsaved(position: Position, saved_at: Position) -> str:
+    return (
+        f"the checkpoint of step {position.step} could not be written (events.jsonl says why), so the steps after "
+        f"{saved_at.step} are lost; make room and run the same command"
+    )
 
 
 def _prefetched(

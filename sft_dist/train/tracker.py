@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,13 @@ class Tracker:
         if mode == "disabled":
             yield cls(None)
             return
-        import wandb
-
         identity = folder / "wandb_id"
         if not identity.exists():
             identity.write_text(secrets.token_hex(4))
         run_id = identity.read_text().strip()
         try:
+            import wandb
+
             run = wandb.init(
                 mode=mode,  # type: ignore[arg-type]
                 dir=folder,
@@ -75,10 +75,11 @@ class Tracker:
             )
             yield cls(None)
             return
+        tracker = cls(run)
         try:
-            yield cls(run)
+            yield tracker
         finally:
-            run.finish()
+            tracker._safely(run.finish)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Send one line of metrics.jsonl."""
@@ -87,4 +88,13 @@ class Tracker:
         prefix = line["kind"]
         values = {f"{prefix}/{k}": v for k, v in line.items() if k not in SKIPPED and v is not None}
         values |= {f"{prefix}_task/{task}": loss for task, loss in line.get("task_loss", {}).items()}
-        self._run.log(values, step=line["step"])
+        self._safely(self._run.log, values, step=line["step"])
+
+    def _safely(self, call: Callable[..., Any], *args: Any, **options: Any) -> None:
+        try:
+            call(*args, **options)
+        except Exception as error:  # noqa: BLE001  as above
+            logger().warning(
+                "W&B failed (%s); training goes on without it, metrics.jsonl has everything", error
+            )
+            self._run = None

@@ -1,39 +1,13 @@
-"""A process group of one, and an engine of plain torch: enough for the store, without DeepSpeed."""
+"""A process group of one, and an engine: enough for the store."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 import torch.distributed as dist
-from torch import nn
-
-
-class PlainEngine:
-    """What checkpoint/ needs of an engine, ZeRO off."""
-
-    def __init__(self, seed: int = 0) -> None:
-        torch.manual_seed(seed)
-        self.module = nn.Module()
-        self.module.hf = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2, bias=False))
-        self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=0.1)
-
-    def zero_optimization_stage(self) -> int:
-        return 0
-
-    def step(self) -> None:
-        self.module.hf(torch.ones(3)).sum().backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def state(self) -> dict[str, torch.Tensor]:
-        out = {n: p.detach().clone() for n, p in self.module.named_parameters()}
-        for i, s in enumerate(self.optimizer.state.values()):
-            out |= {f"{i}.{k}": torch.as_tensor(v).clone() for k, v in s.items()}
-        return out
+from plain_engine import PlainEngine
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +28,3 @@ def engine(group: None) -> PlainEngine:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return tmp_path / "checkpoints"
-
-
-def equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import PlainEngine, equal
+from plain_engine import PlainEngine, equal
 
 from sft_dist.checkpoint import store
 from sft_dist.checkpoint.store import Position
@@ -80,6 +80,19 @@ def test_a_damaged_checkpoint_is_passed_over(engine: PlainEngine, root: Path, ki
     assert bad[0][1]
 
 
+def test_a_run_that_was_set_back_keeps_what_it_saves_now(engine: PlainEngine, root: Path) -> None:
+    """Damaged or abandoned later steps must not push out the checkpoint that was just written."""
+    for step in (20, 22):
+        save(engine, root, step)
+        flip(root / f"step-{step:08d}/rank-00000.safetensors")
+    assert newest(root)[0] is None
+    assert sorted(p.name for p in root.glob("bad-*")) == ["bad-step-00000020", "bad-step-00000022"]
+    save(engine, root, 30)
+    save(engine, root, 2, keep_last=1)
+    assert newest(root) == ("step-00000002", [])
+    assert (root / "LATEST").read_text() == "step-00000002\n"
+
+
 def test_no_checkpoint_is_none(group: None, root: Path) -> None:
     assert newest(root) == (None, [])
 
@@ -115,7 +128,7 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch.distributed as dist
-from conftest import PlainEngine
+from plain_engine import PlainEngine
 root, n = Path(sys.argv[2]), int(sys.argv[3])
 dist.init_process_group("gloo", init_method=f"file://{root}-group-{n}", rank=0, world_size=1)
 from sft_dist.checkpoint import store

@@ -154,15 +154,16 @@ def train(
         out["task_loss"].append(dict(m.task_loss))
         out["lrs"].append(m.lr)
 
-    def save(position: Position) -> None:
+    def save(position: Position) -> bool:
         if position.step == save_at:
             saved = store.save(engine, folder / "checkpoints", position, {"seed": SEED}, keep_last=2)
             out["events"].append(["saved", str(saved.folder), saved.error])
+        return True
 
     run_folder = RunFolder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with Heartbeat(run_folder) as heartbeat:
-        position, state = loop.run(
+        position, state, _ = loop.run(
             engine,
             work(),
             start=start,

@@ -60,6 +60,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
         (1, "gradient:0:1"),
         (2, "gradient:3:1"),
         (2, "gradient:3:4"),
+        (2, "gradient:3:16"),  # 32 micro-batches for 16 documents: half of them are empty
         (2, "gradient:0:2"),
         (4, "gradient:3:2"),
     ],
@@ -113,8 +114,7 @@ def test_twenty_steps_equal_plain_torch(
 
 @pytest.mark.parametrize("stage", [3, 2, 1, 0])
 def test_resume_equals_uninterrupted_bit_for_bit(outcome: Outcome, stage: int) -> None:
-    seen = outcome(2)
-    whole, resumed = seen[f"save:{stage}:8:4"], seen[f"resume:{stage}:8:2"]
+    whole, resumed = outcome(2)[f"save:{stage}:8:4"], outcome(2, later=True)[f"resume:{stage}:8:2"]
     assert resumed["losses"] == whole["losses"][4:]
     assert resumed["norms"] == whole["norms"][4:]
     assert resumed["lrs"] == whole["lrs"][4:]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sft_dist.core.errors import UserError
 from sft_dist.model import loss
 
 
@@ -79,5 +80,5 @@ def test_a_head_keeps_its_parameters_and_still_makes_logits() -> None:
 
 
 def test_a_head_with_a_bias_is_refused() -> None:
-    with pytest.raises(TypeError, match="not a plain bias-free Linear"):
+    with pytest.raises(UserError, match="not a plain bias-free Linear"):
         loss.LossHead.adopt(nn.Linear(4, 4), None)

@@ -133,6 +133,24 @@ def test_train_stop_continue_export_evaluate_report(sft: Sft, project: Path) -> 
         np.mean([g["exact_match"] for g in generations if g["task"] == "first"])
     )
 
+    # any checkpoint can be exported elsewhere, never over what is there
+    name = min(p.name for p in folder.checkpoints.glob("step-*"))
+    assert sft("export", "runs/mine", "--checkpoint", name, "--out", "older")[0] == 0
+    assert AutoModelForCausalLM.from_pretrained("older").num_parameters() == model.num_parameters()
+    (project / "precious").mkdir()
+    (project / "precious" / "thesis.txt").touch()
+    code, _, err = sft("export", "runs/mine", "--out", "precious")
+    assert code == 2
+    assert "exists and is not empty" in err
+    assert (project / "precious" / "thesis.txt").exists()
+
+    # a later preparation with another hold-out does not change what the run is evaluated on
+    assert sft("prepare", "my.yaml", "data.holdout.tasks=[second]", "--rebuild")[0] == 0
+    code, _, err = sft("evaluate", "runs/mine")
+    assert code == 2
+    assert "was prepared with other sources, filters or hold-out since" in err
+    assert sft("prepare", "my.yaml", "--rebuild")[0] == 0
+
     # other settings may not be mixed into the run
     code, _, err = sft("train", "my.yaml", "train.epochs=2", "optim.lr=5e-4")
     assert code == 2
@@ -141,11 +159,35 @@ def test_train_stop_continue_export_evaluate_report(sft: Sft, project: Path) -> 
     assert code == 0
     assert "finished already" in out
 
+    # from another directory, and after the export was lost
+    code, out, err = sft("report", str(folder.path))
+    assert code == 0, err
 
-def test_an_older_checkpoint_can_be_exported_anywhere(sft: Sft, project: Path) -> None:
-    code, _, err = sft("export", "runs/none")
+
+def test_stop_by_file_and_start_anew(sft: Sft, project: Path) -> None:
+    """`control/stop` ends a run with a checkpoint; `never` starts anew once, not at every restart; a live run is left alone."""
+    from sft_dist.core.store import read_json
+
+    assert sft("prepare", "my.yaml")[0] == 0
+    folder = RunFolder(project / "runs" / "mine")
+    assert sft("freeze", "my.yaml", "--run-dir", "runs/mine")[0] == 0
+    with folder.lock():
+        code, _, err = sft("train", "my.yaml")
+        assert code == 2
+        assert "in use by another run" in err
+        assert folder.status() == {}  # not marked as failed by the one that was refused
+    code, out, err = sft("train", "my.yaml", "train.max_steps=2", "train.export=false")
+    assert code == 0, out + err
+    code, out, err = sft(
+        "train", "my.yaml", "train.max_steps=2", "train.export=false", "checkpoint.resume=never"
+    )
+    assert code == 0, out + err
+    assert len(list((project / "runs").glob("mine.old-*"))) == 1
+    assert read_json(folder.config)["checkpoint"]["resume"] == "auto"
+    code, _, err = sft("train", "my.yaml", "name=typo", "checkpoint.resume=required")
     assert code == 2
-    assert "is not a run folder" in err
+    assert "has no checkpoint, so there is nothing to continue" in err
+    assert not (project / "runs" / "typo").exists()
 
 
 def test_preview_shows_turns_and_writes_a_page(sft: Sft, project: Path) -> None:
