@@ -37,11 +37,6 @@ def current() -> Process:
     )
 
 
-def under_torchrun() -> bool:
-    """True in a rank that a launcher started."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 def logger(name: str = "sft_dist") -> logging.Logger:
     """Return the package's logger: INFO on rank 0, WARNING on the others, the rank in every line of several."""
     log = logging.getLogger(name)

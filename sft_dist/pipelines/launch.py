@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.paths import resource
@@ -112,11 +111,3 @@ def mistake(folder: RunFolder, module: str) -> UserError | None:
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     said = next((line.partition("error: ")[2] for line in reversed(lines) if "error: " in line[:24]), "")
     return UserError(said) if said else None
-
-
-def relative(path: Path) -> str:
-    """Return a path as short as it can be shown."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

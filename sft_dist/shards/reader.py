@@ -87,8 +87,8 @@ class Store:
             )
         if not manifest["examples"]:
             raise UserError(
-                f"{folder} holds no examples, so there is nothing to train on; look at its dropped.jsonl and "
-                f"quarantine.jsonl for the reasons, then: {rebuild}"
+                f"{folder} holds no examples, so there is nothing to train on; look at rejects/ in data.dir "
+                f"for the reasons, then: {rebuild}"
             )
         sizes = {entry["file"]: entry["bytes"] for entry in manifest["shards"]}
         index = folder / layout.INDEX
