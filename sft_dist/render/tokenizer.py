@@ -221,7 +221,7 @@ def encode_chunks(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]
     """Return the ids of every text; no special token is added."""
     out: list[list[int]] = []
     for i in range(0, len(texts), CHUNK_TEXTS):
-        batch = tokenizer.encode_batch(list(texts[i : i + CHUNK_TEXTS]), add_special_tokens=False)
+        batch = tokenizer.encode_batch_fast(list(texts[i : i + CHUNK_TEXTS]), add_special_tokens=False)
         out.extend(e.ids for e in batch)
     return out
 
