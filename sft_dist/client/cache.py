@@ -113,14 +113,16 @@ class Cache:
                     "make room and run the same command again"
                 )
                 for waiting in batch:
-                    waiting.done.set_exception(wrong)
+                    if not waiting.done.cancelled():
+                        waiting.done.set_exception(wrong)
                 continue
             for waiting in batch:
                 if waiting.key:
                     self._places[waiting.key] = _Place(self._segment, self._size, len(waiting.line))
                 self._size += len(waiting.line)
                 self.tokens += waiting.tokens
-                waiting.done.set_result(None)
+                if not waiting.done.cancelled():
+                    waiting.done.set_result(None)
 
     def _append(self, data: bytes) -> None:
         if self._fd is None:

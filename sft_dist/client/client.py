@@ -1,4 +1,4 @@
-"""The HTTP client: cache, then concurrency, budget and pace, then attempts with exponential back-off."""
+"""The HTTP client: cache, then budget, concurrency and pace, then attempts with exponential back-off."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ import httpx
 
 from sft_dist.client.cache import Cache
 from sft_dist.client.errors import RefusedError, UnavailableError
-from sft_dist.client.limits import Budget, Pace
+from sft_dist.client.limits import Budget, Pace, Window
 from sft_dist.client.reply import RetryError, parse_completion, read_body, retry_after
 from sft_dist.client.request import Completion, Request
 from sft_dist.core.errors import UserError
 
-RETRIED = {408, 409, 425, 500, 502, 503, 504, 529}  # 429 likewise, but it pauses every request
+RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+OVERLOADED = {429, 503, 504, 529}
 REFUSED = {400, 413, 422}  # this request will never be answered
 MOST_BACKOFF_S = 60.0
 RATE_PATIENCE = 10  # a rate limit is no fault: so many times more attempts
@@ -65,7 +66,7 @@ class Client:
         cache: Where answers are kept.
         stats: Counted into; None: into its own.
         api_key_env: Environment variable that holds the key; the key is sent, and written nowhere.
-        concurrency: Requests under way, at most.
+        concurrency: Requests under way, at most; fewer while the server is overloaded (`limits.Window`).
         attempts: At one request, before the run stops. Answers of a rate limit hardly count.
         timeout_s: Of one attempt, from connecting to the last byte.
         backoff_s: Wait after the first failed attempt; it doubles, up to a minute, less up to half of it at random.
@@ -97,8 +98,10 @@ class Client:
         self._attempts, self._timeout_s, self._backoff_s = attempts, timeout_s, backoff_s
         self._pace = Pace(requests_per_minute, tokens_per_minute)
         self._budget = Budget(budget_tokens, cache.tokens)
-        self._slots = asyncio.Semaphore(concurrency)
+        self._window = Window(concurrency)
         self._buying: dict[str, asyncio.Task[Completion]] = {}
+        self._sent: set[str] = set()  # keys of those whose answer is on its way, or being written
+        self._closing = False
         try:
             parsed = httpx.URL(url.rstrip("/") + "/")
         except httpx.InvalidURL as error:
@@ -122,6 +125,9 @@ class Client:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._closing = True
+        for key in self._buying.keys() - self._sent:
+            self._buying[key].cancel()
         if self._buying:  # after Ctrl-C: what is on its way is paid for; a second Ctrl-C does not wait
             await asyncio.wait(self._buying.values())
         await self._http.aclose()
@@ -142,18 +148,19 @@ class Client:
             return Completion.from_dict(found)
         if key not in self._buying:
             self._buying[key] = asyncio.create_task(self._buy(request, key))
-            self._buying[key].add_done_callback(lambda _: self._buying.pop(key))
+            self._buying[key].add_done_callback(lambda _: self._forget(key))
         return await asyncio.shield(self._buying[key])
 
+    def _forget(self, key: str) -> None:
+        del self._buying[key]
+        self._sent.discard(key)
+
     async def _buy(self, request: Request, key: str) -> Completion:
-        async with self._slots:
-            await self._budget.reserve(request.most_tokens)
-            try:
-                completion = await self._persist(request, key)
-                await self._cache.put(key, completion.to_dict(), completion.tokens)
-                self._budget.spent = self._cache.tokens
-            finally:
-                await self._budget.settle(request.most_tokens)
+        await self._budget.reserve(request.most_tokens)
+        try:
+            completion = await self._persist(request, key)
+        finally:
+            await self._budget.settle(request.most_tokens)
         self.stats.answered += 1
         self.stats.prompt_tokens += completion.prompt_tokens
         self.stats.completion_tokens += completion.completion_tokens
@@ -163,32 +170,50 @@ class Client:
         """Attempt a request until it is answered."""
         failures: Counter[str] = Counter()
         while True:
-            await self._pace.wait(request.most_tokens)
             try:
-                completion = await self._attempt(request, key)
+                completion = await self._from_slot(request, key)
             except RetryError as error:
+                self._sent.discard(key)
                 failures[error.kind] += 1
                 self.stats.retries[error.kind] += 1
-                self._pace.correct(error.wasted - request.most_tokens)
-                if error.wasted:
-                    self.stats.wasted_tokens += error.wasted
-                    await self._cache.put("", {}, error.wasted)
-                    self._budget.spent = self._cache.tokens
                 faults = failures.total() - failures["rate_limited"]
-                if faults >= self._attempts or failures["rate_limited"] >= RATE_PATIENCE * self._attempts:
+                over = faults >= self._attempts or failures["rate_limited"] >= RATE_PATIENCE * self._attempts
+                if over or self._closing:
                     raise UnavailableError(
                         f"{self._url} did not answer a request in {failures.total()} attempts (the last: {error}); "
                         "what is answered is kept: run the same command again when the server is well"
                     ) from None
                 backoff = min(MOST_BACKOFF_S, self._backoff_s * 2 ** (failures.total() - 1))
-                wait_s = backoff * random.uniform(0.5, 1) if error.after_s is None else error.after_s
-                if error.kind == "rate_limited":
-                    self._pace.pause(wait_s)  # holds for every request, this one included
-                else:
-                    await asyncio.sleep(wait_s)
+                await asyncio.sleep(
+                    backoff * random.uniform(0.5, 1) if error.after_s is None else error.after_s
+                )
             else:
-                self._pace.correct(completion.tokens - request.most_tokens)
                 return completion
+
+    async def _from_slot(self, request: Request, key: str) -> Completion:
+        """Attempt a request once, when its turn comes; what it cost is on disk before another takes its place."""
+        async with self._window.slot() as sent:
+            await self._pace.wait(request.most_tokens)
+            self._sent.add(key)
+            try:
+                completion = await self._attempt(request, key)
+            except RetryError as error:
+                if error.overload:
+                    self._window.overloaded(sent)
+                    self._pace.pause(error.after_s or 0.0)  # holds for every request
+                self.stats.wasted_tokens += error.wasted
+                await self._keep("", {}, error.wasted, request)
+                raise
+            self._window.answered()
+            await self._keep(key, completion.to_dict(), completion.tokens, request)
+            return completion
+
+    async def _keep(self, key: str, value: dict[str, Any], tokens: int, request: Request) -> None:
+        """Write down what a request brought and cost."""
+        self._pace.correct(tokens - request.most_tokens)
+        if key or tokens:
+            await self._cache.put(key, value, tokens)
+            self._budget.spent = self._cache.tokens
 
     async def _attempt(self, request: Request, key: str) -> Completion:
         self.stats.sent += 1
@@ -206,7 +231,7 @@ class Client:
             ):
                 body = await read_body(response, request)
         except (TimeoutError, httpx.TimeoutException):
-            raise RetryError("timeout", f"no whole answer in {self._timeout_s:g} s") from None
+            raise RetryError("timeout", f"no whole answer in {self._timeout_s:g} s", overload=True) from None
         except httpx.TransportError as error:
             raise RetryError("connection", str(error) or type(error).__name__) from None
         if response.status_code != httpx.codes.OK:
@@ -217,10 +242,9 @@ class Client:
         """Raise what a status other than 200 means."""
         status = response.status_code
         said = f"{status}: {self._words(body)}"
-        if status == httpx.codes.TOO_MANY_REQUESTS:
-            raise RetryError("rate_limited", said, after_s=retry_after(response))
         if status in RETRIED:
-            raise RetryError("server_error", said, after_s=retry_after(response))
+            kind = "rate_limited" if status == httpx.codes.TOO_MANY_REQUESTS else "server_error"
+            raise RetryError(kind, said, after_s=retry_after(response), overload=status in OVERLOADED)
         if status in REFUSED:
             self.stats.refused += 1
             if self.stats.refused >= REFUSED_IN_A_ROW and not self.stats.answered + self.stats.cached:

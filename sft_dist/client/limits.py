@@ -1,12 +1,63 @@
-"""What holds a request back: rates a minute, a pause that the server asks for, the token budget."""
+"""What holds a request back: how many the server bears, rates a minute, a pause that it asks for, the token budget."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from sft_dist.client.errors import BudgetSpentError
 
 SECONDS_A_MINUTE = 60.0
+
+
+class Window:
+    """How many requests may be under way: more while the server is well, half when it is overloaded.
+
+    TCP's congestion window (RFC 5681; Chiu and Jain, 1989, on why it settles at what there is and shares fairly), a request
+    for a segment: slow start adds one an answer, up to the first overload; from then on one is added for each windowful of
+    answers. Requests that were under way together and fail together halve it once.
+
+    Attributes:
+        limit: Requests that may be under way now, from 1 to `most`.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.limit = 1
+        self._most = self._slow_start_until = most
+        self._running = 0
+        self._answers = 0  # since the limit changed
+        self._halvings = 0
+        self._changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[int]:
+        """Hold one of the places; gives what `overloaded` wants to hear of a request that was sent from it."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._running < self.limit)
+            self._running += 1
+        try:
+            yield self._halvings
+        finally:
+            self._running -= 1
+            async with self._changed:
+                self._changed.notify_all()
+
+    def answered(self) -> None:
+        """Take an answer into account, within its slot. While places are free it says nothing about more of them."""
+        if self._running < self.limit or self.limit == self._most:
+            return
+        self._answers += 1
+        if self.limit < self._slow_start_until or self._answers >= self.limit:
+            self.limit += 1
+            self._answers = 0
+
+    def overloaded(self, sent: int) -> None:
+        """Halve the limit, unless that was done after the request was sent."""
+        if sent == self._halvings:
+            self.limit = self._slow_start_until = max(1, self.limit // 2)
+            self._answers = 0
+            self._halvings += 1
 
 
 class Pace:

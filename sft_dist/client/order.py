@@ -16,7 +16,8 @@ async def in_order(
 ) -> AsyncIterator[tuple[Item, Result]]:
     """Yield (item, its result) in the order of `items`, at most `ahead` of them under way.
 
-    The first failure, in that order, is raised after everything under way has ended, so that nothing paid for is lost.
+    The first failure, in that order, is raised after everything under way has ended. Who is cancelled cancels the rest: a
+    client keeps what is paid for.
     """
     running: deque[tuple[Item, asyncio.Task[Result]]] = deque()
 
@@ -40,6 +41,10 @@ async def in_order(
             result = await task
             running.popleft()
             yield item, result
+    except asyncio.CancelledError:
+        for _, task in running:
+            task.cancel()
+        raise
     finally:
         if running:
             await asyncio.wait([t for _, t in running])

@@ -16,11 +16,26 @@ MOST_BODY_BYTES = 1 << 26
 
 
 class RetryError(Exception):
-    """An attempt failed and another may not."""
+    """An attempt failed and another may not.
 
-    def __init__(self, kind: str, detail: str, *, after_s: float | None = None, wasted: int = 0) -> None:
+    Attributes:
+        kind: As `Stats.retries` counts it.
+        after_s: Seconds that the server asks to wait; None: it does not say.
+        wasted: Tokens that were probably paid for in vain.
+        overload: Whether the server has too much to do.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        detail: str,
+        *,
+        after_s: float | None = None,
+        wasted: int = 0,
+        overload: bool = False,
+    ) -> None:
         super().__init__(detail)
-        self.kind, self.after_s, self.wasted = kind, after_s, wasted
+        self.kind, self.after_s, self.wasted, self.overload = kind, after_s, wasted, overload
 
 
 async def read_body(response: httpx.Response, request: Request) -> bytes:

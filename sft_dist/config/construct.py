@@ -66,7 +66,8 @@ class SetBase(Section):
     """What every generated set has."""
 
     seeds: tuple[str, ...] = Field(
-        min_length=1, description="Names of data.sources whose training examples it is made from."
+        min_length=1,
+        description="Names of data.sources whose training examples or prompts it is made from.",
     )
     max_tokens: PositiveInt = Field(default=1024, description="Tokens of one answer, at most.")
     sampling: dict[str, Any] = Field(

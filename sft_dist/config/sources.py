@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from sft_dist.config.base import Section
 
@@ -35,6 +35,26 @@ class SourceBase(Section):
     license: str | None = Field(default=None, description="Licence, for the dataset card.")
 
 
+class AskingSource(SourceBase):
+    """What sources share whose records may be prompts alone."""
+
+    prompts: bool = Field(
+        default=False,
+        description="Records are prompts: construct starts from them, training never sees them. Answers are left out, "
+        "earlier ones of a conversation kept.",
+    )
+
+    @model_validator(mode="after")
+    def _is_not_mixed(self) -> Self:
+        mixing = {n: getattr(self, n) for n in ("take", "share", "epochs")}
+        mixing |= {"weight": None if self.weight == 1 else self.weight}
+        if self.prompts and (given := [n for n, value in mixing.items() if value is not None]):
+            raise ValueError(
+                f"{', '.join(given)} would change nothing, because prompts=true is never trained on; remove it"
+            )
+        return self
+
+
 class DemoSource(SourceBase):
     """The embedded instruction set: generated text tasks."""
 
@@ -59,8 +79,11 @@ class NaturalInstructionsSource(SourceBase):
     max_per_task: PositiveInt | None = Field(default=None, description="Instances a task, the first ones.")
 
 
-class AlpacaSource(SourceBase):
-    """Records of instruction, optional input, output: JSON array, JSON lines, Parquet, CSV or TSV, compressed too."""
+class AlpacaSource(AskingSource):
+    """Records of instruction, optional input, output: JSON array, JSON lines, Parquet, CSV or TSV, compressed too.
+
+    Plain lists of prompts likewise: the lines of a .txt file, or JSON strings, are the field `text`.
+    """
 
     kind: Literal["alpaca"]
     path: str = Field(description="A file, a folder of files, or a glob.")
@@ -77,6 +100,10 @@ class AlpacaSource(SourceBase):
     instances_field: str | None = Field(
         default=None, description="List of {input, output} that share the instruction (Self-Instruct seeds)."
     )
+    strip_suffix: str | None = Field(
+        default=None,
+        description="Cut from the end of outputs, such as <|endoftext|> in rendered P3 or Flan rows.",
+    )
     columns: tuple[str, ...] | None = Field(
         default=None, description="Column names of CSV and TSV files without a header line."
     )
@@ -85,7 +112,7 @@ class AlpacaSource(SourceBase):
     )
 
 
-class ChatSource(SourceBase):
+class ChatSource(AskingSource):
     """Conversations: OpenAI messages, ShareGPT, OASST trees; tools and reasoning included."""
 
     kind: Literal["chat"]
@@ -99,7 +126,7 @@ class ChatSource(SourceBase):
     )
 
 
-class HubSource(SourceBase):
+class HubSource(AskingSource):
     """Any `datasets` path (local or hub) with a field mapping."""
 
     kind: Literal["hub"]

@@ -54,6 +54,7 @@ class Plan:
         max_tokens: Of an answer.
         sampling: Over Self-Instruct's own.
         prompt: (instructions shown, chat=whether a chat model is asked) -> the request's text.
+        english: Whether instructions must begin with an ASCII character.
     """
 
     human: int
@@ -63,6 +64,7 @@ class Plan:
     max_tokens: int
     sampling: Mapping[str, Any]
     prompt: Callable[..., str]
+    english: bool = True
 
 
 class _Round(TypedDict):
@@ -151,7 +153,7 @@ async def _round(
             line["dropped"].append(("", why.reason, why.detail))
             continue
         for text in split_list(answer.choices[0].text):
-            fault = instruction_fault(text) or _similar(text, pool)
+            fault = instruction_fault(text, english=plan.english) or _similar(text, pool)
             if fault:
                 line["dropped"].append((text, fault.reason, fault.detail))
             else:

@@ -15,7 +15,7 @@ from sft_dist.construct.answer import answer_stage, with_answer
 from sft_dist.construct.heuristics import answer_fault, evolved_fault
 from sft_dist.construct.journal import Journal
 from sft_dist.construct.output import Made, Output
-from sft_dist.construct.seeds import training_only
+from sft_dist.construct.seeds import is_single_turn, training_only
 from sft_dist.construct.stage import Outcome, Stage, outcomes
 from sft_dist.construct.teacher import Teacher
 from sft_dist.construct.templates import (
@@ -54,7 +54,7 @@ async def evolve(
     Args:
         teacher: The model.
         folder: Where stages and output lie.
-        examples: Training examples; those of several turns are left out. They are held in memory.
+        examples: Training examples and prompts; those of several turns are left out. They are held in memory.
         holdout: The decision; see `training_only`.
         name: Task and source of the new examples.
         epochs: Rewritings of each instruction; may be raised later.
@@ -108,10 +108,7 @@ async def evolve(
 def _prompts(examples: Iterable[Example], holdout: Holdout, name: str) -> Iterable[Example]:
     """Yield one prompt without an answer for each single-turn example: its whole user turn."""
     for example in training_only(examples, holdout):
-        if [m.role for m in example.messages if m.role != "system"] == [
-            "user",
-            "assistant",
-        ] and not example.tools:
+        if is_single_turn(example):
             text = next(m.content for m in example.messages if m.role == "user").strip()
             if text:
                 yield _prompt(text, name, descend([example]))

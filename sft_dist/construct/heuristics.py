@@ -6,6 +6,7 @@ import re
 import string
 from collections.abc import Sequence
 
+from sft_dist.construct.pool import IDEOGRAPH
 from sft_dist.core.records import Drop
 
 # Self-Instruct: what a text model cannot do, or does too often.
@@ -14,6 +15,7 @@ UNFIT_WORDS = (
 )  # fmt: skip
 _UNFIT = re.compile(r"\b(" + "|".join(UNFIT_WORDS) + r")\b", re.IGNORECASE)
 FEWEST_WORDS, MOST_WORDS = 4, 150
+_WORD = re.compile(rf"{IDEOGRAPH}|(?:(?!{IDEOGRAPH})\S)+")
 
 # Evol-Instruct: words of the request that leak into its answer.
 LEAKED = (
@@ -31,9 +33,9 @@ what when where which while who whom why will with would you your yours
 STOP_WORDS = frozenset(_STOP_TEXT.split())
 
 
-def instruction_fault(text: str) -> Drop | None:
-    """Return why a generated instruction is not kept (Self-Instruct)."""
-    words = len(text.split())
+def instruction_fault(text: str, *, english: bool = True) -> Drop | None:
+    """Return why a generated instruction is not kept (Self-Instruct); `english`: it must begin with an ASCII character."""
+    words = len(_WORD.findall(text))
     if not FEWEST_WORDS <= words <= MOST_WORDS:
         return Drop("length", f"{words} words, not {FEWEST_WORDS} to {MOST_WORDS}")
     if found := _UNFIT.search(text):
@@ -42,7 +44,7 @@ def instruction_fault(text: str) -> Drop | None:
         return Drop("write_a_program", "begins with 'Write a program'")
     if text[0] in string.punctuation:
         return Drop("begins_with_punctuation", f"begins with {text[0]!r}")
-    if not text[0].isascii():
+    if english and not text[0].isascii():
         return Drop("begins_non_ascii", f"begins with {text[0]!r}")
     return None
 

@@ -55,7 +55,7 @@ async def instructwild(
     """
     plan = Plan(
         human=human, machine=0, round_requests=round_requests, threshold=threshold, max_tokens=max_tokens,
-        sampling=sampling or {}, prompt=wild_prompt,
+        sampling=sampling or {}, prompt=wild_prompt, english=False,
     )  # fmt: skip
     key = {
         "templates": VERSION, "seeds": seeds_fingerprint(seeds), "teacher": teacher.identity(), "human": human,

@@ -17,7 +17,8 @@ from rapidfuzz.distance import LCSseq
 
 FIRST_INDEX = 256  # texts at which rarity is counted for the first time; then at every doubling
 SLACK = 1e-9  # bounds are rounded outwards by it, so that only the exact score decides
-_NOT_A_TOKEN = re.compile(r"[^a-z0-9]+")
+IDEOGRAPH = "[\u3040-\u30ff\u3400-\u9fff]"  # Han and kana: written without spaces, each is taken for a word
+_TOKEN = re.compile(f"[a-z0-9]+|{IDEOGRAPH}")
 
 
 class Match(NamedTuple):
@@ -136,8 +137,11 @@ class NoveltyPool:
 
 
 def rouge_tokens(text: str) -> list[str]:
-    """Return the tokens that the ROUGE score counts: runs of a-z and 0-9 of the lower-cased text, unstemmed."""
-    return _NOT_A_TOKEN.sub(" ", text.lower()).split()
+    """Return the tokens that are counted: runs of a-z and 0-9 of the lower-cased text, unstemmed, and ideographs.
+
+    The ROUGE package knows the first alone: without the second, Chinese instructions would differ in their Latin names only.
+    """
+    return _TOKEN.findall(text.lower())
 
 
 def f_measure(common: int, m: int, n: int) -> float:

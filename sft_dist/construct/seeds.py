@@ -20,7 +20,7 @@ class Seed:
 
     Attributes:
         instruction: INSTRUCTION.
-        instances: (INPUT or "", OUTPUT) of some examples that ask it.
+        instances: (INPUT or "", OUTPUT) of some examples that ask it; none of a prompt.
         is_classification: Whether its answers are labels; None when nobody said.
         origin: `holdout.descend` of those examples: what everything made from the seed derives from.
     """
@@ -58,7 +58,7 @@ def group_seeds(
     """Return the distinct instructions of examples, in the order of their first occurrence.
 
     Args:
-        examples: Training examples; those of several turns are left out.
+        examples: Training examples and prompts; those of several turns are left out.
         holdout: The decision; see `training_only`.
         labels: Instruction -> whether it is a classification, where that is known.
         most: Instructions, at most; the first ones.
@@ -69,8 +69,7 @@ def group_seeds(
     groups: dict[str, list[Example]] = {}
     for example in training_only(examples, holdout):
         instruction = " ".join(example.instruction.split())
-        turns = [m.role for m in example.messages if m.role != "system"]
-        if turns != ["user", "assistant"] or not instruction or example.tools:
+        if not is_single_turn(example) or not instruction:
             continue
         if instruction not in groups and most is not None and len(groups) >= most:
             continue
@@ -79,17 +78,23 @@ def group_seeds(
             group.append(example)
     if not groups:
         raise UserError(
-            "the seeds hold no single-turn training example, so there is nothing to start from; look at construct's `seeds`"
+            "the seeds hold no single-turn training example or prompt, so there is nothing to start from; look at construct's `seeds`"
         )
     return [
         Seed(
             instruction=instruction,
-            instances=tuple((e.input, e.output) for e in group),
+            instances=tuple((e.input, e.output) for e in group if not e.is_prompt),
             is_classification=(labels or {}).get(instruction),
             origin=descend(group),
         )
         for instruction, group in groups.items()
     ]
+
+
+def is_single_turn(example: Example) -> bool:
+    """Return whether a user asks once, without tools, and is answered at most once."""
+    turns = [m.role for m in example.messages if m.role != "system"]
+    return turns in (["user"], ["user", "assistant"]) and not example.tools
 
 
 def seeds_fingerprint(seeds: Iterable[Seed]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-VERSION = 1
+VERSION = 2
 
 LAST_TASK = 16  # the number at which a list of tasks ends
 
@@ -25,6 +25,7 @@ _NUMBERED = re.compile(r"(?:^|\n)\s*\d+\s?[.)]\s+")
 _EXAMPLE = re.compile(r"(?:^|\n)\s*Example\s*\d*\s*[.:]?[ \t]*(?=\n|$)")
 _OUTPUT = re.compile(r"(?:^|\n)\s*Output\s*\d*\s*:")
 _INPUT = re.compile(r"^\s*Input\s*\d*\s*:")
+_NEXT_INPUT = re.compile(r"\n\s*Input\s*\d*\s*:")
 _LABEL = "Class label:"
 _BOLD = re.compile(r"\*\*(.+?)\*\*")
 
@@ -32,7 +33,8 @@ _BOLD = re.compile(r"\*\*(.+?)\*\*")
 def tasks_prompt(shown: Sequence[str], *, chat: bool) -> str:
     """Return the request to continue a numbered list of tasks."""
     first = len(shown) + 1
-    numbered = "\n".join(f"{i}. {text}" for i, text in enumerate(shown, 1))
+    # a colon would ask for the task's input, not for the next task
+    numbered = "\n".join(f"{i}. {text.rstrip(':')}" for i, text in enumerate(shown, 1))
     if not chat:
         return f"A list of many different tasks:\n\n{numbered}\n{first}."
     return (
@@ -120,15 +122,18 @@ def _instances(instances: Sequence[tuple[str, str]]) -> str:
 
 
 def parse_input_first(text: str) -> list[tuple[str, str]]:
-    """Return the (input, output) pairs of an answer to `input_first_prompt`; parts without an output are left out."""
+    """Return the (input, output) pairs of an answer to `input_first_prompt`; parts without an output are left out.
+
+    Of a part that goes on with another pair, without saying that it is another example, the first is taken.
+    """
     if not _OUTPUT.search(text):
         return []
     parts = [p for p in _EXAMPLE.split(text.strip()) if p.strip()]
     pairs = []
     for part in parts:
         if _OUTPUT.search(part):
-            given, output = _OUTPUT.split(part, maxsplit=1)
-            pairs.append((_INPUT.sub("", given).strip(), output.strip()))
+            given, output = _OUTPUT.split(part)[:2]
+            pairs.append((_INPUT.sub("", given).strip(), _NEXT_INPUT.split(output)[0].strip()))
     return pairs
 
 
@@ -146,6 +151,7 @@ IN_DEPTH = {
     "deepening": "Where it asks about something, ask for more depth and breadth on the same thing.",
     "concretising": "Replace what is general in it by something more specific.",
     "reasoning": "If a few simple steps of thought suffice to answer it, change it so that it explicitly calls for several steps.",
+    "input": "Let it come with data of its own that the answer has to work on: a table, code, XML, JSON, SQL or shell commands.",
 }
 OPERATIONS = (*IN_DEPTH, "breadth")
 
@@ -160,8 +166,8 @@ def evolve_prompt(operation: str, instruction: str) -> str:
     else:
         task = (
             "Rewrite the instruction below so that a strong language model finds it somewhat harder to answer, while a person still "
-            f"understands it and it still makes sense. Do this: {IN_DEPTH[operation]} Add 10 to 20 words at most. Keep whatever "
-            "tables, code or data it contains."
+            f"understands it and it still makes sense. Do this: {IN_DEPTH[operation]} Add 10 to 20 words at most"
+            f"{', those data not counted' if operation == 'input' else ''}. Keep whatever tables, code or data it contains."
         )
     return f"{task} Write the instruction alone, without an introduction.\n\nInstruction:\n{instruction}\n\nResult:\n"
 

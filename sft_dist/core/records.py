@@ -84,6 +84,13 @@ class Example:
         return next((m.content for m in reversed(self.messages) if m.role == "assistant"), "")
 
     @property
+    def is_prompt(self) -> bool:
+        """Whether it asks, and nothing in it can be trained on: earlier answers are context, of weight 0."""
+        return self.messages[-1].role == "user" and not any(
+            m.role == "assistant" and m.weight != 0 for m in self.messages
+        )
+
+    @property
     def answers(self) -> tuple[str, ...]:
         """The acceptable answers to the last turn."""
         return self.references or (self.output,)
@@ -129,18 +136,18 @@ def single_turn(
     task: str,
     source: str,
     instruction: str,
-    output: str,
+    output: str | None,
     input: str = "",  # noqa: A002  the field's own name
     system: str | None = None,
     references: tuple[str, ...] = (),
     origin: tuple[str, ...] = (),
 ) -> Example:
-    """Build an example from (INSTRUCTION, optional INPUT, OUTPUT): one user turn, one assistant turn."""
+    """Build an example from (INSTRUCTION, optional INPUT, OUTPUT): one user turn, one assistant turn; None: a prompt."""
     content = f"{instruction}\n\n{input}" if input else instruction
     messages = (
         *((Message(role="system", content=system),) if system else ()),
         Message(role="user", content=content),
-        Message(role="assistant", content=output),
+        *(() if output is None else (Message(role="assistant", content=output),)),
     )
     return make_example(
         task=task,
@@ -292,6 +299,10 @@ class Batch:
         target_tasks: [N] integer task code of the document it belongs to.
         doc_ids: ids of the examples, for error reports.
         doc_cost_tokens: sum over documents of squared length, for useful FLOPs.
+        offset: Where `input_ids[0]` lies in the rows: above 0 in a slice of rows that several ranks share. There
+            `cu_seqlens`, `max_seqlen` and `doc_ids` are those of the whole rows, positions count from the slice.
+        padding: Tokens at the end of `input_ids` that are no data.
+        doc_sources: integer source code of each of `doc_ids`; empty where sources are not told apart.
     """
 
     input_ids: NDArray[np.int64]
@@ -304,6 +315,9 @@ class Batch:
     target_tasks: NDArray[np.int64]
     doc_ids: tuple[str, ...]
     doc_cost_tokens: int
+    offset: int = 0
+    padding: int = 0
+    doc_sources: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -327,6 +341,8 @@ class StepMetrics:
         memory_bytes: Peak device memory of rank 0 (resident set size on CPU).
         skipped: True when the step was not applied (non-finite gradient).
         task_loss: Mean loss per target token of each task present in the batch.
+        source_loss: The same of each source.
+        target_tokens_per_s: `target_tokens` over the seconds of the step.
     """
 
     step: int
@@ -345,3 +361,5 @@ class StepMetrics:
     memory_bytes: int
     skipped: bool = False
     task_loss: Mapping[str, float] = field(default_factory=dict)
+    source_loss: Mapping[str, float] = field(default_factory=dict)
+    target_tokens_per_s: float = 0.0

@@ -41,9 +41,11 @@ class _Task:
         self.heap: list[tuple[int, str]] = []  # (minus hash, input key): the largest kept hash is on top
 
     def add(self, example: Example) -> None:
-        """Take one example into account; `keep` inputs are remembered."""
+        """Take one example into account; `keep` inputs are remembered, those of prompts without an answer are not."""
         datasets = frozenset(o.removeprefix(DATASET) for o in example.origin if o.startswith(DATASET))
         self.from_datasets[datasets] += 1
+        if example.is_prompt:
+            return
         key = input_key(example)
         record = next((o for o in example.origin if o.startswith(RECORD)), None)
         if key not in self.inputs:
@@ -116,7 +118,7 @@ def decide(
     held = _named(tasks, seen) | _listed(task_file, seen)
     refused = _matching(datasets, {d for task in seen.values() for d in task.datasets})
     held |= {name for name, task in seen.items() if refused and task.wholly_from(refused)}
-    held |= _drawn(number, sorted(set(seen) - held), seed)
+    held |= _drawn(number, sorted(name for name in set(seen) - held if seen[name].inputs), seed)
     if seen and not set(seen) - held:
         raise UserError(
             f"data.holdout holds out all {len(seen)} tasks, so nothing is left to train on; name fewer in "

@@ -91,13 +91,14 @@ def split(example: Example, holdout: Holdout, *, drop_eval_inputs: bool = True) 
 
     Returns:
         "eval_heldout", "eval_seen", "train", or a Drop: `eval_surplus` (of a held-out task, but not among those that
-        are evaluated), `heldout_origin` (descends from what is held out), `eval_input`.
+        are evaluated), `heldout_origin` (descends from what is held out), `eval_record`, `eval_input` (another task is
+        evaluated on that input, or this is a prompt without an answer to evaluate).
     """
     key = input_key(example)
     if example.task in holdout.tasks:
         chosen = holdout.heldout_inputs.get(example.task, frozenset())
         if key in chosen:
-            return "eval_heldout"
+            return _asked(example, "eval_heldout", key)
         return Drop(
             "eval_surplus",
             f"task {example.task} is held out and {len(chosen)} other inputs of it are evaluated",
@@ -107,7 +108,7 @@ def split(example: Example, holdout: Holdout, *, drop_eval_inputs: bool = True) 
         if why := _refused(origin, holdout):
             return Drop("heldout_origin", why)
     if key in holdout.inputs.get(example.task, frozenset()):
-        return "eval_seen"
+        return _asked(example, "eval_seen", key)
     if record := next((o for o in example.origin if o.startswith(RECORD) and o in holdout.ids), None):
         return Drop("eval_record", f"another example made from {record} is evaluated")
     if drop_eval_inputs and key in holdout.evaluated:
@@ -135,6 +136,13 @@ def input_key(example: Example) -> str:
 def fold(text: str) -> str:
     """Return the text in Unicode form NFKC, case folded, stripped."""
     return unicodedata.normalize("NFKC", text).casefold().strip()
+
+
+def _asked(example: Example, side: Side, key: str) -> Side | Drop:
+    """Return the side of what is evaluated; a prompt that asks the same goes nowhere: it has no answer to compare with."""
+    if example.is_prompt:
+        return Drop("eval_input", f"input {key} is evaluated, and this is only a prompt")
+    return side
 
 
 def _refused(origin: str, holdout: Holdout) -> str | None:

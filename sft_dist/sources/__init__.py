@@ -70,11 +70,11 @@ def open_source(name: str, config: SourceConfig) -> Source:
     assert isinstance(config, SourceBase)
     options = {("subset" if f == "name" else f): v for f, v in values.items()}
     source = SOURCES[config.kind](name, **options)
-    _check_readable(source)
+    _check_readable(source, may_be_prompts=getattr(config, "prompts", True) is False)
     return source
 
 
-def _check_readable(source: Source) -> None:
+def _check_readable(source: Source, *, may_be_prompts: bool) -> None:
     """Raise unless one of the first records is an example: a wrong field name would fail on every record."""
     reasons: Counter[str] = Counter()
     first = None
@@ -92,4 +92,5 @@ def _check_readable(source: Source) -> None:
     raise UserError(
         f"data.sources.{source.name}: none of the first {total} records can be read. {count} of them: {reason} "
         f"(first: {first.file}, line {first.line}). Check the source's kind and field names"
+        + (", or set prompts=true if its records have no answers" if may_be_prompts else "")
     )

@@ -1,4 +1,7 @@
-"""Records of instruction, optional input, output (Alpaca, prompt/completion, Self-Instruct seeds) -> Example."""
+"""Records of instruction, optional input, output (Alpaca, prompt/completion, Self-Instruct seeds) -> Example.
+
+Also prompts without an output: records, or a plain list of them (a text file; a JSON list of strings), field `text`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 from sft_dist.core.records import BadRecord, Example, Message, make_example, single_turn
 from sft_dist.sources.base import FileSource, RecordError, kind_of, optional_text, text_field
 from sft_dist.sources.reading import RawRecord, data_files, read_records
+from sft_dist.sources.turns import as_prompt
 
 
 class AlpacaReader(FileSource):
@@ -24,8 +28,10 @@ class AlpacaReader(FileSource):
         system_field: str | None = None,
         history_field: str | None = None,
         instances_field: str | None = None,
+        strip_suffix: str | None = None,
         columns: tuple[str, ...] | None = None,
         unescape: bool = False,
+        prompts: bool = False,
         task: str | None = None,
         dataset: str | None = None,
     ) -> None:
@@ -37,7 +43,15 @@ class AlpacaReader(FileSource):
         self._table_columns = columns
         self._unescape = unescape
         self._instances = instances_field
-        self._fields = AlpacaFields(instruction_field, input_field, output_field, system_field, history_field)
+        self._prompts = prompts
+        self._fields = AlpacaFields(
+            instruction_field,
+            input_field,
+            None if prompts else output_field,
+            system_field,
+            history_field,
+            strip_suffix,
+        )
         super().__init__(
             name,
             data_files(path),
@@ -51,7 +65,9 @@ class AlpacaReader(FileSource):
 
     def records(self) -> Iterator[RawRecord | BadRecord]:
         """Yield the records of the files."""
-        return read_records(self._files, columns=self._table_columns, unescape=self._unescape)
+        return read_records(
+            self._files, columns=self._table_columns, unescape=self._unescape, texts=self._prompts
+        )
 
     def convert(self, fields: Mapping[str, Any]) -> Iterable[Example]:
         """Return one example, or one for each instance of an instruction."""
@@ -82,20 +98,25 @@ class AlpacaFields:
         self,
         instruction: str = "instruction",
         input: str | None = "input",  # noqa: A002  the field's own name
-        output: str | tuple[str, ...] = "output",
+        output: str | tuple[str, ...] | None = "output",
         system: str | None = None,
         history: str | None = None,
+        strip_suffix: str | None = None,
     ) -> None:
-        """Take the field names; of several for the output, the first that a record has is used."""
+        """Take the field names; of several for the output, the first that a record has is used.
+
+        Without an output, records are prompts. `strip_suffix` is cut from the end of outputs.
+        """
         self.instruction = instruction
         self.input = input
-        self.outputs = (output,) if isinstance(output, str) else tuple(output)
+        self.outputs = (output,) if isinstance(output, str) else tuple(output or ())
         self.system = system
         self.history = history
+        self.suffix = strip_suffix or ""
 
     def names(self) -> list[Any]:
         """Return the field names, for a fingerprint."""
-        return [self.instruction, self.input, list(self.outputs), self.system, self.history]
+        return [self.instruction, self.input, list(self.outputs), self.system, self.history, self.suffix]
 
     def example(
         self, fields: Mapping[str, Any], *, task: str, source: str, origin: tuple[str, ...]
@@ -103,27 +124,30 @@ class AlpacaFields:
         """Build the example; an output that is a list holds all acceptable answers, the first of which is trained."""
         instruction = text_field(fields, self.instruction)
         given = optional_text(fields, self.input)
-        answers = self._answers(fields)
+        answers = self._answers(fields) if self.outputs else ()
+        answer = answers[0] if answers else None
         system = optional_text(fields, self.system) or None
         references = answers if len(answers) > 1 else ()
         history = self._history(fields)
+        if answer is None and not (instruction + given).strip():
+            raise RecordError("the prompt is empty")
         if not history:
             return single_turn(
                 task=task,
                 source=source,
                 instruction=instruction,
                 input=given,
-                output=answers[0],
+                output=answer,
                 system=system,
                 references=references,
                 origin=origin,
             )
-        messages = (
+        asked = (
             *((Message(role="system", content=system),) if system else ()),
             *history,
             Message(role="user", content=f"{instruction}\n\n{given}" if given else instruction),
-            Message(role="assistant", content=answers[0]),
         )
+        messages = as_prompt(asked) if answer is None else (*asked, Message(role="assistant", content=answer))
         return make_example(task=task, source=source, messages=messages, references=references, origin=origin)
 
     def _answers(self, fields: Mapping[str, Any]) -> tuple[str, ...]:
@@ -134,8 +158,8 @@ class AlpacaFields:
                 raise RecordError(
                     f"field {name!r} holds {'an empty list' if not value else 'a list'}, not one of texts"
                 )
-            return tuple(dict.fromkeys(value))
-        return (text_field(fields, name),)
+            return tuple(dict.fromkeys(v.removesuffix(self.suffix) for v in value))
+        return (text_field(fields, name).removesuffix(self.suffix),)
 
     def _history(self, fields: Mapping[str, Any]) -> tuple[Message, ...]:
         if self.history is None or not fields.get(self.history):

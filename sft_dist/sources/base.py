@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from os.path import commonpath
@@ -23,9 +24,17 @@ _FIELD = re.compile(r"\{([^{}]+)\}")
 
 
 class Source(Protocol):
-    """A named set of examples. Iterating twice gives the same, in the same order."""
+    """A named set of examples. Iterating twice gives the same, in the same order.
+
+    Attributes:
+        name: Its name in the config.
+    """
 
     name: str
+
+    @property
+    def skipped(self) -> Mapping[str, Mapping[str, int]]:
+        """Reason -> task -> records that the latest whole pass made no example of, by design."""
 
     def fingerprint(self) -> str:
         """Return 32 hex digits over the content of the input and every option that changes what is read."""
@@ -46,6 +55,7 @@ class FileSource(ABC):
 
     Attributes:
         name: The source's name in the config.
+        skipped: Reason -> task -> records that the latest whole pass made no example of, by design.
     """
 
     def __init__(
@@ -61,6 +71,7 @@ class FileSource(ABC):
             options: Everything else that changes what is read.
         """
         self.name = name
+        self.skipped: dict[str, Counter[str]] = {}
         self._files = files
         self._task = task
         self._dataset = dataset
@@ -84,6 +95,7 @@ class FileSource(ABC):
 
     def __iter__(self) -> Iterator[Example | BadRecord]:
         """Yield the examples of every record; a record that cannot be read gives one `BadRecord` instead."""
+        self.skipped = {}
         for raw in self.records():
             if isinstance(raw, BadRecord):
                 yield raw
@@ -107,6 +119,10 @@ class FileSource(ABC):
     def line_of(self, raw: RawRecord) -> int:
         """Return the line on which a record starts, for a report."""
         return raw.line
+
+    def skip(self, reason: str, task: str) -> None:
+        """Count a record that a reader makes no example of, by design."""
+        self.skipped.setdefault(reason, Counter())[task] += 1
 
     def task_of(self, fields: Mapping[str, Any]) -> str:
         """Return the task of a record."""

@@ -10,7 +10,7 @@ from typing import Any
 from sft_dist.core.records import BadRecord, Example, Message, make_example
 from sft_dist.sources.base import FileSource, RecordError, kind_of, text_field
 from sft_dist.sources.reading import RawRecord, data_files, read_records
-from sft_dist.sources.turns import ROLE_NAMES, check_conversation, read_tools, read_turns
+from sft_dist.sources.turns import ROLE_NAMES, as_prompt, check_conversation, read_tools, read_turns
 
 TURN_FIELDS = ("messages", "conversations", "conversation")
 TURN_KEYS = {  # format -> (role field, content field) of a turn
@@ -32,6 +32,7 @@ class ChatReader(FileSource):
         format: str = "auto",  # noqa: A002  the config's name
         messages_field: str | None = None,
         paths: str = "best",
+        prompts: bool = False,
         task: str | None = None,
         dataset: str | None = None,
     ) -> None:
@@ -43,7 +44,8 @@ class ChatReader(FileSource):
         self._format = format
         self._messages_field = messages_field
         self._paths = paths
-        options = {"format": format, "messages_field": messages_field, "paths": paths}
+        self._prompts = prompts
+        options = {"format": format, "messages_field": messages_field, "paths": paths, "prompts": prompts}
         super().__init__(name, data_files(path), task=task, dataset=dataset, **options)
 
     def records(self) -> Iterator[RawRecord | BadRecord]:
@@ -54,7 +56,7 @@ class ChatReader(FileSource):
         """Return the conversation, or a conversation for each path of the tree that is used."""
         task, origin = self.task_of(fields), self.origin_of(fields)
         if self._format == "oasst" or (self._format == "auto" and isinstance(fields.get("prompt"), dict)):
-            for messages in tree_paths(fields, every=self._paths == "all"):
+            for messages in tree_paths(fields, every=self._paths == "all", prompts=self._prompts):
                 yield make_example(task=task, source=self.name, messages=messages, origin=origin)
             return
         yield conversation(
@@ -64,6 +66,7 @@ class ChatReader(FileSource):
             origin=origin,
             format=self._format,
             messages_field=self._messages_field,
+            prompt=self._prompts,
         )
 
 
@@ -75,8 +78,9 @@ def conversation(
     origin: tuple[str, ...],
     format: str = "auto",  # noqa: A002  the config's name
     messages_field: str | None = None,
+    prompt: bool = False,
 ) -> Example:
-    """Build the example of a record of messages or ShareGPT turns, or raise `RecordError`."""
+    """Build the example (or the prompt) of a record of messages or ShareGPT turns, or raise `RecordError`."""
     names = TURN_FIELDS if messages_field is None else (messages_field,)
     field = next((n for n in names if n in fields), None)
     if field is None:
@@ -89,7 +93,10 @@ def conversation(
         if any(m.role == "system" for m in messages):
             raise RecordError("there are both a 'system' field and a system turn")
         messages = (Message(role="system", content=text_field(fields, "system")), *messages)
-    check_conversation(messages)
+    if prompt:
+        messages = as_prompt(messages)
+    else:
+        check_conversation(messages)
     return make_example(
         task=task,
         source=source,
@@ -100,8 +107,8 @@ def conversation(
     )
 
 
-def tree_paths(fields: Mapping[str, Any], *, every: bool) -> list[tuple[Message, ...]]:
-    """Return conversations of an OASST tree, each ending in an assistant turn.
+def tree_paths(fields: Mapping[str, Any], *, every: bool, prompts: bool = False) -> list[tuple[Message, ...]]:
+    """Return conversations of an OASST tree, each ending in an assistant turn (or, of prompts, in a user turn).
 
     Deleted messages and those that failed review are left out with all their replies.
 
@@ -109,23 +116,28 @@ def tree_paths(fields: Mapping[str, Any], *, every: bool) -> list[tuple[Message,
         fields: The record; its field `prompt` is the root.
         every: All paths; an answer on several of them has loss weight 0 on all but the first, so that each answer is
             trained once. Else the path of the best-ranked replies.
+        prompts: What is answered is wanted, not the answers.
     """
     root = fields.get("prompt")
     if not isinstance(root, dict):
         raise RecordError(f"field 'prompt' holds {kind_of(root)}, not the root of a tree")
+    last = "user" if prompts else "assistant"
     paths: list[tuple[Message, ...]] = []
-    trained: set[tuple[int, ...]] = set()
+    used: set[tuple[int, ...]] = set()
     for nodes in _walk(root, (0,), every=every):
-        while nodes and nodes[-1][1].role != "assistant":
+        while nodes and nodes[-1][1].role != last:
             nodes.pop()
-        if not nodes or nodes[-1][0] in trained:
+        if not nodes or nodes[-1][0] in used:
             continue
-        messages = tuple(replace(m, weight=0.0) if place in trained else m for place, m in nodes)
-        trained.update(place for place, m in nodes if m.role == "assistant")
-        check_conversation(messages)
+        messages = tuple(replace(m, weight=0.0) if place in used else m for place, m in nodes)
+        used.update(place for place, m in nodes if m.role == last)
+        if prompts:
+            messages = as_prompt(messages)
+        else:
+            check_conversation(messages)
         paths.append(messages)
     if not paths:
-        raise RecordError("the tree holds no assistant turn to train on")
+        raise RecordError(f"the tree holds no {last} turn{'' if prompts else ' to train on'}")
     return paths
 
 

@@ -12,7 +12,6 @@ names its exemplars in `origin`, it is refused where their dataset or task is he
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -36,11 +35,7 @@ _SUFFIX = {"cot": "/cot", "cot_few_shot": "/cot", "explain": "/explain", "invers
 
 
 class FlanReader(FileSource):
-    """Reads records and asks each through one pattern.
-
-    Attributes:
-        reserved: Task -> records that serve as exemplars or repeat one, in the latest pass.
-    """
+    """Reads records and asks each through one pattern. Records that serve as exemplars, or repeat one, count as `exemplar`."""
 
     def __init__(
         self,
@@ -86,7 +81,6 @@ class FlanReader(FileSource):
             options=options_field,
         )
         self._without_options, self._shots, self._seed = without_options, shots, seed
-        self.reserved: Counter[str] = Counter()
         super().__init__(
             name,
             data_files(path),
@@ -104,7 +98,6 @@ class FlanReader(FileSource):
 
     def records(self) -> Iterator[RawRecord | BadRecord]:
         """Yield the records that are not exemplars, each with the exemplars of its task."""
-        self.reserved.clear()
         pools: dict[str, dict[str, _Exemplar]] = {}
         asked: set[str] = set()
         for raw in read_records(self._files, columns=self._columns, unescape=self._unescape):
@@ -124,7 +117,7 @@ class FlanReader(FileSource):
             if question.origin not in pool and len(pool) < self._pool_size:
                 pool[question.origin] = _Exemplar.of(question, task, self.name, origin)
             if question.origin in pool:
-                self.reserved[task] += 1
+                self.skip("exemplar", task)
                 continue
             asked.add(task)
             yield raw._replace(fields={_ASKED: _Asked(question, task, origin, tuple(pool.values()))})

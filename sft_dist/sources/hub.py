@@ -36,6 +36,7 @@ class HubReader(FileSource):
         revision: str | None = None,
         format: str = "messages",  # noqa: A002  the config's name
         fields: Mapping[str, str] | None = None,
+        prompts: bool = False,
         task: str | None = None,
         dataset: str | None = None,
     ) -> None:
@@ -46,7 +47,8 @@ class HubReader(FileSource):
         """
         self._format = format
         self._columns = dict(fields or {})
-        self._alpaca = AlpacaFields(system="system", history="history")
+        self._prompts = prompts
+        self._alpaca = AlpacaFields(output=None if prompts else "output", system="system", history="history")
         for ours in self._columns:
             if ours not in OUR_FIELDS[format]:
                 raise UserError(
@@ -63,7 +65,7 @@ class HubReader(FileSource):
                     f"so no record could be read; it has {', '.join(present)}.{nearest(column, present)}"
                 )
         files = sorted(Path(f["filename"]) for f in self._rows.cache_files)
-        options = {"path": path, "subset": subset, "split": split, "revision": revision}
+        options = {"path": path, "subset": subset, "split": split, "revision": revision, "prompts": prompts}
         super().__init__(
             name, files, task=task, dataset=dataset, format=format, fields=self._columns, **options
         )
@@ -96,7 +98,14 @@ class HubReader(FileSource):
         if self._format == "alpaca":
             yield self._alpaca.example(fields, task=task, source=self.name, origin=origin)
         else:
-            yield conversation(fields, task=task, source=self.name, origin=origin, format=self._format)
+            yield conversation(
+                fields,
+                task=task,
+                source=self.name,
+                origin=origin,
+                format=self._format,
+                prompt=self._prompts,
+            )
 
 
 def import_datasets() -> Any:

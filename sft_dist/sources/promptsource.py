@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,11 +34,7 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class PromptsourceReader(FileSource):
-    """Reads annotated records and asks each through templates.
-
-    Attributes:
-        skipped: Task -> records that its template skipped in the latest pass.
-    """
+    """Reads annotated records and asks each through templates. Those that a template skips count as `template_skips`."""
 
     def __init__(
         self,
@@ -72,7 +67,6 @@ class PromptsourceReader(FileSource):
         self._environment = PromptEnvironment()
         self._compiled = [CompiledTemplate(t, self._environment, truncate_chars, file) for t in chosen]
         self._one, self._seed = per_record == "one", seed
-        self.skipped: Counter[str] = Counter()
         super().__init__(
             name,
             self._rows.files,
@@ -88,7 +82,6 @@ class PromptsourceReader(FileSource):
 
     def records(self) -> Iterator[RawRecord | BadRecord]:
         """Yield each record once for each template, or once with all templates in an order drawn for it."""
-        self.skipped.clear()
         for raw in self._rows.read():
             if isinstance(raw, BadRecord):
                 yield raw
@@ -126,7 +119,7 @@ class PromptsourceReader(FileSource):
                 origin=(*(self.origin_of(fields) or _datasets(template)), record.origin),
             )
             return
-        self.skipped[candidates[0].template.task] += 1
+        self.skip("template_skips", candidates[0].template.task)
 
     def task_info(self) -> dict[str, PromptTemplate]:
         """Return the chosen templates by the task that each gives where the config names no other."""

@@ -1,4 +1,4 @@
-"""Data files -> records: JSON arrays, JSON lines, Parquet, CSV and TSV, plain or compressed, streamed.
+"""Data files -> records: JSON arrays, JSON lines, Parquet, CSV and TSV, lines of text, plain or compressed, streamed.
 
 A record that cannot be read becomes a `BadRecord` with file and line; reading goes on after it. A file that cannot
 be read at all (missing, unknown kind, broken compression, not Parquet) is a `UserError`.
@@ -30,7 +30,8 @@ BATCH_ROWS = 1024  # Parquet rows that are Python objects at a time
 
 LINES = (".jsonl", ".ndjson")
 TABLES = {".csv": ",", ".tsv": "\t"}
-KINDS = (".json", *LINES, *TABLES, ".parquet")
+TEXT = ".txt"  # a record a line; only where it is named, for folders hold licences and notes too
+KINDS = (".json", *LINES, *TABLES, ".parquet", TEXT)
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -90,7 +91,8 @@ def data_files(path: str) -> list[Path]:
         found = [Path(p) for p in glob.glob(str(place), recursive=True)]  # noqa: PTH207  Path.glob takes no absolute pattern
     else:
         raise UserError(f"{path} does not exist, so there is nothing to read; check the path{_beside(place)}")
-    files = sorted((p for p in found if p.is_file() and file_kind(p)[0]), key=Path.as_posix)
+    wanted = KINDS if file_kind(place)[0] == TEXT else KINDS[:-1]
+    files = sorted((p for p in found if p.is_file() and file_kind(p)[0] in wanted), key=Path.as_posix)
     if not files:
         others = sorted({p.suffix or p.name for p in found if p.is_file()})
         seen = f" (it holds {', '.join(others[:8])})" if others else " (it is empty)"
@@ -99,7 +101,11 @@ def data_files(path: str) -> list[Path]:
 
 
 def read_records(
-    files: Sequence[Path], *, columns: Sequence[str] | None = None, unescape: bool = False
+    files: Sequence[Path],
+    *,
+    columns: Sequence[str] | None = None,
+    unescape: bool = False,
+    texts: bool = False,
 ) -> Iterator[RawRecord | BadRecord]:
     """Yield the records of `files`, in order.
 
@@ -107,6 +113,7 @@ def read_records(
         files: Data files, as `data_files` returns them.
         columns: Column names of CSV and TSV files that have no header line.
         unescape: In CSV and TSV fields, a backslash with n or t stands for a line end or a tab.
+        texts: A JSON string is a record too: its field `text`, as a line of a text file is.
 
     Raises:
         UserError: When a file cannot be opened or its compression is broken.
@@ -117,10 +124,12 @@ def read_records(
             yield from _read_parquet(path)
         elif kind in TABLES:
             yield from _read_table(path, TABLES[kind], columns, unescape=unescape)
+        elif kind == TEXT:
+            yield from _read_text(path)
         elif kind in LINES:
-            yield from _read_lines(path)
+            yield from _read_lines(path, texts=texts)
         else:
-            yield from _read_json(path)
+            yield from _read_json(path, texts=texts)
 
 
 @contextmanager
@@ -152,25 +161,35 @@ def _open(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def parse_object(data: bytes) -> dict[str, Any] | str:
-    """Return the JSON object that `data` holds, or the reason why it is none."""
-    if b"\0" in data:
-        return f"NUL byte at byte {data.index(0) + 1} of the record"
+def parse_object(data: bytes, *, texts: bool = False) -> dict[str, Any] | str:
+    """Return the JSON object that `data` holds, or the reason why it is none; `texts` as in `read_records`."""
     try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return f"invalid UTF-8 at byte {error.start + 1} of the record"
-    try:
-        value = json.loads(text)
+        value = json.loads(_decoded(data))
     except json.JSONDecodeError as error:
         return f"not valid JSON: {error.msg} at character {error.pos + 1}"
     except (RecursionError, ValueError) as error:
         return f"not readable as JSON: {error}"
-    return as_object(value)
+    except _NotText as error:
+        return str(error)
+    return as_object(value, texts=texts)
 
 
-def as_object(value: Any) -> dict[str, Any] | str:
-    """Return `value` if it is a usable JSON object, else the reason why not."""
+class _NotText(Exception):  # noqa: N818  a reason, caught in this file
+    """Why some bytes are no text."""
+
+
+def _decoded(data: bytes) -> str:
+    if b"\0" in data:
+        raise _NotText(f"NUL byte at byte {data.index(0) + 1} of the record")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _NotText(f"invalid UTF-8 at byte {error.start + 1} of the record") from None
+
+
+def as_object(value: Any, *, texts: bool = False) -> dict[str, Any] | str:
+    """Return `value` if it is a usable JSON object, else the reason why not; `texts` as in `read_records`."""
+    value = {"text": value} if texts and isinstance(value, str) else value
     if not isinstance(value, dict):
         names = {list: "an array", str: "a string", int: "a number", float: "a number", bool: "a boolean"}
         return f"the record is {names.get(type(value), 'null')}, not an object with fields"
@@ -193,27 +212,39 @@ def _bad(path: Path, line: int | None, reason: str, data: bytes | str) -> BadRec
     return BadRecord(file=str(path), line=line, reason=reason, text=text[:TEXT_CHARS])
 
 
-def _read_lines(path: Path) -> Iterator[RawRecord | BadRecord]:
+def _read_text(path: Path) -> Iterator[RawRecord | BadRecord]:
+    with open_data(path) as stream:
+        for number, raw in enumerate(stream, 1):
+            try:
+                line = _decoded(raw.removeprefix(_BOM) if number == 1 else raw).rstrip("\r\n")
+            except _NotText as error:
+                yield _bad(path, number, str(error), raw)
+                continue
+            if line.strip():
+                yield RawRecord(str(path), number, {"text": line})
+
+
+def _read_lines(path: Path, *, texts: bool) -> Iterator[RawRecord | BadRecord]:
     with open_data(path) as stream:
         for number, raw in enumerate(stream, 1):
             data = (raw.removeprefix(_BOM) if number == 1 else raw).rstrip(b"\r\n")
             if not data.strip():
                 continue
-            value = parse_object(data)
+            value = parse_object(data, texts=texts)
             if isinstance(value, str):
                 yield _bad(path, number, value, data)
             else:
                 yield RawRecord(str(path), number, value)
 
 
-def _read_json(path: Path) -> Iterator[RawRecord | BadRecord]:
+def _read_json(path: Path, *, texts: bool) -> Iterator[RawRecord | BadRecord]:
     """Read a `.json` file: an array of records, one record, or (as is common) JSON lines."""
     with open_data(path) as stream:
         is_array = stream.read(1 << 12).removeprefix(_BOM).lstrip().startswith(b"[")
     if is_array:
         with open_data(path) as stream:
             for line, value in read_array(stream):
-                found = value.reason if isinstance(value, Damaged) else as_object(value)
+                found = value.reason if isinstance(value, Damaged) else as_object(value, texts=texts)
                 if isinstance(found, str):
                     yield _bad(
                         path, line, found, value.text if isinstance(value, Damaged) else json.dumps(value)
@@ -223,14 +254,14 @@ def _read_json(path: Path) -> Iterator[RawRecord | BadRecord]:
         return
     with open_data(path) as stream:
         first = [stream.readline().removeprefix(_BOM), stream.readline()]
-    if first[1] and any(isinstance(parse_object(x), dict) for x in first):
-        yield from _read_lines(path)
+    if first[1] and any(isinstance(parse_object(x, texts=texts), dict) for x in first):
+        yield from _read_lines(path, texts=texts)
         return
     with open_data(path) as stream:
         data = stream.read().removeprefix(_BOM)
     if not data.strip():
         return
-    one = parse_object(data)
+    one = parse_object(data, texts=texts)
     yield _bad(path, 1, one, data) if isinstance(one, str) else RawRecord(str(path), 1, one)
 
 

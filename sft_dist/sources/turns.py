@@ -68,15 +68,32 @@ def read_turns(turns: Any, keys: Sequence[tuple[str, str]]) -> tuple[Message, ..
     return tuple(messages)
 
 
+def as_prompt(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Return the turns up to the last user turn; earlier answers are context, which carries no loss.
+
+    Raises:
+        RecordError: When the first turn after system turns is not a user's, or the last user turn is empty.
+    """
+    _check_first(messages)
+    last = max(i for i, m in enumerate(messages) if m.role == "user")
+    if not messages[last].content.strip():
+        raise RecordError("the prompt is empty")
+    return tuple(replace(m, weight=0.0) if m.role == "assistant" else m for m in messages[: last + 1])
+
+
 def check_conversation(messages: Sequence[Message]) -> None:
     """Raise `RecordError` unless a user speaks first (after system turns) and an assistant answers."""
+    _check_first(messages)
+    if not any(m.role == "assistant" for m in messages):
+        raise RecordError("there is no assistant turn to train on")
+
+
+def _check_first(messages: Sequence[Message]) -> None:
     first = next((m for m in messages if m.role != "system"), None)
     if first is None:
         raise RecordError("there are only system turns")
     if first.role != "user":
         raise RecordError(f"the first turn that is not a system turn is {first.role}, not user")
-    if not any(m.role == "assistant" for m in messages):
-        raise RecordError("there is no assistant turn to train on")
 
 
 def read_tools(value: Any) -> tuple[str, ...]:

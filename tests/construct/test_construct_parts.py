@@ -4,6 +4,7 @@ import pytest
 
 from sft_dist.construct.heuristics import answer_fault, evolved_fault, instruction_fault, keep_instances
 from sft_dist.construct.journal import Journal
+from sft_dist.construct.pool import NoveltyPool
 from sft_dist.construct.seeds import bits, group_seeds, joint_origin, shots, training_only
 from sft_dist.construct.templates import (
     OPERATIONS,
@@ -48,6 +49,18 @@ def test_instructions(text, reason):
     assert (fault and fault.reason) == reason
 
 
+def test_instructions_of_any_language():
+    """InstructWild has a Chinese half: no spaces between words."""
+    assert instruction_fault("什么东西,每个房间都有两个?").reason == "begins_non_ascii"
+    assert instruction_fault("什么东西,每个房间都有两个?", english=False) is None
+    assert instruction_fault("你好吗?", english=False) is None  # three words and a question mark
+    assert instruction_fault("你好", english=False).reason == "length"
+    pool = NoveltyPool(0.7)
+    pool.add("写一个关于Twitter的完整场景")
+    assert pool.similar("写一个关于Twitter的场景") is not None
+    assert pool.similar("什么东西在Twitter每个房间都有") is None
+
+
 @pytest.mark.parametrize(
     ("instances", "kept"),
     [
@@ -90,6 +103,7 @@ def test_the_list_of_tasks():
     assert tasks_prompt(["Add two numbers", "Name a river"], chat=False).endswith(
         "1. Add two numbers\n2. Name a river\n3."
     )
+    assert "1. Sort these\n" in tasks_prompt(["Sort these:"], chat=False)
     assert "numbers 3 to 15" in tasks_prompt(["Add two numbers", "Name a river"], chat=True)
     # a plain model goes on behind "9."; a chat model begins with the number, may add a sentence, bold or brackets
     assert split_list(" sort the\n words\n10. name it 2.5 times\n11 . Use JSON") == [
@@ -126,6 +140,11 @@ def test_instances_of_open_tasks():
     answer = "Example 1\nInput: abc\nOutput: cba\n\nExample 2\nInput: see Example 7\nOutput: two\nlines"
     assert parse_input_first(answer) == [("abc", "cba"), ("see Example 7", "two\nlines")]
     assert parse_input_first("Output: just this") == [("", "just this")]
+    more = "Input: 1\nOutput: one\nInput: 2\nOutput: two"
+    assert parse_input_first(f"Example 1\n{more}\nExample 2\nOutput: 3\nOutput: 4") == [
+        ("1", "one"),
+        ("", "3"),
+    ]
     assert parse_input_first("Example 1\nabc\nOutput:\ncba\nExample 2\nno end") == [("abc", "cba")]
     assert parse_input_first("nothing of the kind") == []
 
@@ -140,7 +159,7 @@ def test_instances_of_classifications():
 
 def test_evolution():
     prompts = [evolve_prompt(o, "Name {three} rivers.") for o in OPERATIONS]
-    assert len(set(prompts)) == 5
+    assert len(set(prompts)) == 6
     assert all(p.endswith("Instruction:\nName {three} rivers.\n\nResult:\n") for p in prompts)
     assert [says_equal(t) for t in ("Equal", "equal.", "Not equal", "Different", "Equally good")] == [
         True,

@@ -228,7 +228,7 @@ def test_an_exemplar_is_never_an_example_nor_its_own(tmp_path):
     source = reader(tmp_path, rows, {"zero_shot": 1.0, "few_shot": 1.0, "cot_few_shot": 1.0}, exemplar_pool=8)
     examples = list(source)
     assert len(examples) == 512 - 8 + 2
-    assert source.reserved == {"legs": 16}
+    assert source.skipped == {"exemplar": {"legs": 16}}
     pool = {r["question"] for r in MANY[:8]}
     shown = Counter()
     for e in examples:
@@ -410,8 +410,8 @@ def flan_source(shared_data):
 def test_real_records(shared_data):
     source = open_source("flan", FlanSource(**flan_source(shared_data)))
     examples = list(source)
-    assert len(examples) == 5873 - source.reserved.total()
-    assert source.reserved == {"aqua_train": 32, "qasc_train": 32, "strategyqa_train": 32}
+    assert len(examples) == 5873 - 3 * 32
+    assert source.skipped == {"exemplar": {"aqua_train": 32, "qasc_train": 32, "strategyqa_train": 32}}
     tasks = Counter(e.task for e in examples)
     assert len(tasks) == 12
     assert not [e for e in examples if "{" in e.output and "{answer}" in e.output]

@@ -91,8 +91,9 @@ def test_examples_are_the_oracle_s_renderings_and_skips_are_counted(shared_data,
     lines = read_jsonl(shared_data / "p3-oracle" / f"{name}.jsonl")
     kept = [o for o in lines if len(o["parts"]) == 2 and all(o["parts"])]
     assert Counter(shown(source)) == Counter((f"{dataset}/{o['template']}", *o["parts"]) for o in kept)
-    assert source.skipped == Counter(f"{dataset}/{o['template']}" for o in lines if o not in kept)
-    assert source.skipped.total() == count - len(kept) == (120 if name == "super_glue_copa" else 0)
+    skips = Counter(f"{dataset}/{o['template']}" for o in lines if o not in kept)
+    assert source.skipped == ({"template_skips": skips} if skips else {})
+    assert skips.total() == count - len(kept) == (120 if name == "super_glue_copa" else 0)
 
 
 def test_every_template_file_parses_and_compiles(shared_data):
@@ -205,7 +206,7 @@ def test_separators_inside_fields_never_split(tmp_path):
 def test_anything_but_prompt_and_answer_skips_the_record(tmp_path, jinja):
     source = reader(tmp_path, [{"a": "x"}] * 3, {"t": jinja})
     assert list(source) == list(source) == []
-    assert source.skipped == {"toy/small/t": 3}
+    assert source.skipped == {"template_skips": {"toy/small/t": 3}}
 
 
 def test_fields_are_whole_unless_truncation_is_asked_for(tmp_path):
@@ -311,7 +312,7 @@ def test_a_drawn_template_that_skips_gives_way_to_the_next(tmp_path):
         tmp_path, [{"a": "x", "n": i} for i in range(20)] + [{"a": "y"}], templates, per_record="one"
     )
     assert [e.task for e in source] == ["toy/small/x only"] * 20
-    assert source.skipped.total() == 1
+    assert source.skipped["template_skips"].total() == 1
 
 
 def test_the_templates_of_a_folder_are_chosen_by_dataset(shared_data, tmp_path):

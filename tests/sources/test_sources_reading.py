@@ -229,14 +229,37 @@ def test_data_files_that_are_not_there(tmp_path):
         data_files(str(tmp_path / "nope.jsonl"))
     with pytest.raises(UserError, match=r"none/x\.jsonl does not exist.*none does not exist either"):
         data_files(str(tmp_path / "none" / "x.jsonl"))
-    with pytest.raises(UserError, match=r"notes\.txt is not a kind of file that we read"):
-        data_files(str(tmp_path / "notes.txt"))
+    (tmp_path / "empty" / "notes.md").write_text("x")
+    with pytest.raises(UserError, match=r"notes\.md is not a kind of file that we read"):
+        data_files(str(tmp_path / "empty" / "notes.md"))
+    (tmp_path / "empty" / "notes.md").unlink()
     with pytest.raises(UserError, match=r"holds no data file \(it is empty\)"):
         data_files(str(tmp_path / "empty"))
     with pytest.raises(UserError, match=r"holds no data file .it holds \.txt."):
         data_files(str(tmp_path))
     with pytest.raises(UserError, match="holds no data file"):
         data_files(str(tmp_path / "*.jsonl"))
+
+
+def test_lines_of_text_are_records_where_the_file_is_named(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"Name a river.\r\n\n  Name a \xc3\xbc.\nbroken \xff\n")
+    (tmp_path / "b.json").write_text('["Say hello.", {"text": "Say more."}, 5]')
+    (tmp_path / "c.jsonl").write_text('"Say hello."\n')
+    assert data_files(str(tmp_path)) == [tmp_path / "b.json", tmp_path / "c.jsonl"]
+    assert data_files(str(tmp_path / "*")) == [tmp_path / "b.json", tmp_path / "c.jsonl"]
+    assert data_files(str(tmp_path / "*.txt")) == data_files(str(tmp_path / "a.txt")) == [tmp_path / "a.txt"]
+    one, two, bad = read_records([tmp_path / "a.txt"])
+    assert (one.line, one.fields, two.line, two.fields) == (
+        1, {"text": "Name a river."}, 3, {"text": "  Name a ü."},
+    )  # fmt: skip
+    assert (bad.line, bad.reason) == (4, "invalid UTF-8 at byte 8 of the record")
+    texts = list(read_records([tmp_path / "b.json", tmp_path / "c.jsonl"], texts=True))
+    assert [getattr(r, "fields", r)["text"] for r in (texts[0], texts[1], texts[3])] == [
+        "Say hello.", "Say more.", "Say hello.",
+    ]  # fmt: skip
+    assert texts[2].reason == "the record is a number, not an object with fields"
+    plain = list(read_records([tmp_path / "c.jsonl"]))
+    assert plain[0].reason == "the record is a string, not an object with fields"
 
 
 def test_file_kind(tmp_path):

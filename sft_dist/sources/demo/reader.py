@@ -37,6 +37,7 @@ class DemoReader:
 
     def __init__(self, name: str, *, examples_per_task: int, seed: int) -> None:
         self.name = name
+        self.skipped: dict[str, dict[str, int]] = {}
         self.examples_per_task = examples_per_task
         self.seed = seed
 
