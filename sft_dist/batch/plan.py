@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -167,6 +168,19 @@ class EpochPlan:
             imbalance=imbalance(costs, dealing),
             fill=float(tokens.sum()) / (g.rows_per_step * g.seq_len),
         )
+
+    def heaviest(self, n: int) -> list[int]:
+        """Return the `n` steps with the most expensive rows, the most expensive first: where memory is short, if anywhere."""
+        g = self._geometry
+        slices = self._corpus.slices(self.docs, g.seq_len, keep_end=g.keep_end)
+
+        def by_row(values: NDArray[Any]) -> NDArray[np.float64]:
+            return np.diff(np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])[self.row_first])
+
+        lengths = slices.lengths.astype(np.float64)
+        costs = self._cost.row_cost(by_row(lengths), by_row(lengths**2), by_row(slices.target_tokens))
+        worst = np.maximum.reduceat(costs, np.arange(0, len(costs), g.rows_per_step))
+        return np.argsort(-worst, kind="stable")[:n].tolist()
 
     def task_table(self) -> list[TaskCounts]:
         """Return a line for each task, before and after mixing."""

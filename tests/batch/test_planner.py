@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -292,3 +293,36 @@ def test_nothing_here_imports_torch():
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "False\n"
     )
+
+
+def test_a_length_curriculum_orders_the_rows_of_the_first_steps_only(random_corpus):
+    corpus = random_corpus(400)
+    plain, short = planner(corpus).epoch(0), planner(corpus, short_first_steps=4).epoch(0)
+    rows = [[plan.rows(step) for step in range(plan.n_steps)] for plan in (plain, short)]
+    assert [as_set(r) for r in rows[1][4:]] == [as_set(r) for r in rows[0][4:]]
+    assert as_set(chain(*rows[1][:4])) == as_set(chain(*rows[0][:4]))
+    lengths = [
+        np.mean([np.square(row.lengths, dtype=float).sum() / row.tokens for row in batch])
+        for batch in rows[1][:4]
+    ]
+    assert lengths == sorted(lengths)
+    assert short.hash != plain.hash
+    assert planner(corpus, short_first_steps=4).epoch(0).hash == short.hash
+    second = planner(corpus, short_first_steps=4).epoch(1)
+    assert second.hash == planner(corpus).epoch(1).hash
+
+
+def test_the_heaviest_steps_are_those_with_the_most_expensive_rows(random_corpus):
+    plan = planner(random_corpus(400)).epoch(0)
+    worst = [
+        max(
+            COST.row_cost(row.tokens, float((row.lengths.astype(float) ** 2).sum()), 0.0)
+            for row in plan.rows(i)
+        )
+        for i in range(plan.n_steps)
+    ]
+    # the head's share is left out here, so the order is compared by cost, not step by step
+    found = plan.heaviest(3)
+    assert len(set(found)) == 3
+    assert min(worst[i] for i in found) >= 0.99 * sorted(worst)[-3]
+    assert sorted(plan.heaviest(plan.n_steps)) == list(range(plan.n_steps))
