@@ -40,6 +40,13 @@ class DataConfig(Section):
     """Sources in, one token store a source out."""
 
     dir: str = Field(default="data", description="Folder of the token stores, evaluation sets and rejects.")
+    remote: str | None = Field(
+        default=None,
+        description="URL (fsspec: s3://, gs://, file://) that finished token stores are copied to; launch.stage_dir then stages from there.",
+    )
+    root: str | None = Field(
+        default=None, description="Folder of raw collections, for paths that are written as ${data.root}/...."
+    )
     sources: dict[str, SourceConfig] = Field(default_factory=dict, description="Sources by name.")
     holdout: HoldoutConfig = HoldoutConfig()
     filters: FiltersConfig = FiltersConfig()
@@ -118,6 +125,9 @@ class PackConfig(Section):
         description="Global batches whose rows are ordered by cost together; 1: inside each batch only.",
     )
     packing: bool = Field(default=True, description="false: one document a row.")
+    short_first_steps: NonNegativeInt = Field(
+        default=0, description="Length curriculum: the rows of the first steps come by length of their documents."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> PackConfig:

@@ -140,6 +140,10 @@ class FiltersConfig(Section):
     placeholder: bool = Field(
         default=False, description="Drop answers that are a placeholder, a bare link or markup left over."
     )
+    format: bool = Field(
+        default=False,
+        description="Drop answers that go on with another turn ('### Instruction:'), and broken JSON where JSON was asked for.",
+    )
     refusal: bool = Field(default=False, description="Drop answers that refuse.")
     truncated_answer: TruncatedAnswerRule | None = None
     script: ScriptRule | None = None

@@ -8,13 +8,16 @@ import warnings
 from pydantic import Field, NonNegativeInt, model_validator
 
 from sft_dist.config.base import Section
-from sft_dist.config.cluster import LaunchConfig
+from sft_dist.config.cluster import LaunchConfig, SubmitConfig
 from sft_dist.config.construct import ConstructConfig
 from sft_dist.config.data import DataConfig, MixConfig, PackConfig, RenderConfig
+from sft_dist.config.sweep import SweepConfig
 from sft_dist.config.train import (
     CheckpointConfig,
     DeepSpeedConfig,
     EvalConfig,
+    LoraConfig,
+    LossConfig,
     ModelConfig,
     OptimConfig,
     TrainConfig,
@@ -39,6 +42,10 @@ class RunConfig(Section):
     mix: MixConfig = MixConfig()
     pack: PackConfig = PackConfig()
     model: ModelConfig = ModelConfig()
+    lora: LoraConfig | None = Field(
+        default=None, description="Train low-rank adapters on a frozen base; null: the weights themselves."
+    )
+    loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
@@ -46,6 +53,12 @@ class RunConfig(Section):
     eval: EvalConfig = EvalConfig()
     wandb: WandbConfig = WandbConfig()
     launch: LaunchConfig = LaunchConfig()
+    cluster: str | None = Field(
+        default=None,
+        description="Site profile that `sft-dist submit` takes account, partition and so on from.",
+    )
+    submit: SubmitConfig = SubmitConfig()
+    sweep: SweepConfig = SweepConfig()
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
@@ -59,6 +72,36 @@ class RunConfig(Section):
                 f"train.tokens_per_step={self.train.tokens_per_step} is not a multiple of pack.seq_len={self.pack.seq_len}, "
                 f"so a global batch would not be whole rows; use {rows * self.pack.seq_len}"
             )
+        if self.optim.name == "muon" and self.deepspeed.stage:
+            raise ValueError(
+                f"optim.name=muon with deepspeed.stage={self.deepspeed.stage}: muon needs whole matrices and ZeRO cuts them; "
+                "DeepSpeed's own gathers them, but puts its update in the gradient's place before the norm is taken, so that "
+                "optim.clip and the logged norm would be wrong. Use deepspeed.stage=0 with model.dtype=float32, or optim.name=adamw"
+            )
+        if self.train.export_ema and self.optim.ema_decay is None:
+            raise ValueError(
+                "train.export_ema asks for averaged weights, but none are kept; set optim.ema_decay (0.999, say)"
+            )
+        if self.optim.ema_decay is not None and self.deepspeed.offload_optimizer == "nvme":
+            raise ValueError(
+                "optim.ema_decay keeps its average in host memory, which deepspeed.offload_optimizer=nvme is there to save; "
+                "set one of them to its default"
+            )
+        if self.model.gradient_checkpointing == "selective" and self.deepspeed.stage == 3:
+            raise ValueError(
+                "model.gradient_checkpointing=selective with deepspeed.stage=3: it matches the operations of forward and backward "
+                "one by one, and ZeRO-3 gathers and frees weights between them; use 2 (every second layer), or deepspeed.stage=2"
+            )
+        if self.model.compile and self.deepspeed.stage == 3:
+            raise ValueError(
+                "model.compile with deepspeed.stage=3: ZeRO-3 gathers the weights of every module in Python, which cuts each "
+                "layer into fragments that are not worth compiling; use deepspeed.stage=2, or model.compile=false"
+            )
+        if self.loss.neftune_alpha is not None and self.train.sequence_parallel > 1:
+            raise ValueError(
+                "loss.neftune_alpha scales its noise by the length of a document, but with train.sequence_parallel a rank "
+                "holds slices of documents; set one of them to its default"
+            )
         if self.deepspeed.stage == 0 and self.model.dtype == "bfloat16":
             raise ValueError(
                 "deepspeed.stage=0 with model.dtype=bfloat16 would have no fp32 master weights, so small updates would be lost; "
@@ -69,6 +112,26 @@ class RunConfig(Section):
             raise ValueError(
                 f"pack.seq_len={self.pack.seq_len} is more than model.shape.max_position_embeddings={limit}, "
                 "so late positions were never defined; lower the first or raise the second"
+            )
+        if self.lora is not None and (self.model.trainable or self.model.freeze):
+            raise ValueError(
+                "lora is set, which freezes the whole base, and so are model.trainable or model.freeze, so it is unclear what "
+                "is trained; choose with lora.target_modules and lora.modules_to_save, or set lora to null"
+            )
+        if self.lora is not None and self.model.shape is not None:
+            raise ValueError(
+                "lora is set with model.shape, so adapters would sit on a random base that never learns; "
+                "set model.path to a trained model, or lora to null"
+            )
+        if self.lora is not None and self.lora.quantize_base and self.deepspeed.stage == 3:
+            raise ValueError(
+                "lora.quantize_base is set with deepspeed.stage=3, which cannot partition 4-bit weights; "
+                "use deepspeed.stage=2 (the quantised base is whole on each device), or lora.quantize_base=null"
+            )
+        if self.checkpoint.keep_best and self.train.eval_every is None:
+            raise ValueError(
+                f"checkpoint.keep_best={self.checkpoint.keep_best}, but train.eval_every is null, so the held-out loss is measured "
+                "at the end only and no earlier checkpoint can be the best; set train.eval_every, or checkpoint.keep_best=0"
             )
         if self.model.path is None and self.model.shape is None:
             raise ValueError(

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from sft_dist.config.base import Section
 
@@ -35,6 +43,15 @@ class ShapeConfig(Section):
         return self
 
 
+class RopeScalingConfig(Section):
+    """Longer contexts than the model was made for: its rotary frequencies are rescaled, in training and export."""
+
+    type: Literal["yarn", "linear"] = Field(
+        default="yarn", description="yarn (arXiv 2309.00071) or linear (position interpolation)."
+    )
+    factor: float = Field(gt=1, description="New limit over the model's own max_position_embeddings.")
+
+
 class ModelConfig(Section):
     """The model that training starts from."""
 
@@ -51,10 +68,36 @@ class ModelConfig(Section):
         default="auto",
         description="Packed attention backend; auto takes the fastest that is present and right.",
     )
-    gradient_checkpointing: bool = Field(
-        default=True, description="Recompute activations in the backward pass."
+    gradient_checkpointing: bool | PositiveInt | Literal["selective"] = Field(
+        default=True,
+        description="Recompute activations in the backward pass: of every layer, of every k-th, of none (false), or all but attention and every second matrix product (selective, ZeRO stage 0 to 2).",
+    )
+    offload_activations: bool = Field(
+        default=False, description="Keep the inputs of recomputed layers in host memory (GPU only)."
+    )
+    mlp_tiles: PositiveInt = Field(
+        default=1,
+        description="Run feed-forward layers on this many slices of the tokens, one after the other: less memory, some recomputation.",
+    )
+    compile: bool = Field(
+        default=False,
+        description="torch.compile of each layer (ZeRO stage 0 to 2): faster, after minutes of compiling.",
     )
     trust_remote_code: bool = Field(default=False, description="Run model code from the hub.")
+    trainable: tuple[str, ...] = Field(
+        default=(),
+        description="Train these parts only: embeddings, head, layers[a:b], or globs over parameter names; none: all.",
+    )
+    freeze: tuple[str, ...] = Field(
+        default=(), description="Parts that stay as they are, named as in trainable; taken after it."
+    )
+    vocab_multiple: PositiveInt | None = Field(
+        default=None,
+        description="Add embedding rows up to a multiple of this that holds every token of the tokenizer; null: no rows are added.",
+    )
+    rope_scaling: RopeScalingConfig | None = Field(
+        default=None, description="Train beyond the model's own context; null: its own positions."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
@@ -62,12 +105,73 @@ class ModelConfig(Section):
             raise ValueError(
                 "model.path and model.shape are both set, so it is unclear what training starts from; set one to null"
             )
+        if self.offload_activations and not self.gradient_checkpointing:
+            raise ValueError(
+                "model.offload_activations moves the inputs of recomputed layers, but model.gradient_checkpointing=false "
+                "recomputes none; set gradient_checkpointing to true"
+            )
         return self
 
 
-class OptimConfig(Section):
-    """AdamW and its schedule."""
+class LoraConfig(Section):
+    """Low-rank adapters (arXiv 2106.09685) on a frozen base; by peft."""
 
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = Field(default=32.0, description="The update is scaled by alpha / rank.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Of the input of an adapter.")
+    target_modules: tuple[str, ...] = Field(
+        default=(), description="Names of Linear modules, such as q_proj; none: every Linear of the decoder."
+    )
+    modules_to_save: tuple[str, ...] = Field(
+        default=(), description="Names of modules that are trained whole, such as embed_tokens or lm_head."
+    )
+    dora: bool = Field(
+        default=False,
+        description="Magnitude and direction apart (DoRA, arXiv 2402.09353): slower, often better.",
+    )
+    rslora: bool = Field(default=False, description="Scale by alpha / sqrt(rank) (arXiv 2312.03732).")
+    quantize_base: Literal["nf4"] | None = Field(
+        default=None,
+        description="Hold the frozen base in 4 bits (QLoRA): CUDA, bitsandbytes, ZeRO stage 0 to 2.",
+    )
+    export: Literal["merged", "adapter"] = Field(
+        default="merged", description="merged: a whole model; adapter: a peft folder to put on the base."
+    )
+
+
+class LossConfig(Section):
+    """What is added to cross-entropy on the targets. Logged and held-out losses stay plain cross-entropy."""
+
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of a target's mass that is spread over the vocabulary."
+    )
+    z_loss: NonNegativeFloat = Field(
+        default=0.0, description="Coefficient of the squared log-sum-exp of the logits (1e-4 is usual)."
+    )
+    dft: bool = Field(
+        default=False, description="Weight each target by its own probability (dynamic fine-tuning)."
+    )
+    neftune_alpha: PositiveFloat | None = Field(
+        default=None, description="Noise on the input embeddings (NEFTune; 5 to 15 are usual); null: none."
+    )
+
+
+# Optimizers that are asked for elsewhere, and why they are not here.
+ABSENT_OPTIMIZERS = {
+    "adamw_8bit": "its states have one scale for 256 elements of a rank's partition, and a checkpoint that any number of "
+    "ranks can read cannot be cut there; use optim.name=adamw with deepspeed.offload_optimizer=cpu to save the same memory",
+    "schedule_free": "it evaluates and exports other weights than it trains, and ZeRO keeps the two apart in no public way; "
+    "use optim.schedule=wsd or constant, with optim.ema_decay for averaged weights",
+}
+
+
+class OptimConfig(Section):
+    """The optimizer and its schedule."""
+
+    name: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="adamw, or muon (ZeRO stage 0) for the matrices of the layers with adamw for the rest.",
+    )
     lr: PositiveFloat = Field(default=1e-5, description="Peak learning rate.")
     betas: tuple[float, float] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
@@ -78,6 +182,10 @@ class OptimConfig(Section):
     warmup: NonNegativeFloat = Field(
         default=0.03, description="Steps of linear warm-up; below 1: share of all steps."
     )
+    warmup_tokens: PositiveInt | None = Field(
+        default=None,
+        description="Warm-up in tokens of capacity (train.tokens_per_step a step), in place of warmup.",
+    )
     decay: PositiveFloat = Field(
         default=0.2, description="wsd only: steps of decay at the end; below 1: share of all steps."
     )
@@ -87,6 +195,23 @@ class OptimConfig(Section):
     clip: PositiveFloat | None = Field(
         default=1.0, description="Largest global gradient norm; null: no clipping."
     )
+    layer_lr_decay: float = Field(
+        default=1.0, gt=0, le=1, description="Learning rate of a layer over that of the layer above it."
+    )
+    ema_decay: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Keep a moving average of the weights, of this decay a step; null: none.",
+    )
+    ema_every: PositiveInt = Field(default=10, description="Steps between updates of the average.")
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _present(cls, name: Any) -> Any:
+        if name in ABSENT_OPTIMIZERS:
+            raise ValueError(f"optim.name={name} is not supported: {ABSENT_OPTIMIZERS[name]}")
+        return name
 
 
 class TrainConfig(Section):
@@ -100,6 +225,10 @@ class TrainConfig(Section):
     micro_rows: PositiveInt = Field(
         default=1, description="Rows that one rank runs side by side in a micro-step."
     )
+    sequence_parallel: PositiveInt = Field(
+        default=1,
+        description="Neighbouring ranks that share rows: each holds a slice of the tokens, for rows too long for one.",
+    )
     log_every: PositiveInt = 1
     eval_every: PositiveInt | None = Field(
         default=None, description="Steps between held-out loss evaluations; null: at the end only."
@@ -107,13 +236,44 @@ class TrainConfig(Section):
     eval_tokens: PositiveInt = Field(
         default=262144, description="Tokens of held-out examples scored each time, at most."
     )
+    on_nonfinite: Literal["skip", "stop"] = Field(
+        default="skip",
+        description="A loss or gradient that is not finite: skip the update, or stop before it; events.jsonl names the examples.",
+    )
+    on_spike: Literal["off", "skip", "stop"] = Field(
+        default="off", description="A loss far above the running median of 64 steps: apply, skip or stop."
+    )
+    spike_deviations: PositiveFloat = Field(
+        default=10.0, description="How far above: robust standard deviations (median absolute deviation)."
+    )
     max_skipped_steps: PositiveInt = Field(
-        default=10, description="Stop after this many non-finite steps in a row."
+        default=10, description="Stop after this many skipped steps in a row."
+    )
+    smoke: bool = Field(
+        default=False,
+        description="Set by `train --smoke`: only two steps, on the most expensive global batches of the first epoch.",
     )
     export: bool = Field(default=True, description="Write a Hugging Face folder when training ends.")
+    export_ema: bool = Field(
+        default=False, description="Export the averaged weights (optim.ema_decay) instead of the last."
+    )
+    profile: tuple[PositiveInt, PositiveInt] | None = Field(
+        default=None,
+        description="First and last optimizer step of a trace in profile/ of the run folder; null: none.",
+    )
     threads_per_rank: PositiveInt | None = Field(
         default=None, description="CPU threads a rank; null: cores over ranks."
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.profile is not None and self.profile[0] > self.profile[1]:
+            first, last = self.profile
+            raise ValueError(
+                f"train.profile=[{first},{last}] ends before it begins, so there is nothing to record; "
+                f"use [{last},{first}]"
+            )
+        return self
 
 
 class DeepSpeedConfig(Section):
@@ -137,10 +297,60 @@ class DeepSpeedConfig(Section):
     communication_dtype: Literal["fp32", "bf16"] | None = Field(
         default=None, description="Of gradient reduction; null: the model's dtype."
     )
+    offload_optimizer: Literal["none", "cpu", "nvme"] = Field(
+        default="none",
+        description="Where master weights and optimizer states live, and where the update runs: on the host.",
+    )
+    offload_params: Literal["none", "cpu"] = Field(
+        default="none", description="Where a rank's partition of the weights waits (stage 3)."
+    )
+    nvme_path: str | None = Field(
+        default=None, description="Folder on a local disk, for offload_optimizer=nvme."
+    )
+    hpz_partition_size: PositiveInt = Field(
+        default=1,
+        description="Ranks (those of a node) that keep a second copy of the weights among them, so that backward gathers stay inside (ZeRO++, stage 3).",
+    )
+    quantized_weights: bool = Field(
+        default=False,
+        description="Gather weights in 8 bits (ZeRO++, stage 3, GPU only); rounds the forward pass.",
+    )
+    quantized_gradients: bool = Field(
+        default=False,
+        description="Reduce gradients in 4 bits (ZeRO++, stage 3, GPU only); rounds the gradient.",
+    )
     timeout_minutes: PositiveInt = Field(default=30, description="Of a collective, before the run is ended.")
     extra: dict[str, Any] = Field(
         default_factory=dict, description="Further DeepSpeed keys, merged last; derived keys are refused."
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> DeepSpeedConfig:
+        only_3 = {
+            "offload_params": self.offload_params != "none",
+            "offload_optimizer=nvme": self.offload_optimizer == "nvme",
+            "hpz_partition_size": self.hpz_partition_size > 1,
+            "quantized_weights": self.quantized_weights,
+            "quantized_gradients": self.quantized_gradients,
+        }
+        if self.stage != 3 and (wrong := [k for k, on in only_3.items() if on]):
+            raise ValueError(
+                f"deepspeed.{wrong[0]} needs partitioned weights, which deepspeed.stage={self.stage} does not have; use stage 3"
+            )
+        if self.stage == 0 and self.offload_optimizer != "none":
+            raise ValueError(
+                "deepspeed.offload_optimizer moves partitioned states, which deepspeed.stage=0 does not have; use stage 1 to 3"
+            )
+        if self.offload_optimizer == "nvme" and self.nvme_path is None:
+            raise ValueError(
+                "deepspeed.offload_optimizer=nvme has no folder to write to; set deepspeed.nvme_path to one on a local disk"
+            )
+        if self.offload_params != "none" and self.offload_optimizer == "none":
+            raise ValueError(
+                "deepspeed.offload_params without deepspeed.offload_optimizer would leave the larger part, master weights and "
+                "states, on the device; set offload_optimizer too"
+            )
+        return self
 
 
 class CheckpointConfig(Section):
@@ -156,7 +366,19 @@ class CheckpointConfig(Section):
     save_every_minutes: PositiveFloat | None = Field(
         default=30.0, description="Minutes between checkpoints; null: not by time."
     )
-    keep_last: PositiveInt = Field(default=2, description="Whole checkpoints that stay on disk.")
+    keep_last: PositiveInt = Field(default=2, description="Newest whole checkpoints that stay on disk.")
+    keep_best: NonNegativeInt = Field(
+        default=0,
+        description="Besides them, checkpoints of the lowest held-out loss; an evaluation among them saves.",
+    )
+    optimizer_keep_last: PositiveInt | None = Field(
+        default=None,
+        description="Only so many of the newest keep the optimizer's state; older ones can be exported, not resumed. null: all.",
+    )
+    remote: str | None = Field(
+        default=None,
+        description="URL (fsspec: s3://, gs://, file://) that checkpoints are copied to, and fetched from when the run folder lacks them.",
+    )
 
 
 class EvalConfig(Section):
@@ -175,7 +397,7 @@ class WandbConfig(Section):
     """Weights & Biases, on rank 0 only."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = Field(
-        default="auto", description="auto: online with an API key, else disabled."
+        default="auto", description="auto: what WANDB_MODE says, else online with an API key, else disabled."
     )
     project: str = "sft_dist"
     entity: str | None = None

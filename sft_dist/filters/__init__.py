@@ -19,6 +19,7 @@ from sft_dist.filters.rules import (
     AnswerRepeatsPrompt,
     BrokenText,
     ControlCharacters,
+    Format,
     Length,
     Placeholder,
     Refusal,
@@ -29,7 +30,7 @@ from sft_dist.filters.rules import (
 
 __all__ = ["FILTERS", "Filter", "Seen", "build_filters", "duplicate_key", "filters_fingerprint"]
 
-RULES_VERSION = 1  # raised when a rule decides otherwise under the same options
+RULES_VERSION = 2  # raised when a rule decides otherwise under the same options
 
 
 class Filter(Protocol):
@@ -47,6 +48,7 @@ FILTERS: dict[str, Callable[..., Filter]] = {
     "broken_text": BrokenText,
     "control_characters": ControlCharacters,
     "placeholder": Placeholder,
+    "format": Format,
     "script": Script,
     "truncated_answer": TruncatedAnswer,
     "refusal": Refusal,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
 import numpy as np
 import xxhash
@@ -17,21 +18,19 @@ def duplicate_key(example: Example) -> int:
 
     Case counts (an answer may hang on it); loss weights, task, source and further references do not.
     """
-    digest = xxhash.xxh3_128()
-    for message in example.messages:
-        parts = (message.role, message.content, message.reasoning_content, message.tool_call_id, message.name)
-        calls = (part for call in message.tool_calls for part in (call.name, call.arguments))
-        for part in (*parts, *calls):
-            digest.update(_normal(part or "") + b"\x1f")
-        digest.update(b"\x1e")
-    for tool in example.tools:
-        digest.update(_normal(tool) + b"\x1f")
-    return digest.intdigest()
-
-
-def _normal(text: str) -> bytes:
+    turns = []
+    for m in example.messages:
+        fields = [m.role, m.content, m.reasoning_content or "", m.tool_call_id or "", m.name or ""]
+        fields += [part for call in m.tool_calls for part in (call.name, call.arguments)]
+        turns.append(_joined(fields))
+    text = "\x1e".join([*turns, "", _joined(example.tools)])
     text = text if text.isascii() else unicodedata.normalize("NFC", text)
-    return " ".join(text.split()).encode("utf-8", "surrogatepass")
+    return xxhash.xxh3_128_intdigest(text.encode("utf-8", "surrogatepass"))
+
+
+def _joined(fields: Sequence[str]) -> str:
+    """Return the fields in one text; `split` takes the separators out of them, for they count as white space."""
+    return "\x1f".join([" ".join(f.split()) for f in fields])
 
 
 class Seen:

@@ -85,7 +85,7 @@ class LeakIndex:
         coded = [[codes(part) for part in parts] for parts in texts]
         template = _template(coded, tasks, ngram)
         for sample in training:
-            template |= _common(sample, coded, ngram)
+            template |= _common(sample, ngram)
         self._template = np.array(sorted(template), np.uint64)
         self._parts: list[_Part] = []
         self._of_item: list[list[int]] = [[] for _ in range(self.items)]
@@ -215,16 +215,11 @@ def _template(coded: list[list[NDArray[np.uint64]]], tasks: list[str], n: int) -
     return out
 
 
-def _common(sample: Iterable[Example], coded: list[list[NDArray[np.uint64]]], n: int) -> set[int]:
-    """Return the n-grams of evaluation examples that more than `TEMPLATE_INPUTS` distinct inputs of a sample hold."""
-    known = np.unique(
-        np.concatenate([ngrams(part, n) for parts in coded for part in parts] or [np.empty(0, np.uint64)])
-    )
+def _common(sample: Iterable[Example], n: int) -> set[int]:
+    """Return the n-grams that more than `TEMPLATE_INPUTS` distinct inputs of a sample hold."""
     inputs = {found.tobytes(): found for e in sample if len(found := codes(words(question(e)))) >= n}
-    counts = np.zeros(len(known), np.int64)
-    for found in inputs.values():
-        grams = np.unique(ngrams(found, n))
-        counts[np.searchsorted(known, grams[_member(grams, known)])] += 1
+    grams = [np.unique(ngrams(found, n)) for found in inputs.values()]
+    known, counts = np.unique(np.concatenate(grams or [np.empty(0, np.uint64)]), return_counts=True)
     return set(known[counts > TEMPLATE_INPUTS].tolist())
 
 

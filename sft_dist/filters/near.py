@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +84,7 @@ class Sketcher:
 
 
 class NearDuplicates:
-    """The examples that were kept so far, in order. Memory: 12 bytes a band and 8 bytes an example."""
+    """The examples that were kept so far, in order. Memory: 12 bytes (up to 16) a band, and 8 bytes an example."""
 
     def __init__(self, *, threshold: float, bands: int) -> None:
         self.threshold = threshold
@@ -121,14 +121,14 @@ class NearDuplicates:
     def _insert(self, sketch: Sketch) -> None:
         first, entries = self._size * self._bands, (self._size + 1) * self._bands
         if entries > len(self._next):
-            self._next = np.resize(self._next, 2 * len(self._next) + self._bands)
-            self._keys = np.resize(self._keys, len(self._next))
+            self._next = _grown(self._next, entries)
+            self._keys = _grown(self._keys, entries)
         if entries > len(self._heads):
             self._heads = np.full(2 * len(self._heads), -1, np.int32)
             _rehash(self._heads, self._next, self._keys, first)
         _insert(sketch.bands, first, self._heads, self._next, self._keys)
         if self._size + 1 >= len(self._offsets):
-            self._offsets = np.resize(self._offsets, 2 * len(self._offsets))
+            self._offsets = _grown(self._offsets, self._size + 2)
         lengths = np.array([len(sketch.parts), *map(len, sketch.parts)], np.uint64)
         self._written += self._file.write(np.concatenate([lengths, *sketch.parts]).tobytes())
         self._size += 1
@@ -157,6 +157,16 @@ def jaccard(a: Codes, b: Codes) -> float:
     both = len(np.intersect1d(a, b, assume_unique=True))
     either = len(a) + len(b) - both
     return both / either if either else 1.0
+
+
+def _grown(array: NDArray[Any], least: int) -> NDArray[Any]:
+    """Return a copy with room for `least` entries, at least twice as long: memory that is not written to is not used.
+
+    `np.resize` would fill it with repeats of the old entries, and keep one more copy of them alive.
+    """
+    out = np.empty(max(2 * len(array), least), array.dtype)
+    out[: len(array)] = array
+    return out
 
 
 @jit

@@ -5,16 +5,20 @@ Assistant turns of loss weight 0 are not trained on and not judged.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from sft_dist.core.records import Drop, Example
 from sft_dist.filters.tables import (
+    ASKS_FOR_JSON,
     CONTROL,
     DANGLING_WORDS,
+    FENCE,
     LETTER,
     MOJIBAKE,
+    NEXT_TURN,
     PLACEHOLDER,
     REFUSAL,
     SCRIPTS,
@@ -107,6 +111,28 @@ class Placeholder:
         for answer in answers_of(example):
             if found := PLACEHOLDER.search(answer):
                 return Drop(self.name, f"{excerpt(found.group().strip())} in the answer {excerpt(answer)}")
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """Answers that go on with another turn, and answers to a request for JSON that begin like JSON and are none."""
+
+    name: ClassVar[str] = "format"
+
+    def __call__(self, example: Example) -> Drop | None:
+        """Return `next_turn`, `broken_json` or None."""
+        answers = answers_of(example)
+        for answer in answers:
+            if found := NEXT_TURN.search(answer):
+                return Drop("next_turn", f"{excerpt(found.group().strip())} at character {found.start() + 1}")
+        answer = next(reversed(answers), "").strip()
+        answer = found.group(1).strip() if (found := FENCE.match(answer)) else answer
+        if answer.startswith(("{", "[")) and ASKS_FOR_JSON.search(prompt_of(example)):
+            try:
+                json.loads(answer)
+            except (ValueError, RecursionError) as error:
+                return Drop("broken_json", f"{error}: {excerpt(answer)}")
         return None
 
 

@@ -69,6 +69,16 @@ PLACEHOLDER = re.compile(
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
 
+# The head of another turn, as prompt templates of several families write it: the answer was not cut where it ended.
+NEXT_TURN = re.compile(
+    r"^[ \t]*(?:#{2,3} ?(?:instruction|input|response|human|user|assistant):|<\|(?:user|human|assistant|system)\|>)",
+    re.IGNORECASE | re.MULTILINE,
+)
+ASKS_FOR_JSON = re.compile(
+    r"\b(?:in|as|valid|return|output|respond\ with)\s+(?:an?\ )?(?:valid\ )?json\b", re.IGNORECASE
+)
+FENCE = re.compile(r"\A```(?:json)?\n(.*?)\n?```\Z", re.DOTALL)
+
 _CANNOT = r"(?:can't|cannot|can\ not|won't|will\ not|am\ unable\ to|am\ not\ able\ to|'m\ unable\ to|'m\ not\ able\ to)"
 REFUSAL = re.compile(
     rf"""

@@ -13,11 +13,13 @@ from sft_dist.evals.tasks import load_eval_sets
 from sft_dist.mix import Corpus
 from sft_dist.pipelines.plan import cost_model, make_planner, open_corpus
 from sft_dist.pipelines.prepare import Prepared, has_eval, prepare
-from sft_dist.pipelines.select import training_examples
-from sft_dist.report import card, card_facts
-from sft_dist.report.card_facts import CardFacts, SourceFacts, Texts
+from sft_dist.pipelines.select import PROMPT, TRAIN
+from sft_dist.report import card, card_counts
+from sft_dist.report.card_facts import CardFacts, SourceFacts, TaskLabels
+from sft_dist.report.card_texts import Texts
 from sft_dist.shards import Store
 from sft_dist.sources import Source, open_source
+from sft_dist.sources.natural_instructions import TaskInfo
 
 
 def write_card(
@@ -52,20 +54,22 @@ def gather(
         config, corpus, world_size=1, cost=cost_model(config, prepared.renderer.tokenizer.vocab_size)
     ).epoch(0)
     keep_end = config.pack.too_long == "truncate_prompt"
-    cells = card_facts.amounts(corpus, plan.docs, config.pack.seq_len, keep_end=keep_end)
+    cells = card_counts.amounts(corpus, plan.docs, config.pack.seq_len, keep_end=keep_end)
     texts = Texts(config.seed)
     sources: list[SourceFacts] = []
-    categories: dict[str, str] = {}
+    labels: dict[str, TaskLabels] = {}
+    read: set[str] = set()
     for name, source_config in config.data.sources.items():
         progress(f"reading {name}")
         source, selection = open_source(name, source_config), prepared.selected.sources[name]
         if name in stores:
-            for example in _stored(source, prepared, stores[name]):
+            for example in _stored(source, prepared, stores[name], read):
                 texts.add(name, example)
+        info = stores[name].info if name in stores else {}
         dropped = Counter(selection.dropped)
-        dropped.update(stores[name].info.get("dropped", {}) if name in stores else {})
+        dropped.update(info.get("dropped", {}))
         licenses, found = _documented(source)
-        categories |= found
+        labels |= found
         sources.append(
             SourceFacts(
                 name=name,
@@ -76,11 +80,15 @@ def gather(
                 read=selection.read,
                 evaluation=selection.evaluation,
                 unreadable=selection.unreadable,
+                prompts=selection.prompts,
+                skipped={reason: sum(tasks.values()) for reason, tasks in selection.skipped.items()},
                 dropped=dict(dropped.most_common()),
-                amount=card_facts.total(a for (s, _), a in cells.items() if s == name),
+                rendered=dict(info.get("rendered", {})),
+                amount=card_counts.total(a for (s, _), a in cells.items() if s == name),
             )
         )
-    tasks = card_facts.by_task(cells, categories)
+    tasks = card_counts.by_task(cells, labels)
+    after = card_counts.balance(card_counts.shares(tasks, drawn=True))
     progress("comparing texts")
     folder = Path(config.data.dir)
     evaluation = load_eval_sets(folder, max_per_task=None, seed=config.seed) if has_eval(folder) else {}
@@ -88,10 +96,11 @@ def gather(
         name=config.name,
         sources=tuple(sources),
         tasks=tasks,
-        lengths=card_facts.length_bins(corpus.lengths),
-        total=card_facts.total(cells.values()),
-        before=card_facts.balance(card_facts.shares(tasks, drawn=False)),
-        after=card_facts.balance(card_facts.shares(tasks, drawn=True)),
+        lengths=card_counts.length_bins(corpus.lengths),
+        total=card_counts.total(cells.values()),
+        before=card_counts.balance(card_counts.shares(tasks, drawn=False)),
+        after=after,
+        warnings=card_counts.warnings(tasks, after, read - prepared.selected.holdout.tasks),
         across_sources=plan.counts.duplicates,
         not_trained={**plan.counts.dropped, "truncated": plan.counts.truncated},
         diversity=texts.diversity(),
@@ -105,21 +114,38 @@ def gather(
     )
 
 
-def _stored(source: Source, prepared: Prepared, store: Store) -> Iterator[Example]:
-    """Yield the training examples that the store holds: it lacks, in the same order, those that could not be rendered."""
+def _stored(source: Source, prepared: Prepared, store: Store, read: set[str]) -> Iterator[Example]:
+    """Yield the training examples that the store holds: it lacks, in the same order, those that could not be rendered.
+
+    Every task that is read on the way is put into `read`.
+    """
     place = 0
-    for example in training_examples(source, prepared.selected.sources[source.name]):
-        if place < len(store) and store.id_hex(place) == example.id:
+    for record, code in zip(source, prepared.selected.sources[source.name].codes, strict=True):
+        if not isinstance(record, Example):
+            continue
+        if code != PROMPT:
+            read.add(record.task)
+        if code == TRAIN and place < len(store) and store.id_hex(place) == record.id:
             place += 1
-            yield example
+            yield record
 
 
-def _documented(source: Source) -> tuple[list[str], dict[str, str]]:
-    """Return what the files themselves say: licences, and the category of each task."""
+def _documented(source: Source) -> tuple[list[str], dict[str, TaskLabels]]:
+    """Return what the files themselves say: licences, and of each task what it is labelled with."""
     describe = getattr(source, "task_info", None)
-    info = describe() if describe is not None else {}
-    licenses = sorted({text for i in info.values() for text in getattr(i, "license", ())})
-    return licenses, {n: i.categories[0] for n, i in info.items() if getattr(i, "categories", ())}
+    info = {t: i for t, i in (describe() if describe else {}).items() if isinstance(i, TaskInfo)}
+    licenses = sorted({text for i in info.values() for text in i.license})
+    return licenses, {name: _labels(i) for name, i in info.items()}
+
+
+def _labels(info: TaskInfo) -> TaskLabels:
+    asked, answered = " and ".join(info.input_languages), " and ".join(info.output_languages)
+    both = f"{asked} to {answered}" if asked and answered and asked != answered else asked or answered
+    return TaskLabels(
+        category=next(iter(info.categories), None),
+        domains=tuple(dict.fromkeys(info.domains)),
+        language=both or None,
+    )
 
 
 def _as_dict(finding: Any) -> dict[str, Any]:

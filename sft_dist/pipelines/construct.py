@@ -37,7 +37,7 @@ from sft_dist.core.errors import UserError, nearest
 from sft_dist.core.records import BadRecord, Example
 from sft_dist.core.store import append_jsonl, fingerprint
 from sft_dist.holdout import split
-from sft_dist.pipelines.select import Selected, select, training_examples
+from sft_dist.pipelines.select import Selected, seed_examples, select
 from sft_dist.sources import Source, open_source
 from sft_dist.sources.reading import read_records
 
@@ -106,7 +106,7 @@ async def _make(
 
 
 class _Inputs:
-    """The training examples that a set is made from."""
+    """The training examples and prompts that a set is made from."""
 
     def __init__(self, config: RunConfig, root: Path, name: str, progress: Progress) -> None:
         self.name = name
@@ -126,7 +126,7 @@ class _Inputs:
         An evaluation input is left out even where `data.filters.eval_inputs` lets other tasks train on it.
         """
         for name, source in self._seeds.items():
-            for example in training_examples(source, self._selections[name]):
+            for example in seed_examples(source, self._selections[name]):
                 if split(example, self.holdout) == "train":
                     yield example
 

@@ -30,10 +30,14 @@ from sft_dist.pipelines.select import TRAIN, Selected, Selection, reject, select
 from sft_dist.render.chat import Renderer
 from sft_dist.render.tokenizer import TextTokenizer, train_tokenizer
 from sft_dist.shards import ShardWriter, Store, finish_store, open_build, token_dtype
+from sft_dist.shards.staging import publish
 from sft_dist.sources import Source, open_source
 
 CHUNK = 500  # examples that a worker renders at a time: large for batch encoding, small for a smooth bar
 EVAL_STORE = "eval/store"
+RENDERED = (
+    "rendered"  # in what is noted of shards and stores: the renderer's own counts, beside drops by reason
+)
 
 Progress = Callable[[str], None]
 
@@ -91,6 +95,7 @@ def prepare(
         )
     sources = {name: open_source(name, c) for name, c in config.data.sources.items()}
     selected = select(config, sources, folder, progress)
+    _refuse_only_prompts(selected)
     renderer = make_renderer(config, folder, lambda: _texts(sources, selected))
     keys = {n: _key(config, s, selected.sources[n], renderer) for n, s in sources.items()}
     stores = {n: folder / "stores" / n for n in sources if selected.sources[n].kept}
@@ -116,6 +121,14 @@ def prepare(
                 progress=progress,
             )
             job.run(part)
+        if (
+            (url := store_url(config, name))
+            and (store / "manifest.json").is_file()
+            and build
+            and limit is None
+        ):
+            progress(f"copying {name} to {url}")
+            publish(store, url)
     eval_store = _eval_store(folder, config, renderer, progress) if build else folder / EVAL_STORE
     return Prepared(
         stores=stores,
@@ -124,6 +137,21 @@ def prepare(
         renderer=renderer,
         selected=selected,
     )
+
+
+def _refuse_only_prompts(selected: Selected) -> None:
+    prompts = {name: s.prompts for name, s in selected.sources.items() if s.prompts}
+    if prompts and not any(s.kept for s in selected.sources.values()):
+        raise UserError(
+            f"data.sources keep {sum(prompts.values()):,} prompts ({', '.join(prompts)}) and no example with an answer, so there is "
+            f"nothing to train on; generate answers with `sft-dist construct` and construct.sets.NAME={{method: answer, seeds: "
+            f"[{', '.join(prompts)}]}}, and add what it writes as a source of kind examples"
+        )
+
+
+def store_url(config: RunConfig, source: str) -> str | None:
+    """Return where the store of a source lies on object storage, if it does."""
+    return f"{config.data.remote.rstrip('/')}/{source}" if config.data.remote else None
 
 
 def has_eval(folder: Path) -> bool:
@@ -292,16 +320,18 @@ class _Build:
                     self._shard(block, members, pool)
         done = open_build(self.store, self.key)
         if set(done) >= everything:
-            counts: Counter[str] = Counter()
+            dropped: Counter[str] = Counter()
+            rendered: Counter[str] = Counter()
             for record in done.values():
-                counts.update(record.note)
+                dropped.update({reason: n for reason, n in record.note.items() if reason != RENDERED})
+                rendered.update(record.note.get(RENDERED, {}))
             finish_store(
                 self.store,
                 key=self.key,
                 tasks=self.tasks,
                 sources=[self.name],
                 shards=everything,
-                info={"dropped": dict(counts)},
+                info={"dropped": dict(dropped), RENDERED: dict(rendered)},
             )
 
     def _pool(self, stack: ExitStack) -> Executor | None:
@@ -318,7 +348,8 @@ class _Build:
         )
 
     def _shard(self, block: int, members: list[Example], pool: Executor | None) -> None:
-        counts: Counter[str] = Counter()
+        dropped: Counter[str] = Counter()
+        counted: Counter[str] = Counter()
         code = {t: i for i, t in enumerate(self.tasks)}
         with ExitStack() as stack:
             file = stack.enter_context(
@@ -330,15 +361,16 @@ class _Build:
                 ShardWriter(self.store, block, token_dtype(self.renderer.tokenizer.vocab_size), key=self.key)
             )
             chunks = [members[i : i + CHUNK] for i in range(0, len(members), CHUNK)]
-            rendered = pool.map(_render, chunks) if pool else map(self.renderer.render, chunks)
-            for chunk, outcomes in zip(chunks, rendered, strict=True):
+            rendered = pool.map(_work, chunks) if pool else (_render(self.renderer, c) for c in chunks)
+            for chunk, (outcomes, counts) in zip(chunks, rendered, strict=True):
+                counted += counts
                 for example, tokens in zip(chunk, outcomes, strict=True):
                     if isinstance(tokens, Drop):
-                        counts[tokens.reason] += 1
+                        dropped[tokens.reason] += 1
                         reject(file, tokens, example)
                     else:
                         writer.add(example.id, code[example.task], 0, tokens)
-            writer.close(note=counts)
+            writer.close(note={**dropped, RENDERED: dict(counted)})
 
 
 _renderer: Renderer | None = None  # of a worker process
@@ -349,6 +381,13 @@ def _start_worker(renderer: Renderer) -> None:
     _renderer = renderer
 
 
-def _render(examples: list[Example]) -> list[Tokens | Drop]:
+def _work(examples: list[Example]) -> tuple[list[Tokens | Drop], Counter[str]]:
     assert _renderer is not None
-    return _renderer.render(examples)
+    return _render(_renderer, examples)
+
+
+def _render(renderer: Renderer, examples: list[Example]) -> tuple[list[Tokens | Drop], Counter[str]]:
+    """Return the outcomes, and what the renderer counted meanwhile."""
+    renderer.counts.clear()
+    outcomes = renderer.render(examples)
+    return outcomes, renderer.counts.copy()

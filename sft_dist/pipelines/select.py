@@ -1,4 +1,4 @@
-"""Sources -> which record goes where: trained on, evaluated, dropped, unreadable. One byte a record.
+"""Sources -> which record goes where: trained on, evaluated, dropped, unreadable, a prompt. One byte a record.
 
 Streaming passes. The first decides what is held out (it needs to see every task); with `filters.leakage` the next one
 collects what is evaluated; the last applies everything, writes the evaluation sets, and keeps every rejected record
@@ -35,8 +35,8 @@ from sft_dist.pipelines.judge import Judge, Judges
 from sft_dist.pipelines.sift import Contaminated, Findings, Sifter, near_index, quality_of, scores_path
 from sft_dist.sources import Source
 
-TRAIN, EVALUATE, DROPPED, UNREADABLE = range(4)
-VERSION = 2
+TRAIN, EVALUATE, DROPPED, UNREADABLE, PROMPT = range(5)
+VERSION = 3
 SAMPLED = 2000  # training examples of each source that show what is template
 
 
@@ -45,12 +45,14 @@ class Selection:
     """What becomes of the records of one source.
 
     Attributes:
-        codes: uint8, one a record in reading order: TRAIN, EVALUATE, DROPPED or UNREADABLE.
+        codes: uint8, one a record in reading order: TRAIN, EVALUATE, DROPPED, UNREADABLE or PROMPT.
         tasks: Tasks of the training examples, sorted.
         read: Records.
         evaluation: Records that are evaluated.
         unreadable: Records that could not be read.
+        prompts: Records that only ask: `construct` may start from them, nothing is trained on them.
         dropped: Records that are not kept, by reason.
+        skipped: Reason -> task -> what the reader made no record of, by design: not among `read`.
         fingerprint: 32 hex digits over codes and tasks.
     """
 
@@ -59,13 +61,15 @@ class Selection:
     read: int
     evaluation: int
     unreadable: int
+    prompts: int
     dropped: dict[str, int]
+    skipped: dict[str, dict[str, int]]
     fingerprint: str
 
     @property
     def kept(self) -> int:
         """Training examples."""
-        return self.read - self.evaluation - self.unreadable - sum(self.dropped.values())
+        return self.read - self.evaluation - self.unreadable - self.prompts - sum(self.dropped.values())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,6 +173,14 @@ def training_examples(
             yield record
 
 
+def seed_examples(source: Source, selection: Selection) -> Iterator[Example]:
+    """Yield what generation may start from: the training examples and the prompts of a source."""
+    for record, code in zip(source, selection.codes, strict=True):
+        if code in (TRAIN, PROMPT):
+            assert isinstance(record, Example)
+            yield record
+
+
 def reject(file: IO[str], drop: Drop, record: Example | BadRecord) -> None:
     """Keep a record that is not trained on, with its reason."""
     body = example_to_dict(record) if isinstance(record, Example) else asdict(record)
@@ -231,6 +243,8 @@ def _apply(
             codes.append(DROPPED)
             dropped[side.reason] += 1
             reject(rejects, side, record)
+        elif side == "train" and record.is_prompt:
+            codes.append(PROMPT)
         elif side == "train":
             codes.append(TRAIN)
             tasks.add(record.task)
@@ -246,7 +260,9 @@ def _apply(
         read=len(array),
         evaluation=int((array == EVALUATE).sum()),
         unreadable=int((array == UNREADABLE).sum()),
+        prompts=int((array == PROMPT).sum()),
         dropped=dict(dropped),
+        skipped={reason: dict(sorted(tasks.items())) for reason, tasks in sorted(source.skipped.items())},
         fingerprint=fingerprint([xxhash.xxh3_128_hexdigest(array.tobytes()), sorted(tasks)]),
     )
     _judge(config, source, selection, first_bad)
@@ -261,7 +277,7 @@ def _judge(config: RunConfig, source: Source, selection: Selection, first_bad: B
             f"data.max_bad_share={config.data.max_bad_share:.1%}); the first is {first_bad.file}, line {first_bad.line}: "
             f"{first_bad.reason}. Mend the file or raise the limit"
         )
-    if not selection.kept and not selection.evaluation:
+    if not selection.kept and not selection.evaluation and not selection.prompts:
         raise UserError(
             f"data.sources.{source.name}: none of its {selection.read} records is kept ({selection.dropped}), so it adds nothing; "
             "look at data.filters, or remove the source"

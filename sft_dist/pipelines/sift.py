@@ -99,7 +99,7 @@ class Sifter:
             return Drop("exact_duplicate", "an earlier record of this source has the same prompt and answer")
         if self.near is not None and verdict.sketch is not None and (drop := self.near.add(verdict.sketch)):
             return drop
-        return self.quality(example) if self.quality else None
+        return self.quality(example) if self.quality and not example.is_prompt else None
 
 
 def near_index(config: RunConfig) -> NearDuplicates:

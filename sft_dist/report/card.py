@@ -26,7 +26,8 @@ def to_json(facts: CardFacts) -> dict[str, Any]:
     """Return everything on the card as JSON-ready values; a mean over nothing is null."""
     out = asdict(facts)
     out["dropped"] = facts.dropped
-    out["categories"] = {n: {"tasks": k, "amount": asdict(a)} for n, (k, a) in facts.categories().items()}
+    for kind, groups in facts.groups().items():
+        out[kind] = {n: {"tasks": k, "amount": asdict(a)} for n, (k, a) in groups.items()}
     means = out["diversity"]["nearest_mean"]
     out["diversity"]["nearest_mean"] = {n: None if math.isnan(v) else v for n, v in means.items()}
     return out

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import xxhash
-from numpy.typing import NDArray
-
 from sft_dist.core.records import Example
-from sft_dist.core.sample import Sample
-from sft_dist.core.seeds import derive
-from sft_dist.filters import Seen
-from sft_dist.filters.leakage import question
-from sft_dist.mix import Corpus
-from sft_dist.report.card_language import distinct, nearest_rouge_l, verb_and_noun
 
 RARE = 0.5  # a task is under-represented when it has less than this part of an equal share
-SAMPLED_TEXTS = 2000  # for distinct n-grams
-SAMPLED_NEIGHBOURS = 1000  # for the nearest neighbour: the work grows with the square
-SAMPLES = 4  # examples of each source that are shown
+# Repeats are worth nearly as much as new data up to four passes (Muennighoff et al. 2023, "Scaling Data-Constrained
+# Language Models"); beyond, less and less.
+REPEATED = 4.0
 BINS = 20  # of the histogram of ROUGE-L
-WHOLE = 2**31 - 1  # longer than any example
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,8 +43,26 @@ class SourceFacts:
     read: int
     evaluation: int
     unreadable: int
+    prompts: int  # records that only ask: construct starts from them, nothing is trained on them
+    skipped: Mapping[str, int]  # what the reader made no record of, by design: not among `read`
     dropped: Mapping[str, int]
+    rendered: Mapping[str, int]  # what the renderer counted, as `Renderer.counts` names it
     amount: Amount
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskLabels:
+    """What its files say about a task.
+
+    Attributes:
+        category: The first one.
+        domains: All of them; a task may have several.
+        language: Of inputs and outputs, "English to Spanish" where they differ.
+    """
+
+    category: str | None = None
+    domains: tuple[str, ...] = ()
+    language: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +71,7 @@ class TaskFacts:
 
     name: str
     sources: tuple[str, ...]
-    category: str | None
+    labels: TaskLabels
     amount: Amount
 
 
@@ -119,6 +125,8 @@ class CardFacts:
         total: All sources together.
         before: Balance of the tasks in the stores.
         after: Balance in one epoch.
+        warnings: What is wrong with the mixture -> the tasks that it concerns: `nothing_kept` (read and not held out,
+            but no example is left), `never_drawn` (stored, but not in the epoch), `under_represented` (drawn, but `rare`), `repeated` (more than `REPEATED` passes an epoch).
         across_sources: Examples that are not drawn because an earlier source holds them.
         not_trained: Drawn, but not trained on, by reason; and how many were cut to fit a row.
         diversity: See there.
@@ -136,6 +144,7 @@ class CardFacts:
     total: Amount
     before: Balance
     after: Balance
+    warnings: Mapping[str, tuple[str, ...]]
     across_sources: int
     not_trained: Mapping[str, int]
     diversity: Diversity
@@ -153,150 +162,23 @@ class CardFacts:
             counts.update(source.dropped)
         return dict(sorted(counts.items(), key=lambda d: (-d[1], d[0])))
 
-    def categories(self) -> dict[str, tuple[int, Amount]]:
-        """Return category -> (tasks, amount), the largest first; tasks without one are left out."""
-        out: dict[str, tuple[int, Amount]] = {}
-        for task in self.tasks:
-            if task.category is not None:
-                tasks, amount = out.get(task.category, (0, Amount()))
-                out[task.category] = tasks + 1, amount + task.amount
-        return dict(sorted(out.items(), key=lambda c: (-c[1][1].examples, c[0])))
+    def groups(self) -> dict[str, dict[str, tuple[int, Amount]]]:
+        """Return "categories", "domains", "languages" -> label -> (tasks, amount), the largest first.
+
+        Tasks without a label are left out; one with several domains counts in each.
+        """
+        labelled: dict[str, list[tuple[str | None, TaskFacts]]] = {
+            "categories": [(t.labels.category, t) for t in self.tasks],
+            "domains": [(d, t) for t in self.tasks for d in t.labels.domains],
+            "languages": [(t.labels.language, t) for t in self.tasks],
+        }
+        return {kind: _grouped(pairs) for kind, pairs in labelled.items()}
 
 
-def amounts(
-    corpus: Corpus, docs: NDArray[np.int64], seq_len: int, *, keep_end: bool
-) -> dict[tuple[str, str], Amount]:
-    """Return how much each task of each source holds, and how much of it an epoch of the documents `docs` trains on."""
-    n_tasks = len(corpus.task_names)
-    size = len(corpus.source_names) * n_tasks
-    cell = corpus.source_of.astype(np.int64) * n_tasks + corpus.task_of
-    everything = corpus.slices(np.arange(len(corpus)), WHOLE, keep_end=True)
-    drawn = corpus.slices(docs, seq_len, keep_end=keep_end)
-    columns = [
-        np.bincount(cell, minlength=size),
-        np.bincount(cell, everything.lengths, size),
-        np.bincount(cell, everything.target_tokens, size),
-        np.bincount(cell[docs], minlength=size),
-        np.bincount(cell[docs], drawn.lengths, size),
-        np.bincount(cell[docs], drawn.target_tokens, size),
-    ]
-    names = list(Amount.__slots__)
-    return {
-        (corpus.source_names[c // n_tasks], corpus.task_names[c % n_tasks]): Amount(
-            **{k: int(column[c]) for k, column in zip(names, columns, strict=True)}
-        )
-        for c in np.flatnonzero(columns[0]).tolist()
-    }
-
-
-def total(parts: Iterable[Amount]) -> Amount:
-    """Return the sum."""
-    return sum(parts, Amount())
-
-
-def balance(counts: Mapping[str, int]) -> Balance:
-    """Return how even tasks with these counts are."""
-    everything = max(1, sum(counts.values()))
-    shares = {t: n / everything for t, n in counts.items()}
-    entropy = -sum(s * math.log(s) for s in shares.values() if s)
-    limit = RARE / max(1, len(shares))
-    rare = sorted((s, t) for t, s in shares.items() if s < limit)
-    return Balance(
-        effective_tasks=math.exp(entropy),
-        largest=max(shares.values(), default=0.0),
-        rare=tuple(t for _, t in rare),
-    )
-
-
-def length_bins(lengths: NDArray[np.int32]) -> dict[int, int]:
-    """Return how many lie in [2^k, 2^(k+1)), by k, without gaps."""
-    exponents = np.floor(np.log2(np.maximum(lengths, 1))).astype(np.int64)
-    if not len(exponents):
-        return {}
-    low = int(exponents.min())
-    counts = np.bincount(exponents - low)
-    return {low + k: int(n) for k, n in enumerate(counts)}
-
-
-class Texts:
-    """One pass over all training examples -> what the card says of their texts. Memory does not grow with them.
-
-    (A set of the distinct instructions aside: 32 bytes each.)
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._instructions = Seen()
-        self._count = 0
-        self._verbs: Counter[tuple[str, str]] = Counter()
-        self._sample: Sample[tuple[str, str]] = Sample(SAMPLED_TEXTS, derive(seed, "card", "texts"))
-        self._asked: Sample[str] = Sample(SAMPLED_NEIGHBOURS, derive(seed, "card", "instructions"))
-        self._shown: dict[str, Sample[Example]] = {}
-        self.datasets: dict[str, Counter[str]] = {}
-
-    def add(self, source: str, example: Example) -> None:
-        """Take one training example into account."""
-        datasets = self.datasets.setdefault(source, Counter())
-        datasets.update(o.removeprefix("dataset:") for o in example.origin if o.startswith("dataset:"))
-        if source not in self._shown:
-            self._shown[source] = Sample(SAMPLES, derive(self._seed, "card", "samples", source))
-        self._shown[source].add(example.id, example)
-        self._sample.add(example.id, (question(example), example.output))
-        instruction = example.instruction
-        if self._instructions.add(xxhash.xxh3_128_intdigest(instruction.encode("utf-8", "surrogatepass"))):
-            self._count += 1
-            self._asked.add(instruction, instruction)
-            if found := verb_and_noun(instruction):
-                self._verbs[found] += 1
-
-    def samples(self) -> dict[str, tuple[Example, ...]]:
-        """Return some examples of each source."""
-        return {name: tuple(kept.items()) for name, kept in self._shown.items()}
-
-    def diversity(self) -> Diversity:
-        """Return how different the texts are."""
-        pairs = self._sample.items()
-        prompts, answers = [p for p, _ in pairs], [a for _, a in pairs]
-        compared = {"instructions": self._asked.items(), "prompts": prompts[:SAMPLED_NEIGHBOURS]}
-        nearest = {name: nearest_rouge_l(texts) for name, texts in compared.items()}
-        verbs = sorted(self._verbs.items(), key=lambda v: (-v[1], v[0]))
-        return Diversity(
-            instructions=self._count,
-            with_verb=self._verbs.total(),
-            verbs=tuple((verb, noun, n) for (verb, noun), n in verbs),
-            sampled=len(pairs),
-            distinct={
-                name: tuple(distinct(texts, n) for n in (1, 2, 3))
-                for name, texts in (("prompts", prompts), ("answers", answers))
-            },
-            nearest={name: histogram(values) for name, values in nearest.items()},
-            nearest_mean={n: float(v.mean()) if len(v) else math.nan for n, v in nearest.items()},
-        )
-
-
-def histogram(values: NDArray[np.float64]) -> tuple[int, ...]:
-    """Return how many values lie in each of `BINS` equal parts of 0 to 1, 1 in the last."""
-    places = np.minimum((values * BINS + 1e-9).astype(np.int64), BINS - 1)
-    return tuple(np.bincount(places, minlength=BINS).tolist())
-
-
-def by_task(cells: Mapping[tuple[str, str], Amount], categories: Mapping[str, str]) -> tuple[TaskFacts, ...]:
-    """Return the tasks, the largest first."""
-    names: dict[str, list[str]] = {}
-    for source, task in cells:
-        names.setdefault(task, []).append(source)
-    tasks = [
-        TaskFacts(
-            name=task,
-            sources=tuple(sources),
-            category=categories.get(task),
-            amount=total(cells[s, task] for s in sources),
-        )
-        for task, sources in names.items()
-    ]
-    return tuple(sorted(tasks, key=lambda t: (-t.amount.examples, t.name)))
-
-
-def shares(tasks: Sequence[TaskFacts], *, drawn: bool) -> dict[str, int]:
-    """Return examples by task: in the stores, or in one epoch."""
-    return {t.name: t.amount.drawn_examples if drawn else t.amount.examples for t in tasks}
+def _grouped(pairs: Sequence[tuple[str | None, TaskFacts]]) -> dict[str, tuple[int, Amount]]:
+    out: dict[str, tuple[int, Amount]] = {}
+    for label, task in pairs:
+        if label is not None:
+            tasks, amount = out.get(label, (0, Amount()))
+            out[label] = tasks + 1, amount + task.amount
+    return dict(sorted(out.items(), key=lambda g: (-g[1][1].examples, g[0])))

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-
-import numpy as np
+import re
 
 from sft_dist.core.records import Example
-from sft_dist.report.card_facts import BINS, RARE, Balance, CardFacts, SourceFacts, TaskFacts
-from sft_dist.report.card_figures import columns, rings
-from sft_dist.report.card_words import DIVERSITY_NOTE, REASONS, SET_NAMES, ratio, share
-from sft_dist.report.figures import Line, chart
+from sft_dist.report.card_facts import CardFacts, SourceFacts
+from sft_dist.report.card_figures import columns
+from sft_dist.report.card_mixture import diversity, folded, mixture, share_cells
+from sft_dist.report.card_words import (
+    DIVERSITY_NOTE,
+    LISTED,
+    REASONS,
+    RENDERED,
+    SET_NAMES,
+    ratio,
+    share,
+    skipped_lines,
+)
 from sft_dist.report.markup import Cell, bar, figure, name_cell, page, pairs, table
 from sft_dist.report.markup import facts as fact_row
 from sft_dist.report.text import clip, count, decimal, esc, join, memory, percent, short
@@ -20,8 +26,10 @@ SHOWN_CHARS = 900  # of a turn in a sample
 SHOWN_DATASETS = 12
 SHOWN_FILES = 4
 SHOWN_FINDINGS = 200
+BESIDE = 6  # sources whose files are listed beside a figure; more are folded away
 LICENCE_CHARS = 24  # longer ones are broken over lines
-OPEN_ROWS = 20  # longer tables are folded away
+
+_ADDRESS = re.compile(r" \(https?://[^)]*\)")
 
 SECTIONS = (
     ("sources", "Sources"),
@@ -38,8 +46,8 @@ def html_page(facts: CardFacts) -> str:
     sections = (
         _sources(facts),
         _left_out(facts),
-        _mixture(facts),
-        _diversity(facts),
+        _section("mixture", mixture(facts)),
+        _section("diversity", diversity(facts), esc(DIVERSITY_NOTE)),
         _samples(facts),
         _section(
             "made", pairs(facts.settings), "What of the config shapes the data; what is off is not listed."
@@ -83,27 +91,15 @@ def _section(anchor: str, body: str, note: str = "") -> str:
     return f'<section><h2 id="{anchor}">{dict(SECTIONS)[anchor]}</h2>{said}{body}</section>'
 
 
-def _tracks(before: float, after: float, highest: float) -> str:
-    """Return two bars on top of one another: the part in the stores, and in an epoch."""
-    return (
-        '<span class="pair">'
-        f'<span class="track">{bar(before / highest if highest else 0)}</span>'
-        f'<span class="track">{bar(after / highest if highest else 0, "model")}</span></span>'
-    )
-
-
 def _sources(facts: CardFacts) -> str:
-    total = facts.total
     rows = [
         (
-            name_cell(s.name, f'<br/><span class="small">{esc(s.kind)}</span>'),
-            Cell(
-                esc(s.license or "not stated"), classes="wrap" if len(s.license or "") > LICENCE_CHARS else ""
-            ),
+            name_cell(s.name, f'<br/><span class="small">{esc(s.kind.replace("_", " "))}</span>'),
+            Cell(esc(_licence(s)), classes="wrap" if len(_licence(s)) > LICENCE_CHARS else ""),
             Cell(count(s.read), s.read),
             Cell(count(s.amount.examples), s.amount.examples),
             Cell(short(s.amount.tokens), s.amount.tokens),
-            *_share_cells(s.amount.examples, s.amount.drawn_examples, total.examples, total.drawn_examples),
+            *share_cells(s.amount, facts.total),
         )
         for s in facts.sources
     ]
@@ -115,15 +111,22 @@ def _sources(facts: CardFacts) -> str:
         {"a": list(facts.lengths.values())},
         [short(2**k) for k in facts.lengths],
         description="training examples by tokens",
+        width=1064 if len(facts.sources) > BESIDE else 520,
     )
     shown = figure(
         "<b>Length</b> <span>of training examples in tokens: from each label to twice it</span>", lengths
     )
-    listed = f'<div><dl class="origins">{origins}</dl></div>' if origins else ""
-    return _section(
-        "sources",
-        table(heads, rows, left=("licence",), css="sortable") + f'<div class="two">{shown}{listed}</div>',
-    )
+    listing = f'<dl class="origins">{origins}</dl>' if origins else ""
+    if len(facts.sources) > BESIDE:
+        body = f'<div class="one">{shown}</div><details><summary>Datasets and files of each source</summary>{listing}</details>'
+    else:
+        body = f'<div class="two">{shown}<div>{listing}</div></div>'
+    return _section("sources", table(heads, rows, left=("licence",), css="sortable") + body)
+
+
+def _licence(s: SourceFacts) -> str:
+    """Return the licence; where they are many, without the addresses that their names carry."""
+    return _ADDRESS.sub("", s.license) if s.license else "not stated"
 
 
 def _origin(s: SourceFacts) -> str:
@@ -146,6 +149,7 @@ def _origin(s: SourceFacts) -> str:
 def _left_out(facts: CardFacts) -> str:
     lines: list[tuple[str, str, list[int]]] = [
         ("evaluated instead", "", [s.evaluation for s in facts.sources]),
+        ("prompts", "for construct to start from", [s.prompts for s in facts.sources]),
         ("unreadable", "cannot be read as an example", [s.unreadable for s in facts.sources]),
         *(
             (reason, REASONS.get(reason, ""), [s.dropped.get(reason, 0) for s in facts.sources])
@@ -157,13 +161,13 @@ def _left_out(facts: CardFacts) -> str:
     rows = [
         (
             Cell(
-                f'{esc(label.replace("_", " "))}<br/><span class="small">{esc(meaning)}</span>'
+                f'<span style="display:inline-block;min-width:15rem">{esc(label.replace("_", " "))}<br/><span class="small">{esc(meaning)}</span></span>'
                 if meaning
                 else esc(label)
             ),
-            *(Cell(count(v), v) for v in values),
+            Cell(f'<span class="share">{bar(sum(values) / max(1, highest))}</span>'),
             *((Cell(count(sum(values)), sum(values)),) if several else ()),
-            Cell(f'<span class="share">{bar(sum(values) / max(1, highest))}</span>', sum(values)),
+            *(Cell(count(v), v, "" if v else "small") for v in values),
         )
         for label, meaning, values in lines
         if sum(values)
@@ -171,27 +175,56 @@ def _left_out(facts: CardFacts) -> str:
     kept = [s.amount.examples for s in facts.sources]
     total = (
         Cell("kept"),
-        *(Cell(count(v)) for v in kept),
-        *((Cell(count(sum(kept))),) if several else ()),
         Cell(""),
+        *((Cell(count(sum(kept))),) if several else ()),
+        *(Cell(count(v)) for v in kept),
     )
-    heads = ("", *(s.name for s in facts.sources), *(("all",) if several else ()), "")
-    notes = [f"Not drawn because an earlier source holds the same example: {count(facts.across_sources)}."]
+    heads = ("reason", "", *(("all",) if several else ()), *(s.name for s in facts.sources))
+    notes = [f"Not read, by design: {skipped}." for skipped in skipped_lines(facts.sources)]
+    notes += [f"Not drawn because an earlier source holds the same example: {count(facts.across_sources)}."]
     if lost := [f"{k.replace('_', ' ')} {count(n)}" for k, n in facts.not_trained.items() if n]:
         notes.append(f"Of the documents that one epoch draws: {', '.join(lost)}.")
     sets = [f"{count(k)} of {SET_NAMES[n]} ({count(t)} tasks)" for n, (t, k) in facts.evaluation.items()]
     notes.append(f"Evaluation examples: {', '.join(sets) or 'none'}.")
-    if facts.held_out:
-        notes.append(f"Never trained on: {', '.join(facts.held_out)}.")
     body = (
         table(heads, rows, total=total, css="fit")
         + f'<div class="notes">{join(f"<p>{esc(n)}</p>" for n in notes)}</div>'
+        + _held_out(facts)
     )
     return _section(
         "left-out",
-        body + _contamination(facts),
+        body + _rendered(facts) + _contamination(facts),
         "Every record with its reason lies in rejects/ of the data folder.",
     )
+
+
+def _held_out(facts: CardFacts) -> str:
+    if not facts.held_out:
+        return ""
+    names = esc(", ".join(facts.held_out)).replace("_", "_<wbr/>")
+    if len(facts.held_out) <= LISTED:
+        return f"<p>Never trained on: {names}.</p>"
+    return f'<details><summary>{count(len(facts.held_out))} tasks are never trained on</summary><p class="small">{names}</p></details>'
+
+
+def _rendered(facts: CardFacts) -> str:
+    """Return what the renderer counted, source by source; kinds that never occurred are left out."""
+    kinds = [k for k in RENDERED if any(s.rendered.get(k) for s in facts.sources)]
+    if not kinds:
+        return ""
+    rows = [
+        (name_cell(s.name), *(Cell(count(s.rendered.get(k, 0)), s.rendered.get(k, 0)) for k in kinds))
+        for s in facts.sources
+    ]
+    sums = [sum(s.rendered.get(k, 0) for s in facts.sources) for k in kinds]
+    meanings = join(f"<p><b>{esc(RENDERED[k][0])}</b>: {esc(RENDERED[k][1])}.</p>" for k in kinds)
+    shown = table(
+        ("source", *(RENDERED[k][0] for k in kinds)),
+        rows,
+        total=(Cell("all"), *(Cell(count(n)) for n in sums)),
+        css="sortable fit",
+    )
+    return f'<h3>Rendering</h3>{shown}<div class="notes">{meanings}</div>'
 
 
 def _contamination(facts: CardFacts) -> str:
@@ -211,143 +244,8 @@ def _contamination(facts: CardFacts) -> str:
     note = f"{count(len(facts.contaminated))} evaluation examples were found in training data. The training examples are dropped."
     heads = ("evaluation example", "found in", "times", "coverage", "how", "words that both hold")
     shown = table(heads, rows, left=("found in", "how", heads[-1]), css="sortable")
-    shown = _folded(shown, len(rows), "of them, the most frequent first")
+    shown = folded(shown, len(rows), "of them, the most frequent first")
     return f"<h3>Contamination</h3><p>{note}</p>{shown}"
-
-
-def _share_cells(before: int, after: int, all_before: int, all_after: int) -> tuple[Cell, Cell, Cell]:
-    first, second = before / max(1, all_before), after / max(1, all_after)
-    passes = after / max(1, before)
-    return (
-        Cell(f"{percent(first)} %", first),
-        Cell(f"{percent(second)} %", second),
-        Cell(f"{passes:.2f}", passes),
-    )
-
-
-def _mixture(facts: CardFacts) -> str:
-    cards = join(
-        _balance_card(title, b, len(facts.tasks))
-        for title, b in (("In the stores", facts.before), ("In one epoch", facts.after))
-    )
-    parts = [f'<div class="results">{cards}</div>']
-    if len(facts.tasks) > 2:
-        parts.append(f'<div class="one">{_task_shares(facts.tasks)}</div>')
-    if categories := facts.categories():
-        rows = [
-            (
-                Cell(esc(name)),
-                Cell(count(tasks), tasks),
-                Cell(count(a.examples), a.examples),
-                Cell(short(a.tokens), a.tokens),
-                *_share_cells(a.examples, a.drawn_examples, facts.total.examples, facts.total.drawn_examples),
-            )
-            for name, (tasks, a) in categories.items()
-        ]
-        heads = ("category", "tasks", "examples", "tokens", "share", "in an epoch", "passes")
-        parts.append(
-            f"<h3>Categories</h3>{_folded(table(heads, rows, css='sortable'), len(rows), 'categories')}"
-        )
-    parts.append(f"<h3>Tasks</h3>{_tasks(facts)}")
-    return _section("mixture", join(parts))
-
-
-def _balance_card(title: str, b: Balance, tasks: int) -> str:
-    rare = ", ".join(b.rare[:8]) + (f" and {len(b.rare) - 8} more" if len(b.rare) > 8 else "")
-    listed = f'<p class="small">{esc(rare)}</p>' if rare else ""
-    return (
-        f'<div class="card"><h3>{title}</h3><p class="big">{decimal(b.effective_tasks, 1)}</p>'
-        f'<p class="under">equal tasks would be as diverse as these {count(tasks)}</p>'
-        f'<p style="margin-top:14px">The largest has {percent(b.largest)} %. {len(b.rare)} are under-represented '
-        f"(less than {percent(RARE, 0)} % of an equal share).</p>{listed}</div>"
-    )
-
-
-def _task_shares(tasks: Sequence[TaskFacts]) -> str:
-    x = np.arange(len(tasks) + 1, dtype=np.float64)
-
-    def line(values: Iterable[int], colour: str) -> Line:
-        y = np.sort(np.array(list(values), np.float64))[::-1]
-        return Line(x=x, y=np.concatenate([[0.0], y.cumsum() / max(1.0, float(y.sum()))]), colour=colour)
-
-    svg = chart(
-        [line((t.amount.examples for t in tasks), "c"), line((t.amount.drawn_examples for t in tasks), "a")],
-        name="shares",
-        description="share of the largest tasks together, in the stores and in one epoch",
-        width=1064,
-        height=220,
-        low=0,
-        high=1,
-        x_label="the largest tasks",
-        y_format="percent",
-    )
-    caption = '<b>Share of the largest tasks together</b> <span>the straighter, the more even</span> <span class="key muted">in the stores</span><span class="key">in one epoch</span>'
-    return figure(caption, svg)
-
-
-def _tasks(facts: CardFacts) -> str:
-    highest = max((max(t.amount.examples / max(1, facts.total.examples), t.amount.drawn_examples / max(1, facts.total.drawn_examples)) for t in facts.tasks), default=0)  # fmt: skip
-    rows = []
-    for t in facts.tasks:
-        a = t.amount
-        cells = _share_cells(a.examples, a.drawn_examples, facts.total.examples, facts.total.drawn_examples)
-        tag = ' <span class="tag">rare</span>' if t.name in facts.after.rare else ""
-        bars = Cell(_tracks(cells[0].value or 0, cells[1].value or 0, highest), cells[1].value)
-        tokens = (Cell(short(a.tokens), a.tokens), Cell(short(a.target_tokens), a.target_tokens))
-        rows.append(
-            (
-                name_cell(t.name, tag),
-                ", ".join(t.sources),
-                Cell(count(a.examples), a.examples),
-                *tokens,
-                *cells,
-                bars,
-            )
-        )
-    heads = ("task", "source", "examples", "tokens", "with loss", "share", "in an epoch", "passes", "")
-    return _folded(table(heads, rows, left=("source",), css="sortable"), len(rows), "tasks")
-
-
-def _folded(shown: str, rows: int, what: str) -> str:
-    return shown if rows <= OPEN_ROWS else f"<details><summary>{rows} {what}</summary>{shown}</details>"
-
-
-def _diversity(facts: CardFacts) -> str:
-    d = facts.diversity
-    labels = [f"{k / BINS:.2f}" for k in range(BINS)]
-    colours = {"instructions": "a", "prompts": "b"}
-    series = {colours[n]: v for n, v in d.nearest.items() if sum(v)}
-    means = ", ".join(f"{n} {decimal(v)}" for n, v in d.nearest_mean.items() if math.isfinite(v))
-    keys = '<span class="key">instructions</span><span class="key b">prompts</span>'
-    histogram = figure(
-        f"<b>Likeness to the nearest other text</b> <span>ROUGE-L; mean: {esc(means)}</span><br/>{keys}",
-        columns(series, labels, description="histogram of nearest-neighbour ROUGE-L", every=4, height=230),
-    )
-    grams: list[list[Cell | str]] = [
-        [
-            name,
-            *(
-                Cell(f"{share(k, n)}<br/><span class='small'>{count(k)} of {count(n)}</span>", k / max(1, n))
-                for k, n in found
-            ),
-        ]
-        for name, found in d.distinct.items()
-    ]
-    spread = table(
-        (f"of {count(d.sampled)} examples", "distinct words", "pairs", "triples"), grams, css="fit"
-    )
-    drawn = rings(d.verbs)
-    nouns = [(v, n or "\u2013", Cell(count(k), k)) for v, n, k in d.verbs[:400]]
-    listed = table(("root verb", "noun", "instructions"), nouns, left=("noun",), css="sortable fit")
-    left = figure(
-        f"<b>Root verbs and their nouns</b> <span>the most frequent in {count(d.with_verb)} of {count(d.instructions)} distinct instructions</span>",
-        drawn or "<p>No instruction begins with a known imperative.</p>",
-    )
-    body = (
-        f'<div class="two">{left}{histogram}</div><details><summary>All verbs and nouns</summary>{listed}</details>'
-        f"<h3>Distinct n-grams</h3>{spread}"
-    )
-    return _section("diversity", body, esc(DIVERSITY_NOTE))
 
 
 def _samples(facts: CardFacts) -> str:

@@ -8,7 +8,19 @@ from typing import Any
 
 from sft_dist.core.records import Example
 from sft_dist.report.card_facts import BINS, RARE, Amount, CardFacts, SourceFacts
-from sft_dist.report.card_words import DIVERSITY_NOTE, REASONS, SET_NAMES, ratio, share
+from sft_dist.report.card_words import (
+    DIVERSITY_NOTE,
+    GROUP_NOTES,
+    GROUPS,
+    REASONS,
+    RENDERED,
+    SET_NAMES,
+    listed,
+    ratio,
+    share,
+    skipped_lines,
+    warning,
+)
 from sft_dist.report.text import clip, count, decimal, leaf, percent
 
 SHOWN_TASKS = 200
@@ -116,6 +128,8 @@ def _left_out(facts: CardFacts) -> Iterable[str]:
 
     row("records", [s.read for s in facts.sources])
     row("evaluated instead", [s.evaluation for s in facts.sources])
+    if any(s.prompts for s in facts.sources):
+        row("prompts, for construct to start from", [s.prompts for s in facts.sources])
     row("unreadable", [s.unreadable for s in facts.sources])
     for reason in facts.dropped:
         row(
@@ -124,6 +138,11 @@ def _left_out(facts: CardFacts) -> Iterable[str]:
         )
     row("**kept**", [s.amount.examples for s in facts.sources])
     yield _table(("", *columns), rows)
+    if kinds := [k for k in RENDERED if any(s.rendered.get(k) for s in facts.sources)]:
+        rendered = [(_cell(s.name), *(count(s.rendered.get(k, 0)) for k in kinds)) for s in facts.sources]
+        yield _table(("source", *(RENDERED[k][0] for k in kinds)), rendered)
+        yield "; ".join(f"{RENDERED[k][0]}: {RENDERED[k][1]}" for k in kinds) + "."
+    yield from (f"Not read, by design: {skipped}." for skipped in skipped_lines(facts.sources))
     yield f"Not drawn because an earlier source holds the same example: {count(facts.across_sources)}."
     if any(facts.not_trained.values()):
         lost = ", ".join(f"{k} {count(n)}" for k, n in facts.not_trained.items() if n)
@@ -131,7 +150,7 @@ def _left_out(facts: CardFacts) -> Iterable[str]:
     sets = ", ".join(
         f"{SET_NAMES[n]}: {count(k)} of {count(t)} tasks" for n, (t, k) in facts.evaluation.items()
     )
-    yield f"Evaluation examples: {sets or 'none'}. Tasks that are never trained on: {', '.join(facts.held_out) or 'none'}."
+    yield f"Evaluation examples: {sets or 'none'}. Tasks that are never trained on: {_cell(listed(facts.held_out)) or 'none'}."
     yield f"### Contamination\n\n{len(facts.contaminated)} evaluation examples were found in training data; the training examples are dropped."
     if facts.contaminated:
         findings = [
@@ -150,20 +169,21 @@ def _left_out(facts: CardFacts) -> Iterable[str]:
 
 
 def _mixture(facts: CardFacts) -> Iterable[str]:
+    for kind, names in facts.warnings.items():
+        yield f"> **{warning(kind, names)}** {_cell(listed(names))}."
     for title, b in (("In the stores", facts.before), ("In one epoch", facts.after)):
-        rare = ", ".join(map(_cell, b.rare[:10])) + (
-            f" and {len(b.rare) - 10} more" if len(b.rare) > 10 else ""
-        )
+        rare = _cell(listed(b.rare))
         yield (
             f"{title}: as even as {decimal(b.effective_tasks, 1)} equal tasks; the largest has {percent(b.largest)} %; "
             f"{len(b.rare)} tasks have less than {percent(RARE, 0)} % of an equal share{f' ({rare})' if rare else ''}."
         )
-    if categories := facts.categories():
-        by_category = [
+    for kind, groups in facts.groups().items():
+        grouped = [
             (_cell(n), count(k), count(a.examples), count(a.tokens), *_shares(a, facts.total))
-            for n, (k, a) in categories.items()
+            for n, (k, a) in groups.items()
         ]
-        yield _table(("category", "tasks", "examples", "tokens", "share", "share in an epoch"), by_category)
+        yield _table((GROUPS[kind], "tasks", "examples", "tokens", "share", "share in an epoch"), grouped)
+        yield GROUP_NOTES.get(kind, "") if groups else ""
     rows = [
         (
             _cell(t.name),

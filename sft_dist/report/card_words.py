@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from sft_dist.report.text import DASH, percent
+from collections.abc import Sequence
+
+from sft_dist.report.card_facts import RARE, REPEATED, SourceFacts
+from sft_dist.report.text import DASH, count, percent
 
 SET_NAMES = {"seen": "unseen inputs of trained tasks", "heldout": "held-out tasks"}
 
@@ -10,6 +13,7 @@ SET_NAMES = {"seen": "unseen inputs of trained tasks", "heldout": "held-out task
 REASONS = {
     "answer_repeats_prompt": "the answer is a piece of the prompt",
     "answer_too_short": "the answer is too short",
+    "broken_json": "JSON was asked for, and the answer is broken JSON",
     "broken_text": "wrongly decoded characters",
     "control_characters": "control characters",
     "eval_input": "the input is evaluated in another task",
@@ -21,6 +25,7 @@ REASONS = {
     "ifd_too_high": "the prompt does not help the answer",
     "leakage": "gives an evaluation example away",
     "near_duplicate": "an earlier example is nearly equal",
+    "next_turn": "the answer goes on with another turn",
     "placeholder": "the answer is a placeholder",
     "prompt_too_short": "the prompt is too short",
     "refusal": "the answer refuses",
@@ -29,6 +34,46 @@ REASONS = {
     "too_many_chars": "too long",
     "truncated_answer": "the answer stops in the middle",
 }
+
+# What the renderer counts -> its head in a table, and what it means.
+RENDERED = {
+    "conversations": ("conversations", "examples that were laid out and encoded"),
+    "answers": ("answers", "assistant turns that carry loss"),
+    "context_differs": (
+        "context differs",
+        "answers without loss, because the template shows another context than generation would be fed",
+    ),
+    "borders_that_differ": (
+        "borders",
+        "borders between turns where encoding the whole text at once would merge tokens over the border",
+    ),
+    "decode_differs": ("decoded text differs", "answers that the tokenizer does not give back as they were"),
+}
+
+# Groups of tasks -> the head of their column, and what is to be known of them.
+GROUPS = {"categories": "category", "domains": "domain", "languages": "language"}
+GROUP_NOTES = {"domains": "A task of several domains counts in each."}
+
+# What is wrong with a mixture -> what it means, what to do.
+WARNINGS = {
+    "nothing_kept": (
+        "read, but evaluated or dropped whole",
+        "rejects/ of the data folder says why; loosen that rule of data.filters, or add examples",
+    ),
+    "never_drawn": (
+        "stored, but not drawn in an epoch",
+        "give their source a share or more epochs, or raise mix.task_min",
+    ),
+    "under_represented": (
+        f"under-represented (less than {percent(RARE, 0)} % of an equal share of the epoch)",
+        "raise mix.task_min, lower mix.cap, or flatten with mix.rate=temperature; better, add examples",
+    ),
+    "repeated": (
+        f"repeated more than {REPEATED:.0f} times an epoch",
+        "lower the share of their source or mix.task_min; better, add examples",
+    ),
+}
+LISTED = 8  # names that a sentence lists
 
 DIVERSITY_NOTE = (
     "The root verb is the first known imperative that begins a sentence or clause, or follows a word such as 'to', 'and' or "
@@ -46,3 +91,26 @@ def share(part: float, whole: float) -> str:
 def ratio(part: float, whole: float) -> str:
     """3, 2 -> "1.50"."""
     return f"{part / whole:.2f}" if whole else DASH
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = len(names) - LISTED
+    return ", ".join(names[:LISTED]) + (f" and {count(more)} more" if more > 0 else "")
+
+
+def warning(kind: str, names: Sequence[str]) -> str:
+    """Return the sentence for what is wrong with these tasks, with its remedy."""
+    what, remedy = WARNINGS[kind]
+    tasks = "1 task" if len(names) == 1 else f"{count(len(names))} tasks"
+    return f"{tasks} {what}; {remedy}:"
+
+
+def skipped_lines(sources: Sequence[SourceFacts]) -> list[str]:
+    """Return what the readers passed over, if anything: "p3: template skips 100; flan: exemplar 96"."""
+    found = [
+        f"{s.name}: " + ", ".join(f"{reason.replace('_', ' ')} {count(n)}" for reason, n in s.skipped.items())
+        for s in sources
+        if s.skipped
+    ]
+    return ["; ".join(found)] if found else []

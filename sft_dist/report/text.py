@@ -72,6 +72,8 @@ def memory(value: float) -> str:
     """Bytes -> "1.2 GiB"."""
     if not math.isfinite(value):
         return DASH
+    if value < 2**20:
+        return f"{value / 2**10:.0f} KiB"
     return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
 
 

@@ -56,6 +56,13 @@ def test_a_users_file_may_build_on_a_shipped_experiment(tmp_path: Path) -> None:
     assert "demo" in config.data.sources
 
 
+def test_the_paths_of_the_mixture_follow_its_root() -> None:
+    sources = load_config(["experiment=mixture", "data.root=/elsewhere"]).data.sources
+    assert sources["flan"].path == "/elsewhere/flan-cot"
+    generated = {n for n, s in sources.items() if s.kind == "examples"}
+    assert all(s.path.startswith("/elsewhere/") for n, s in sources.items() if n not in generated)
+
+
 def test_a_source_can_be_added_and_removed_on_the_command_line() -> None:
     config = load_config(["data.sources.extra.kind=alpaca", "data.sources.extra.path=x.jsonl"])
     assert set(config.data.sources) == {"demo", "extra"}
@@ -86,6 +93,8 @@ def test_cross_field_mistakes_name_a_value_that_works() -> None:
         load_config(["pack.seq_len=500", "train.tokens_per_step=4096"])
     with pytest.raises(UserError, match="model.path and model.shape are both set"):
         load_config(["model.path=x"])
+    with pytest.raises(UserError, match=r"checkpoint.keep_best=1, but train.eval_every is null"):
+        load_config(["checkpoint.keep_best=1"])
     with pytest.raises(UserError, match="deepspeed.stage=0.*bfloat16"):
         load_config(["deepspeed.stage=0", "model.dtype=bfloat16"])
 

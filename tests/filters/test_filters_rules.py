@@ -11,6 +11,7 @@ from sft_dist.filters.rules import (
     AnswerRepeatsPrompt,
     BrokenText,
     ControlCharacters,
+    Format,
     Length,
     Placeholder,
     Refusal,
@@ -100,6 +101,30 @@ def test_placeholder(answer):
 )
 def test_no_placeholder(answer):
     assert Placeholder()(single(output=answer)) is None
+
+
+@pytest.mark.parametrize(
+    "prompt, answer, reason",
+    [
+        ("Add.", "4\n\n### Instruction:\nSubtract.", "next_turn"),
+        ("Add.", "4\n<|user|>\nAnd now?", "next_turn"),
+        ("Write about dialogue.", "Human: hello\nUser: I say hello.", None),
+        ("Explain Markdown.", "### Instructions for use\nNone.", None),
+        ("Answer in JSON.", '{"a": 1', "broken_json"),
+        ("Give me valid JSON.", "```json\n{'a': 1}\n```", "broken_json"),
+        ("Answer in JSON.", "```json\n[1, 2]\n```", None),
+        ("Answer in JSON.", "Here it is: {a}", None),
+        ("Sort the list.", "['a', 'b']", None),
+    ],
+)
+def test_format(prompt, answer, reason):
+    drop = Format()(single(instruction=prompt, output=answer))
+    assert (drop and drop.reason) == reason
+
+
+def test_format_says_where():
+    assert Format()(single(output="4\n\n### Input: 5")).detail == "'### Input:' at character 4"
+    assert "line 1 column 8" in Format()(single(instruction="Answer as JSON.", output='{"a": 1')).detail
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,17 @@ def test_what_many_training_inputs_share_is_template():
     assert LeakIndex(known, ngram=8, coverage=0.5, training=[training[:10]])(training[0]) != []
 
 
+def test_what_a_training_template_adds_does_not_hide_the_question():
+    """8 words of 26 are the evaluated question; the other 18 stand under every question of the source."""
+    suffix = "please think about it step by step and then tell me what the right answer would be"
+    others = [prompt(f"{' '.join(OTHER[8 * k : 8 * k + 8])} {suffix}") for k in range(12)]
+    evaluated = example(" ".join(OTHER[100:160] + FIRST[:8]))  # exemplars, then the question
+    leaking = prompt(f"{' '.join(FIRST[:8])} {suffix}")
+    known = LeakIndex([evaluated], ngram=8, coverage=0.5, training=[others])
+    assert found(known(leaking)) == [(0, 1.0, "training_in_eval")]
+    assert LeakIndex([evaluated], ngram=8, coverage=0.5)(leaking) == []
+
+
 def test_labels_do_not_count():
     label = "the premise does not say enough to decide whether it is true"
     known = index(*(example(OTHER[i], label) for i in range(2)))

@@ -184,6 +184,25 @@ def test_flan2022_has_the_published_shares_and_caps(make_corpus):
     assert by_source(corpus, mixture) == {"flan2021": 400, "t0": 320, "cot": 50, "niv2": 200, "dialog": 30}
 
 
+def test_flan2022_caps_the_tasks_of_each_submixture(make_corpus, monkeypatch):
+    from dataclasses import replace
+
+    from sft_dist.mix.rates import PRESETS
+
+    published = {"flan2021": 30_000, "t0": 20_000, "cot": 100_000, "niv2": 5_000, "dialog": 200_000}
+    assert PRESETS["flan2022"].caps == published
+    scaled = {name: cap // 5000 for name, cap in published.items()}  # 6, 4, 20, 1, 40
+    monkeypatch.setitem(PRESETS, "flan2022", replace(PRESETS["flan2022"], caps=scaled))
+    corpus = make_corpus({"t0": {"large": 40, "small": 2}, "niv2": {"x": 30, "y": 1}})
+    # t0 has 320 of 520: 4 to 2 between its tasks; niv2 200: one each, for both reach their cap of 1.
+    assert counts(corpus, Mixture(preset="flan2022", epoch_examples=520)) == {
+        ("t0", "large"): 213,
+        ("t0", "small"): 107,
+        ("niv2", "x"): 100,
+        ("niv2", "y"): 100,
+    }
+
+
 def test_flan2022_knows_its_submixtures_only_and_renormalises_those_present(make_corpus):
     corpus = make_corpus({"t0": {"x": 20}, "niv2": {"y": 20}})
     mixture = Mixture(preset="flan2022", epoch_examples=520)

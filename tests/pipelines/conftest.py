@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -125,3 +126,11 @@ def sft(project: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tupl
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def mixture(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The shipped mixture, built once (mixture_run.py)."""
+    from mixture_run import build
+
+    return build(shared_data, tmp_path_factory.mktemp("mixture"))

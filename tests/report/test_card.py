@@ -11,13 +11,20 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from card_again import card_again, common_subsequence
 from rouge_score.rouge_scorer import _score_lcs
 
 from sft_dist.cli import main
+from sft_dist.config.load import load_config
+from sft_dist.mix import draw
+from sft_dist.pipelines.plan import mixture_of, open_corpus
+from sft_dist.report.card_counts import warnings
+from sft_dist.report.card_facts import Amount, Balance, TaskFacts, TaskLabels
 from sft_dist.report.card_figures import columns, rings
 from sft_dist.report.card_language import distinct, nearest_rouge_l, singular, verb_and_noun
 from sft_dist.report.text import count
 from sft_dist.shards import Store
+from sft_dist.sources import open_source
 
 WORDS = [f"w{i}" for i in range(600)]
 VERBS = ["Write", "Describe", "Summarise", "Translate", "List", "Explain"]
@@ -296,6 +303,83 @@ def test_diversity(built):
         assert d["nearest"][name] == [bins[k] for k in range(20)]
 
 
+def verb_of(text: str) -> tuple[str, str]:
+    """Of "Verb the noun of ..." and "Verb noun about ..."."""
+    verb, noun = text.lower().replace(" the ", " ").split()[:2]
+    return verb, {"cities": "city", "boxes": "box"}.get(noun, noun)
+
+
+def test_every_number_is_counted_again(built):
+    """card.json whole, by code that shares nothing with the card's (see card_again.py)."""
+    folder, card, _, _ = built
+    config = load_config([], folder / "my.yaml")
+    sources = {n: open_source(n, c) for n, c in config.data.sources.items()}
+    corpus = open_corpus({n: folder / "data" / "stores" / n for n in sources})
+    docs = draw(corpus, mixture_of(config, corpus), seed=config.seed, epoch=0).tolist()
+    drawn = [("main", d) if d < corpus.first[1] else ("asked", d - corpus.first[1]) for d in docs]
+    again = card_again(
+        config,
+        {n: list(s) for n, s in sources.items()},
+        {n: s.files() for n, s in sources.items()},
+        drawn,
+        verb_of,
+    )
+    found = dict(card)
+    assert found.pop("settings")["mix.cap"] == 25
+    rendered = [s.pop("rendered") for s in found["sources"]]
+    assert [r["conversations"] for r in rendered] == [s["amount"]["examples"] for s in again["sources"]]
+    assert [r["answers"] for r in rendered] == [s["amount"]["examples"] for s in again["sources"]]
+    assert set(found) == set(again)
+    for key in again:
+        assert close(found[key], again[key]), key
+
+
+def close(found, expected) -> bool:
+    """Equality, of floats within rounding."""
+    if isinstance(expected, dict):
+        return set(found) == set(expected) and all(close(found[k], v) for k, v in expected.items())
+    if isinstance(expected, list | tuple):
+        return len(found) == len(expected) and all(map(close, found, expected))
+    return found == pytest.approx(expected) if isinstance(expected, float) else found == expected
+
+
+def test_the_twin_of_the_lcs():
+    draw = random.Random(3)
+    for _ in range(200):
+        a, b = ([draw.choice("abcde") for _ in range(draw.randrange(12))] for _ in range(2))
+        expected = _score_lcs(a, b).recall * len(a) if a and b else 0
+        assert common_subsequence(a, b) == pytest.approx(expected)
+
+
+def test_what_is_wrong_with_a_mixture():
+    def task(name: str, stored: int, drawn: int) -> TaskFacts:
+        amount = Amount(examples=stored, drawn_examples=drawn)
+        return TaskFacts(name=name, sources=("s",), labels=TaskLabels(), amount=amount)
+
+    tasks = [
+        task("even", 50, 50),
+        task("unused", 9, 0),
+        task("few", 9, 2),
+        task("worn", 9, 37),
+        task("four", 9, 36),
+    ]
+    after = Balance(effective_tasks=3.0, largest=0.4, rare=("unused", "few"))
+    assert warnings(tasks, after, {"even", "gone"}) == {
+        "nothing_kept": ("gone",),
+        "never_drawn": ("unused",),
+        "under_represented": ("few",),
+        "repeated": ("worn",),
+    }
+    assert warnings([task("even", 5, 5)], Balance(effective_tasks=1.0, largest=1.0, rare=()), {"even"}) == {}
+
+
+def test_the_pages_warn(built):
+    _, card, html, text = built
+    assert card["warnings"] == {"repeated": ["tiny"]}  # 3 examples, drawn 20 times
+    for shown in (html, text):
+        assert "1 task repeated more than 4 times an epoch; lower the share" in shown
+
+
 def test_samples_are_kept_examples(built):
     folder, card, html, _ = built
     ids = {r[4]: r[0] for r in stored(folder)}
@@ -332,6 +416,22 @@ def test_the_same_twice(built):
     assert main(["card", str(folder / "my.yaml"), "--out", str(folder / "again")]) == 0
     assert (folder / "again" / "card.html").read_text() == html
     assert (folder / "again" / "README.md").read_text() == text
+
+
+def test_a_pool_counts_what_one_process_counts(built, tmp_path, monkeypatch):
+    monkeypatch.setattr("sft_dist.pipelines.prepare.CHUNK", 5)  # so that few examples are enough for a pool
+    command = [
+        "prepare",
+        str(built[0] / "my.yaml"),
+        f"data.dir={tmp_path}",
+        "data.processes=2",
+        "data.shard_examples=50",
+    ]
+    assert main(command) == 0
+    for name in ("main", "asked"):
+        one, two = (Store.open(folder / "stores" / name) for folder in (built[0] / "data", tmp_path))
+        assert two.info == one.info
+        assert two.info["rendered"]["conversations"] == len(two) > 0
 
 
 def test_a_missing_store_names_the_command(built, tmp_path, capsys):
