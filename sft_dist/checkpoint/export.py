@@ -1,13 +1,14 @@
 """Checkpoint -> Hugging Face folder that plain `from_pretrained` opens: weights, tokenizer, template, end-of-turn.
 
-Parameters are assembled one shard of files at a time from the slices of the checkpoint, so memory stays bounded, and
-several processes write different shards. Reads no engine: any machine with the checkpoint can export.
+What was trained comes from the slices of the checkpoint, everything else (frozen layers, vision towers, buffers, tensors
+that the model does not even read) from the files of the base, under the names that it has there. Files are assembled one
+at a time, so memory stays bounded, and several processes write different ones. Reads no engine: any machine with the
+checkpoint and the base can export.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,15 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
+from sft_dist.checkpoint.contents import Base, Item, apart, plan, value_of
 from sft_dist.checkpoint.store import read_parameter
 from sft_dist.core.errors import UserError
 from sft_dist.core.store import read_json, replace_folder, write_json
-from sft_dist.model.load import DTYPES
+from sft_dist.model import adapters, files, rope, vocabulary
+from sft_dist.model.files import BaseFiles
+from sft_dist.model.load import DTYPES, read_config
 from sft_dist.render.tokenizer import TextTokenizer
 
 SHARD_BYTES = 4 << 30
@@ -27,32 +32,30 @@ SHARD_BYTES = 4 << 30
 
 def export_checkpoint(
     checkpoint: Path,
-    model_path: str,
+    base: Base,
     out: Path,
     *,
     dtype: str,
     tokenizer: TextTokenizer,
     template_text: str,
     stop_ids: list[int],
+    as_adapter: bool = False,
     part: tuple[int, int] = (0, 1),
     barrier: Callable[[], Any] = lambda: None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
 ) -> None:
     """Write a model folder.
 
     Args:
         checkpoint: A whole checkpoint.
-        model_path: What training started from: its config says what the model is.
+        base: What training started from.
         out: The folder; replaced as a whole when it is complete.
         dtype: float32 or bfloat16, of the written weights.
         tokenizer: The tokenizer that rendered the training data.
         template_text: Its chat template, as Jinja.
         stop_ids: End-of-turn tokens, for the generation config.
-        part: (i, n): this process writes every n-th shard from the i-th.
+        as_adapter: Write the adapters alone, as a peft folder, instead of merging them.
+        part: (i, n): this process writes every n-th file from the i-th.
         barrier: Waits for the other processes.
-        revision: Hub revision of model_path.
-        trust_remote_code: As in training.
 
     Raises:
         UserError: When the checkpoint is damaged or belongs to another model.
@@ -62,41 +65,29 @@ def export_checkpoint(
             f"{checkpoint} is not a whole checkpoint, so there is nothing to export; see checkpoints/LATEST of the run"
         )
     index = read_json(checkpoint / "index.json")
+    if as_adapter:
+        _refuse_adapter(base)
     aside = out.with_name(f".{out.name}.partial")
     if part[0] == 0:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     barrier()
-    groups = _group(index["parameters"], torch.finfo(DTYPES[dtype]).bits // 8)
-    names = (
-        [f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
-        if len(groups) > 1
-        else ["model.safetensors"]
-    )
-    for i in range(part[0], len(groups), part[1]):
-        tensors = {n: read_parameter(checkpoint, index, n).to(DTYPES[dtype]) for n in groups[i]}
-        save_file(tensors, aside / names[i], metadata={"format": "pt"})
-    barrier()
-    if part[0] == 0:
-        if len(groups) > 1:
-            total = sum(math.prod(s) for s in index["parameters"].values()) * (
-                torch.finfo(DTYPES[dtype]).bits // 8
-            )
-            where = {n: names[i] for i, group in enumerate(groups) for n in group}
-            write_json(
-                aside / "model.safetensors.index.json",
-                {"metadata": {"total_size": total}, "weight_map": where},
-            )
-        _write_configs(
-            aside,
-            model_path,
-            index,
-            dtype,
-            tokenizer,
-            stop_ids,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
+    config = read_config(base.path, revision=base.revision, trust_remote_code=base.trust_remote_code)
+    model = files.skeleton(config, trust_remote_code=base.trust_remote_code)
+    if as_adapter:
+        if part[0] == 0:
+            _write_adapter(checkpoint, index, base, model, aside, dtype)
+    else:
+        rope.rescale(config, base.rope_scaling)
+        text = config.get_text_config()
+        text.vocab_size = vocabulary.rows_for(
+            text.vocab_size, tokenizer.vocab_size, base.vocab_multiple, base.path
         )
+        _write_weights(checkpoint, index, base, model, aside, dtype, text.vocab_size, part)
+        barrier()
+        if part[0] == 0:
+            _write_configs(aside, base, config, type(model).__name__, dtype, tokenizer, stop_ids)
+    if part[0] == 0:
         tokenizer.save(
             aside, template_text=template_text, eos=tokenizer.text_of(stop_ids[0]) if stop_ids else None
         )
@@ -104,48 +95,106 @@ def export_checkpoint(
     barrier()
 
 
-def _group(parameters: dict[str, list[int]], item_bytes: int) -> list[list[str]]:
-    """Group parameters into files of at most SHARD_BYTES."""
-    groups: list[list[str]] = [[]]
+def _write_weights(
+    checkpoint: Path,
+    index: dict[str, Any],
+    base: Base,
+    model: Any,
+    aside: Path,
+    dtype: str,
+    rows: int,
+    part: tuple[int, int],
+) -> None:
+    found = BaseFiles.find(base.path, base.revision)
+    groups = _group(plan(index, base, model, found), torch.finfo(DTYPES[dtype]).bits // 8)
+    names = (
+        [f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
+        if len(groups) > 1
+        else ["model.safetensors"]
+    )
+    embeddings = {
+        n
+        for n, p in model.named_parameters()
+        if p is model.get_input_embeddings().weight or p is model.get_output_embeddings().weight
+    }
+    for i in range(part[0], len(groups), part[1]):
+        tensors: dict[str, Tensor] = {}
+        for item in groups[i]:
+            value = value_of(checkpoint, index, base, found, item)
+            if item.name is not None:
+                value = value.to(DTYPES[dtype])
+            if item.name in embeddings:
+                value = vocabulary.grown(value, rows)
+            tensors |= {item.keys[0]: value} if len(item.keys) == 1 else apart(model, item, value)
+        save_file(
+            {k: t.contiguous() for k, t in tensors.items()}, aside / names[i], metadata={"format": "pt"}
+        )
+    if part[0] == 0 and len(groups) > 1:
+        total = sum(item.numel for group in groups for item in group) * (torch.finfo(DTYPES[dtype]).bits // 8)
+        where = {k: names[i] for i, group in enumerate(groups) for item in group for k in item.keys}
+        write_json(aside / files.INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def _group(items: list[Item], item_bytes: int) -> list[list[Item]]:
+    """Group what is written into files of at most SHARD_BYTES."""
+    groups: list[list[Item]] = [[]]
     size = 0
-    for name, shape in parameters.items():
-        n = math.prod(shape) * item_bytes
+    for item in items:
+        n = item.numel * item_bytes
         if groups[-1] and size + n > SHARD_BYTES:
             groups.append([])
             size = 0
-        groups[-1].append(name)
+        groups[-1].append(item)
         size += n
     return groups
 
 
+def _refuse_adapter(base: Base) -> None:
+    if base.lora is None:
+        raise UserError(
+            "an adapter was asked for, but the run trained the weights themselves (lora is null); export the whole model"
+        )
+    if base.rope_scaling or base.vocab_multiple:
+        changed = "model.rope_scaling" if base.rope_scaling else "model.vocab_multiple"
+        raise UserError(
+            f"lora.export=adapter would lose {changed}, which changes the base itself; use lora.export=merged"
+        )
+
+
+def _write_adapter(
+    checkpoint: Path, index: dict[str, Any], base: Base, model: Any, aside: Path, dtype: str
+) -> None:
+    """Write adapter_config.json and adapter_model.safetensors as peft reads them."""
+    assert base.lora is not None
+    names = adapters.folder_names(index["parameters"])
+    tensors = {
+        short: read_parameter(checkpoint, index, n, base.kind).to(DTYPES[dtype]).contiguous()
+        for n, short in names.items()
+    }
+    save_file(tensors, aside / "adapter_model.safetensors", metadata={"format": "pt"})
+    settings = adapters.peft_config(model, base.lora)
+    settings.base_model_name_or_path, settings.revision = base.path, base.revision
+    settings.task_type, settings.inference_mode = "CAUSAL_LM", True
+    settings.save_pretrained(aside)
+
+
 def _write_configs(
     folder: Path,
-    model_path: str,
-    index: dict[str, Any],
+    base: Base,
+    config: Any,
+    architecture: str,
     dtype: str,
     tokenizer: TextTokenizer,
     stop_ids: list[int],
-    *,
-    revision: str | None,
-    trust_remote_code: bool,
 ) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
-    config = AutoConfig.from_pretrained(model_path, revision=revision, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    trained, expected = set(index["parameters"]), {n for n, _ in model.named_parameters()}
-    if trained != expected:
-        odd = sorted(trained ^ expected)
-        raise UserError(
-            f"the checkpoint and {model_path} differ in {len(odd)} parameters (first: {odd[0]}); they are not the same model"
-        )
-    config.architectures = [type(model).__name__]
+    config.architectures = [architecture]
     config.dtype = dtype
     config.use_cache = True
     config.save_pretrained(folder)
     try:
-        generation = GenerationConfig.from_pretrained(model_path, revision=revision or "main")
+        generation = GenerationConfig.from_pretrained(base.path, revision=base.revision or "main")
     except OSError:
         generation = GenerationConfig.from_model_config(config)
     generation.eos_token_id = stop_ids or generation.eos_token_id

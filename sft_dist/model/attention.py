@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sft_dist.core.errors import UserError
+from sft_dist.model.ulysses import SequenceGroup, across
 
 Attend = Callable[..., tuple[Tensor, None]]
 
@@ -32,17 +33,23 @@ class Needs(NamedTuple):
     sinks: bool = False
 
 
-def registered_name(backend: str) -> str:
-    """Return the `attn_implementation` under which a backend is registered."""
-    return f"sft_dist_{backend}"
+def registered_name(backend: str, sequence_ranks: int = 1) -> str:
+    """Return the `attn_implementation` of a backend, over rows that this many ranks share."""
+    # transformers reads meaning into names: one with "sdpa" or "flash" in it is refused where a model has no code of its
+    # own for that (Gemma 2, gpt-oss), though ours is what runs
+    name = backend.removeprefix("sdpa_").replace("flash", "fa")
+    return f"sft_dist_{name}" + (f"_over_{sequence_ranks}" if sequence_ranks > 1 else "")
 
 
-def register() -> None:
-    """Make every backend known to transformers. Idempotent."""
+def register(sequence: SequenceGroup | None = None) -> None:
+    """Make every backend known to transformers, over the rows that a group of ranks shares. Idempotent."""
     from transformers import AttentionInterface
 
     for name, attend in BACKENDS.items():
-        AttentionInterface.register(registered_name(name), attend)
+        if sequence is None or sequence.size == 1:
+            AttentionInterface.register(registered_name(name), attend)
+        else:
+            AttentionInterface.register(registered_name(name, sequence.size), across(attend, sequence))
 
 
 def choose(backend: str, needs: Needs) -> tuple[str, str]:
@@ -92,8 +99,6 @@ def unfit(backend: str, needs: Needs) -> str:
         return "it has no logit softcap"
     if backend == "flex" and not cuda:
         return "its backward pass needs a CUDA device"
-    if backend == "flex" and needs.sinks:
-        return "it has no attention sinks"
     return ""
 
 
@@ -284,15 +289,18 @@ def flex(
     cu_seq_lens_q: Tensor | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """FlexAttention with a document mask: for models whose features the flash kernels lack."""
     del module, attention_mask
+    from torch.nn.attention.flex_attention import AuxRequest
+
     T = query.size(2)
     cu = _documents(cu_seq_lens_q)
     mask = _flex_mask(cu, T, sliding_window)
     cap = (lambda score, *_: softcap * torch.tanh(score / softcap)) if softcap else None
-    out = _compiled_flex()(
+    out, aux = _compiled_flex()(
         query,
         key,
         value,
@@ -300,7 +308,12 @@ def flex(
         block_mask=mask,
         scale=scaling,
         enable_gqa=key.size(1) != query.size(1),
+        return_aux=AuxRequest(lse=s_aux is not None),
     )
+    if (
+        s_aux is not None
+    ):  # the sink's share of the softmax: exp(lse) / (exp(lse) + exp(sink)) is left for the values
+        out = (out * torch.sigmoid(aux.lse - s_aux.float()[None, :, None])[..., None]).to(out.dtype)
     return out.transpose(1, 2).contiguous(), None
 
 

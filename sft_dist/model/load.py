@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from sft_dist.core.errors import UserError
-from sft_dist.model import attention
+from sft_dist.model import adapters, attention, memory, partition, rope, support, vocabulary
+from sft_dist.model.adapters import Lora
+from sft_dist.model.files import auto_class, commit_of
 from sft_dist.model.packed import PackedLM
+from sft_dist.model.trainable import choose
+from sft_dist.model.ulysses import SequenceGroup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Layers that carry a state along the row: packed documents would leak into one another through it.
-STATEFUL_LAYERS = ("linear_attention", "mamba", "mamba2", "conv", "recurrent", "ssm")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loaded:
-    """A model ready for the engine, and how it attends."""
+    """A model ready for the engine, and how it attends.
+
+    Attributes:
+        module: The model.
+        backend: The attention backend.
+        reason: Why that one.
+        commit: Of the hub repository that was read; None for a folder.
+    """
 
     module: PackedLM
     backend: str
     reason: str
+    commit: str | None
 
 
 def read_config(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -46,10 +57,17 @@ def read_config(path: str, *, revision: str | None = None, trust_remote_code: bo
     try:
         return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
+        from huggingface_hub.constants import HF_HUB_OFFLINE
+
+        name = path if revision is None else f"{path} --revision {revision}"
+        remedy = (
+            f"HF_HUB_OFFLINE is set, so only the cache was asked; run `hf download {name}` where there is internet, with the same "
+            "HF_HOME, or give a local folder"
+            if HF_HUB_OFFLINE
+            else "give a local folder, or a hub id while the hub can be reached (download it beforehand on nodes without internet)"
+        )
         raise UserError(
-            f"model.path={path} cannot be read ({first}); give a local folder, or a hub id while the hub can be reached "
-            "(download it beforehand on nodes without internet)"
+            f"model.path={path} cannot be read ({str(error).splitlines()[0]}); {remedy}"
         ) from None
 
 
@@ -59,20 +77,8 @@ def looks_local(path: str) -> bool:
 
 
 def attention_needs(config: Any, dtype: torch.dtype, device: str) -> attention.Needs:
-    """Read from a model's config what its attention must do.
-
-    Raises:
-        UserError: For a model whose layers carry state along the row; packing it would leak between documents.
-    """
+    """Read from a model's config what its attention must do."""
     text = config.get_text_config()
-    layers = set(getattr(text, "layer_types", None) or ())
-    if stateful := sorted(x for x in layers if x in STATEFUL_LAYERS) or (
-        ["state space"] if hasattr(text, "ssm_cfg") else []
-    ):
-        raise UserError(
-            f"{text.model_type} has {', '.join(stateful)} layers, which carry state from one packed document into the next; "
-            "training it packed would be wrong, so it is refused. Use a model with attention layers only"
-        )
     heads = text.num_attention_heads
     return attention.Needs(
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
@@ -124,10 +130,18 @@ def load_packed(
     backend: str,
     device: str,
     zero_config: Mapping[str, Any] | None,
-    gradient_checkpointing: bool,
+    gradient_checkpointing: memory.Checkpointing,
     revision: str | None = None,
     trust_remote_code: bool = False,
     min_vocab_size: int = 0,
+    sequence: SequenceGroup | None = None,
+    seq_len: int = 0,
+    rope_scaling: Mapping[str, Any] | None = None,
+    vocab_multiple: int | None = None,
+    trainable: Sequence[str] = (),
+    freeze: Sequence[str] = (),
+    lora: Lora | None = None,
+    seed: int = 0,
 ) -> Loaded:
     """Load a model for packed training.
 
@@ -138,49 +152,139 @@ def load_packed(
         device: cuda or cpu.
         zero_config: The DeepSpeed config under ZeRO-3, else None. The weights are then partitioned while they are
             loaded, so no rank ever holds the whole model on its device.
-        gradient_checkpointing: Recompute activations in the backward pass.
+        gradient_checkpointing: Which activations are recomputed in the backward pass, see `memory.checkpoint_layers`.
         revision: Hub revision.
         trust_remote_code: Run model code from the hub.
         min_vocab_size: Largest token id of the tokenizer plus one.
+        sequence: The ranks that share rows with this one; None: whole rows.
+        seq_len: Longest document in tokens, checked against the model's positions.
+        rope_scaling: `model.rope_scaling` as type and factor, or None.
+        vocab_multiple: Add embedding rows up to a multiple of this; None: add none.
+        trainable: Parts that are trained (model.trainable); empty: all of the text part.
+        freeze: Parts of those that are not.
+        lora: Train adapters instead.
+        seed: Of the adapters' initial values.
 
     Raises:
         UserError: For a missing or unfit model, missing weights, or a tokenizer with ids beyond the embedding.
     """
-    from transformers import AutoModelForCausalLM
-
-    attention.register()
-    config = read_config(path, revision=revision, trust_remote_code=trust_remote_code)
-    vocab_size = config.get_text_config().vocab_size
-    if min_vocab_size > vocab_size:
-        raise UserError(
-            f"the tokenizer has ids up to {min_vocab_size - 1}, the model {path} embeds {vocab_size} tokens; "
-            "training would read beyond the embedding. Use the tokenizer that belongs to the model (model.tokenizer=null)"
-        )
+    attention.register(sequence)
+    config = base_config(
+        path,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        seq_len=seq_len,
+        rope_scaling=rope_scaling,
+    )
+    rows = vocabulary.rows_for(config.get_text_config().vocab_size, min_vocab_size, vocab_multiple, path)
     torch_dtype = DTYPES[dtype]
     chosen, reason = attention.choose(backend, attention_needs(config, torch_dtype, device))
+    quantisation = adapters.quantisation(lora, torch_dtype, device)
+    source = None
+    if zero_config is not None:
+        source = partition.find(path, config, zero_config, revision, trust_remote_code=trust_remote_code)
     with _partitioned(zero_config):
-        found: Any = AutoModelForCausalLM.from_pretrained(
+        hf = _weights(
             path,
+            config,
+            torch_dtype,
+            attention.registered_name(chosen, sequence.size if sequence else 1),
+            zero_config,
+            source,
             revision=revision,
             trust_remote_code=trust_remote_code,
-            dtype=torch_dtype,
-            attn_implementation=attention.registered_name(chosen),
-            output_loading_info=True,
+            quantisation=quantisation,
         )
-        hf, info = found
+        vocabulary.grow(hf, rows, zero_config)
+        module = PackedLM(hf)
+        if lora is None:
+            choose(hf, trainable, freeze)
+        else:
+            adapters.add(hf, lora, seed)
         if zero_config is not None:
-            whole = [n for n, p in hf.named_parameters() if not hasattr(p, "ds_tensor")]
-            assert not whole, f"parameters are not partitioned under ZeRO-3: {whole[:3]}"
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
+            _partition_rest(hf, zero_config)
+    hf.config.use_cache = False
+    memory.checkpoint_layers(hf, gradient_checkpointing)
+    return Loaded(module=module, backend=chosen, reason=reason, commit=commit_of(path, revision))
+
+
+def base_config(
+    path: str,
+    *,
+    revision: str | None,
+    trust_remote_code: bool,
+    seq_len: int = 0,
+    rope_scaling: Mapping[str, Any] | None = None,
+) -> Any:
+    """Return the config to train with: the model's own, its positions rescaled where that is asked for.
+
+    Raises:
+        UserError: When it cannot be read or cannot be trained packed, or `seq_len` is out of its reach.
+    """
+    config = read_config(path, revision=revision, trust_remote_code=trust_remote_code)
+    support.check(config, path)
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)  # some families store it under another name
+    rope.check_reach({**text.to_dict(), "max_position_embeddings": limit}, rope_scaling, seq_len)
+    rope.rescale(config, rope_scaling)
+    return config
+
+
+def _weights(
+    path: str,
+    config: Any,
+    dtype: torch.dtype,
+    attn: str,
+    zero_config: Mapping[str, Any] | None,
+    source: partition.Source | None,
+    *,
+    revision: str | None,
+    trust_remote_code: bool,
+    quantisation: Any,
+) -> Any:
+    """Return the model with the base's weights."""
+    if zero_config is not None and source is not None:
+        _refuse_missing(path, source.missing)
+        empty = partition.build(config, zero_config, dtype, attn, trust_remote_code=trust_remote_code)
+        partition.fill(empty, source)
+        return empty.eval()
+    found: Any = auto_class(config).from_pretrained(
+        path,
+        config=config,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        dtype=dtype,
+        attn_implementation=attn,
+        output_loading_info=True,
+        **({"quantization_config": quantisation} if quantisation else {}),
+    )
+    hf, info = found
+    _refuse_missing(path, sorted(info["missing_keys"]))
+    return hf
+
+
+def _refuse_missing(path: str, missing: list[str]) -> None:
+    if missing:
         raise UserError(
             f"{path} lacks {len(missing)} weights (first: {missing[0]}), which would start random; "
             "the files do not belong to this architecture or are incomplete"
         )
-    hf.config.use_cache = False
-    if gradient_checkpointing:
-        hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return Loaded(module=PackedLM(hf), backend=chosen, reason=reason)
+
+
+def _partition_rest(hf: Any, zero_config: Mapping[str, Any]) -> None:
+    """Partition what was added after loading (adapters), and mark modules whose children run in another order each time."""
+    import deepspeed
+    from deepspeed.utils import set_z3_leaf_modules
+
+    if any(not hasattr(p, "ds_tensor") for p in hf.parameters()):
+        deepspeed.zero.Init(module=hf, config_dict_or_path=dict(zero_config))
+    whole = [n for n, p in hf.named_parameters() if not hasattr(p, "ds_tensor")]
+    assert not whole, f"parameters are not partitioned under ZeRO-3: {whole[:3]}"
+    # An expert that is a module of its own runs only when a token of this rank needs it: ranks would gather different
+    # weights at the same time and wait for ever. A leaf is gathered as a whole, whatever runs inside.
+    routed = {type(m) for m in hf.modules() if isinstance(getattr(m, "experts", None), nn.ModuleList)}
+    if routed:
+        set_z3_leaf_modules(hf, sorted(routed, key=lambda kind: kind.__name__))
 
 
 @contextmanager

@@ -12,11 +12,23 @@ DeepSpeed averages gradients over the W ranks and, with `scale_wrt_gas=False`, d
 and the reduced gradient is (1/W) * sum_r sum_m d(L_rm * W / N) = dL: exact for any number of ranks, any number of
 micro-steps and any fill. Averaging per micro-batch or per rank instead would weight a token by how full its row is.
 
+What is minimised for a target with logits x, log-sum-exp s and cross-entropy ce = s - x[target] is
+
+    w * ((1 - a) * ce + a * (s - mean(x))) + w * z * s^2
+
+with a the label smoothing and z the z-loss coefficient (PaLM, arXiv 2204.02311). DFT (arXiv 2508.05629) multiplies the
+first term by the probability of the target, exp(-ce), as a constant. What is logged is always ce, so that runs with
+different options can be compared with each other and with the held-out loss.
+
+Why no fused kernel of a library: those known to us either return one sum or, per token, gradients for an upstream of
+ones, which loses the weight of each token; and a gradient made here needs no logits in memory either.
+
 Shapes: N targets of a micro-batch, C targets of a chunk, E model width, V vocabulary.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,9 +37,28 @@ from torch.nn import functional as F
 
 from sft_dist.core.errors import UserError
 
-# Logits of one chunk in fp32: 64 MiB at a vocabulary of 128k, 128 targets. Small enough never to matter beside
-# activations, large enough that the matrix product runs at full speed.
-CHUNK_LOGITS = 1 << 24
+# Logits of one chunk. On CPU 64 MiB in fp32: small beside everything else, large enough for the matrix product. On a GPU
+# 512 MiB, about 1,000 targets at a vocabulary of 128k: each chunk reads and writes the whole fp32 gradient of the
+# projection once, and with fewer targets that traffic would take longer than the products themselves.
+CHUNK_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 27}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossOptions:
+    """What is added to plain cross-entropy; the defaults add nothing.
+
+    Attributes:
+        label_smoothing: Share of the target's mass that is spread over the vocabulary.
+        z_loss: Coefficient of the squared log-sum-exp.
+        dft: Weight each target by its own probability, as a constant.
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    dft: bool = False
+
+
+PLAIN = LossOptions()
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -35,29 +66,47 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, h_NE: Tensor, weight_VE: Tensor, targets_N: Tensor, weights_N: Tensor, softcap: float | None
+        ctx: Any,
+        h_NE: Tensor,
+        weight_VE: Tensor,
+        targets_N: Tensor,
+        weights_N: Tensor,
+        softcap: float | None,
+        options: LossOptions,
     ) -> tuple[Tensor, Tensor]:
         N, V = h_NE.size(0), weight_VE.size(0)
-        chunk = max(1, min(N, CHUNK_LOGITS // V))
+        smoothing, z = options.label_smoothing, options.z_loss
+        chunk = max(1, min(N, CHUNK_LOGITS["cuda" if h_NE.is_cuda else "cpu"] // V))
         nll_N = torch.zeros(N, dtype=torch.float32, device=h_NE.device)
+        objective_N = torch.zeros_like(nll_N)
         need_h, need_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         dh_NE = torch.zeros_like(h_NE) if need_h else None
         # fp32: hundreds of chunks are added up here
         dw_VE = torch.zeros(weight_VE.shape, dtype=torch.float32, device=weight_VE.device) if need_w else None
         for a in range(0, N, chunk):
             b = min(a + chunk, N)
-            h_CE, t_C = h_NE[a:b], targets_N[a:b]
-            raw_CV = F.linear(h_CE, weight_VE).float()
-            logits_CV = softcap * torch.tanh(raw_CV / softcap) if softcap else raw_CV
+            h_CE, t_C1, w_C = h_NE[a:b], targets_N[a:b, None], weights_N[a:b]
+            logits_CV = F.linear(h_CE, weight_VE).float()
+            if softcap:
+                logits_CV = softcap * torch.tanh(logits_CV / softcap)
             lse_C = torch.logsumexp(logits_CV, dim=-1)
-            nll_N[a:b] = lse_C - logits_CV.gather(1, t_C[:, None]).squeeze(1)
+            nll_C = lse_C - logits_CV.gather(1, t_C1).squeeze(1)
+            ce_C = nll_C
+            if smoothing:
+                ce_C = (1 - smoothing) * nll_C + smoothing * (lse_C - logits_CV.mean(dim=-1))
+            ce_weight_C = w_C * torch.exp(-nll_C) if options.dft else w_C
+            nll_N[a:b] = nll_C
+            objective_N[a:b] = ce_weight_C * ce_C + w_C * (z * lse_C.square())
             if not (need_h or need_w):
                 continue
-            d_CV = torch.exp(logits_CV - lse_C[:, None])
-            d_CV.scatter_add_(1, t_C[:, None], torch.full_like(t_C[:, None], -1, dtype=d_CV.dtype))
-            d_CV *= weights_N[a:b, None]
-            if softcap:
-                d_CV *= 1.0 - (logits_CV / softcap) ** 2
+            capped_CV = logits_CV.clone() if softcap else None
+            d_CV = logits_CV.sub_(lse_C[:, None]).exp_()  # the softmax, in place of the logits
+            d_CV *= (ce_weight_C + 2 * z * w_C * lse_C)[:, None]
+            d_CV.scatter_add_(1, t_C1, (ce_weight_C * (smoothing - 1))[:, None])
+            if smoothing:
+                d_CV -= (ce_weight_C * (smoothing / V))[:, None]
+            if capped_CV is not None and softcap:
+                d_CV *= 1.0 - (capped_CV / softcap) ** 2
             d_CV = d_CV.to(h_NE.dtype)
             if dh_NE is not None:
                 dh_NE[a:b] = d_CV @ weight_VE
@@ -66,7 +115,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(*(t for t in (dh_NE, dw_VE) if t is not None))
         ctx.need = (need_h, need_w, weight_VE.dtype)
         ctx.mark_non_differentiable(nll_N)
-        return (nll_N * weights_N).sum(), nll_N
+        return objective_N.sum(), nll_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -75,17 +124,22 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         saved = iter(ctx.saved_tensors)
         dh = next(saved) * upstream if need_h else None
         dw = (next(saved) * upstream).to(dtype) if need_w else None
-        return dh, dw, None, None, None
+        return dh, dw, None, None, None, None
 
 
 def weighted_cross_entropy(
-    h_NE: Tensor, weight_VE: Tensor, targets_N: Tensor, weights_N: Tensor, softcap: float | None = None
+    h_NE: Tensor,
+    weight_VE: Tensor,
+    targets_N: Tensor,
+    weights_N: Tensor,
+    softcap: float | None = None,
+    options: LossOptions = PLAIN,
 ) -> tuple[Tensor, Tensor]:
-    """Return (sum of weight x cross-entropy, a scalar in fp32; cross-entropy of each target [N], no gradient).
+    """Return (what is minimised, a scalar sum in fp32; plain cross-entropy of each target [N], no gradient).
 
     With N = 0 the sum is 0 and its gradients are zeros, so a rank without targets still takes part in every collective.
     """
-    return _ChunkedCrossEntropy.apply(h_NE, weight_VE, targets_N, weights_N, softcap)
+    return _ChunkedCrossEntropy.apply(h_NE, weight_VE, targets_N, weights_N, softcap, options)
 
 
 class LossHead(nn.Linear):
@@ -93,9 +147,14 @@ class LossHead(nn.Linear):
 
     Under ZeRO-3 a weight is gathered around the call of the module that owns it, so projection and loss are one call.
     `adopt` turns a model's own projection into this class: parameters, names and ties stay what they were.
+
+    Attributes:
+        softcap: Of the logits (Gemma 2), or None.
+        options: What is added to plain cross-entropy.
     """
 
     softcap: float | None = None
+    options: LossOptions = PLAIN
 
     @classmethod
     def adopt(cls, head: nn.Module, softcap: float | None) -> None:
@@ -110,7 +169,7 @@ class LossHead(nn.Linear):
     def forward(
         self, hidden: Tensor, targets_N: Tensor | None = None, weights_N: Tensor | None = None
     ) -> Any:  # type: ignore[override]
-        """Logits without targets (generation); (loss sum, loss of each target) with them."""
+        """Logits without targets (generation); (what is minimised, loss of each target) with them."""
         if targets_N is None or weights_N is None:
             return super().forward(hidden)
-        return weighted_cross_entropy(hidden, self.weight, targets_N, weights_N, self.softcap)
+        return weighted_cross_entropy(hidden, self.weight, targets_N, weights_N, self.softcap, self.options)

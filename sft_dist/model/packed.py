@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sft_dist.core.records import Batch
 from sft_dist.model.loss import LossHead
@@ -20,7 +21,9 @@ class PackedLM(nn.Module):
     def __init__(self, hf: Any) -> None:
         super().__init__()
         self.hf = hf
-        LossHead.adopt(hf.get_output_embeddings(), getattr(hf.config, "final_logit_softcapping", None))
+        text = hf.config.get_text_config()
+        LossHead.adopt(hf.get_output_embeddings(), getattr(text, "final_logit_softcapping", None))
+        self.logit_scale = _logit_scale(text)
 
     def forward(
         self,
@@ -31,20 +34,39 @@ class PackedLM(nn.Module):
         target_positions_N: Tensor,
         target_ids_N: Tensor,
         target_weights_N: Tensor,
+        *,
+        by_model: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Return (weighted loss sum, loss of each target [N])."""
-        # attention_mask=None and use_cache=False: a mask of ones, or a cache, makes documents visible to one another
-        h_1TE = self.hf.get_decoder()(
-            input_ids=input_ids_1T,
-            position_ids=position_ids_1T,
-            attention_mask=None,
-            use_cache=False,
-            cu_seq_lens_q=cu_seqlens_S1,
-            cu_seq_lens_k=cu_seqlens_S1,
-            max_length_q=max_seqlen,
-            max_length_k=max_seqlen,
-        ).last_hidden_state
-        return self.hf.get_output_embeddings()(h_1TE[0][target_positions_N], target_ids_N, target_weights_N)
+        """Return (weighted loss sum, loss of each target [N]).
+
+        `by_model` takes the logits of all tokens from the model's own forward pass, whatever it does between decoder and
+        logits: the slow twin, for the check before the first step.
+        """
+        inputs = {
+            "input_ids": input_ids_1T,
+            "position_ids": position_ids_1T,
+            # a mask of ones, or a cache, makes documents visible to one another
+            "attention_mask": None,
+            "use_cache": False,
+            "cu_seq_lens_q": cu_seqlens_S1,
+            "cu_seq_lens_k": cu_seqlens_S1,
+            "max_length_q": max_seqlen,
+            "max_length_k": max_seqlen,
+        }
+        if by_model:
+            logits_NV = self.hf(**inputs).logits[0][target_positions_N].float()
+            nll_N = F.cross_entropy(logits_NV, target_ids_N, reduction="none")
+            return (nll_N * target_weights_N).sum(), nll_N
+        h_1TE = self.hf.get_decoder()(**inputs).last_hidden_state
+        h_NE = h_1TE[0][target_positions_N]
+        if self.logit_scale != 1:
+            h_NE = h_NE * self.logit_scale
+        return self.hf.get_output_embeddings()(h_NE, target_ids_N, target_weights_N)
+
+
+def _logit_scale(text: Any) -> float:
+    """Return the factor that some families put on their logits (Cohere multiplies, Granite divides)."""
+    return getattr(text, "logit_scale", None) or 1 / (getattr(text, "logits_scaling", None) or 1)
 
 
 def to_inputs(batch: Batch, device: torch.device | str) -> tuple[Any, ...]:

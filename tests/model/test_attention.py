@@ -80,7 +80,7 @@ def test_auto_on_cpu_is_per_document_and_says_why() -> None:
         (GPU, False, "varlen"),
         (GPU._replace(softcap=True), True, "flash"),
         (GPU._replace(softcap=True), False, "flex"),
-        (GPU._replace(sinks=True), True, "sdpa_per_doc"),
+        (GPU._replace(sinks=True), True, "flex"),
         (GPU._replace(dtype=torch.float32), True, "flex"),
         (GPU._replace(head_dim=512), True, "flex"),
     ],
@@ -103,6 +103,28 @@ def test_a_named_backend_that_is_wrong_is_refused() -> None:
     assert attention.choose("sdpa_dense", CPU) == ("sdpa_dense", "as configured")
 
 
+@pytest.mark.parametrize("window", [None, 3])
+def test_flex_counts_sinks_as_the_twin_does(monkeypatch: pytest.MonkeyPatch, window: int | None) -> None:
+    """The forward pass, uncompiled: its backward pass needs a CUDA device."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    monkeypatch.setattr(attention, "_compiled_flex", lambda: flex_attention)
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, n, 128, 16, generator=g) for n in (4, 2, 2))
+    cu = torch.tensor([0, 30, 31, 128], dtype=torch.int32)
+    options = {
+        "scaling": 0.3,
+        "cu_seq_lens_q": cu,
+        "sliding_window": window,
+        "s_aux": torch.tensor([0.5, -1.0, 2.0, 0.0]),
+    }
+    with torch.no_grad():
+        ours, reference = (
+            attend(None, q, k, v, **options)[0] for attend in (attention.flex, attention.sdpa_dense)
+        )
+    torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["varlen", "flash", "flex", "sdpa_per_doc"])
 def test_gpu_backends_equal_the_twin(name: str) -> None:
@@ -118,3 +140,22 @@ def test_gpu_backends_equal_the_twin(name: str) -> None:
     ]
     out = attention.BACKENDS[name](None, q, k, v, None, scaling=0.125, cu_seq_lens_q=cu, max_length_q=97)[0]
     assert float((out.float() - reference).norm() / reference.norm()) < 1e-2
+
+
+@pytest.mark.gpu
+def test_flex_gradients_of_sinks_equal_the_twin() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    cu = torch.tensor([0, 30, 31, 128], dtype=torch.int32, device="cuda")
+    grads = []
+    for attend in (attention.flex, attention.sdpa_dense):
+        g = torch.Generator("cuda").manual_seed(0)
+        q, k, v = (
+            torch.randn(1, n, 128, 64, generator=g, device="cuda", requires_grad=True) for n in (8, 2, 2)
+        )
+        sinks = torch.randn(8, generator=g, device="cuda", requires_grad=True)
+        out = attend(None, q, k, v, scaling=0.125, cu_seq_lens_q=cu, s_aux=sinks)[0]
+        (out * torch.linspace(-1, 1, out.numel(), device="cuda").view(out.shape)).sum().backward()
+        grads.append([x.grad for x in (q, k, v, sinks)])
+    for ours, reference in zip(*grads, strict=True):
+        assert float((ours - reference).norm() / reference.norm()) < 1e-2

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from sft_dist.core.errors import UserError
 from sft_dist.model import loss
+from sft_dist.model.loss import LossOptions
 
 
 def inputs(n: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -18,28 +19,56 @@ def inputs(n: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, 
     return h, w, torch.randint(50, (n,), generator=g), torch.rand(n, generator=g)
 
 
-def plain(h: Tensor, w: Tensor, t: Tensor, weights: Tensor, softcap: float | None) -> Tensor:
+def plain(
+    h: Tensor,
+    w: Tensor,
+    t: Tensor,
+    weights: Tensor,
+    softcap: float | None,
+    options: LossOptions = loss.PLAIN,
+) -> Tensor:
+    """The formula as the papers write it: all logits, torch's own cross-entropy and smoothing, autograd."""
     logits = F.linear(h, w).float()
     logits = softcap * torch.tanh(logits / softcap) if softcap else logits
-    return (F.cross_entropy(logits, t, reduction="none") * weights).sum()
+    ce = F.cross_entropy(logits, t, reduction="none", label_smoothing=options.label_smoothing)
+    if options.dft:
+        ce = ce * logits.softmax(dim=-1).gather(1, t[:, None]).squeeze(1).detach()
+    return ((ce + options.z_loss * torch.logsumexp(logits, dim=-1) ** 2) * weights).sum()
 
 
+OPTIONS = {
+    "plain": LossOptions(),
+    "label_smoothing": LossOptions(label_smoothing=0.1),
+    "z_loss": LossOptions(z_loss=0.01),
+    "dft": LossOptions(dft=True),
+    "all": LossOptions(label_smoothing=0.1, z_loss=0.01, dft=True),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("chunk", [1, 7, 64])
-def test_equal_to_plain_cross_entropy(
-    monkeypatch: pytest.MonkeyPatch, chunk: int, softcap: float | None
+def test_equal_to_the_plain_formula(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, softcap: float | None, options: LossOptions
 ) -> None:
-    monkeypatch.setattr(loss, "CHUNK_LOGITS", 50 * chunk)
+    monkeypatch.setitem(loss.CHUNK_LOGITS, "cpu", 50 * chunk)
     h, w, t, weights = inputs(20)
-    total, nll = loss.weighted_cross_entropy(h, w, t, weights, softcap)
+    total, nll = loss.weighted_cross_entropy(h, w, t, weights, softcap, options)
     (total * 3.0).backward()  # an upstream factor, as the algebra has
     ours = (total.detach(), h.grad.clone(), w.grad.clone())
     h.grad = w.grad = None
-    reference = plain(h, w, t, weights, softcap)
+    reference = plain(h, w, t, weights, softcap, options)
     (reference * 3.0).backward()
     for a, b in zip(ours, (reference.detach(), h.grad, w.grad), strict=True):
         assert float((a - b).norm() / b.norm()) < 1e-5
-    torch.testing.assert_close((nll * weights).sum(), reference.detach())
+    torch.testing.assert_close((nll * weights).sum(), plain(h, w, t, weights, softcap).detach())
+
+
+@pytest.mark.parametrize("name", [n for n in OPTIONS if n != "plain"])
+def test_every_option_changes_what_is_minimised(name: str) -> None:
+    h, w, t, weights = inputs(20)
+    totals = [loss.weighted_cross_entropy(h, w, t, weights, None, o)[0] for o in (loss.PLAIN, OPTIONS[name])]
+    assert float((totals[0] - totals[1]).abs().detach()) > 0.01
 
 
 def test_no_targets_give_zero_and_zero_gradients() -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from sft_dist.core.errors import UserError
-from sft_dist.model.load import attention_needs, create_initial, load_packed, read_config
+from sft_dist.model import load as load_module
+from sft_dist.model import partition, support
+from sft_dist.model.load import create_initial, load_packed, read_config
 
 SHAPE = {
     "hidden_size": 16, "intermediate_size": 32, "layers": 2, "heads": 2, "kv_heads": None, "max_position_embeddings": 64, "rope_theta": 1e4,
@@ -62,20 +70,103 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         read_config(str(tmp_path))
 
 
-def test_a_hub_id_that_cannot_be_read_names_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match="model.path=no/such-model cannot be read"):
-        read_config("no/such-model")
+def test_a_hub_id_that_cannot_be_read_names_what_to_do() -> None:
+    with pytest.raises(
+        UserError,
+        match="model.path=no/such-model cannot be read .*HF_HUB_OFFLINE is set.*hf download no/such-model --revision abc",
+    ):
+        read_config("no/such-model", revision="abc")
+
+
+OFFLINE = """
+import sys
+from sft_dist.model.files import BaseFiles
+from sft_dist.model.load import load_packed
+loaded = load_packed("org/tiny", dtype="float32", backend="auto", device="cpu", zero_config=None, gradient_checkpointing=False)
+print("seen", loaded.commit, len(BaseFiles.find("org/tiny", None).file_of))
+"""
+
+
+def test_the_cache_serves_without_a_network_and_tells_the_commit(model: Path, tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "home" / "hub" / "models--org--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(model, repository / "snapshots" / commit)
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    weights = len(load_file(model / "model.safetensors"))
+    assert done.stdout.splitlines()[-1] == f"seen {commit} {weights}"
 
 
 def test_models_with_state_along_the_row_are_refused() -> None:
     from transformers import Qwen3NextConfig
 
     with pytest.raises(UserError, match="qwen3_next has linear_attention layers"):
-        attention_needs(Qwen3NextConfig(num_hidden_layers=4), torch.float32, "cpu")
+        support.check(Qwen3NextConfig(num_hidden_layers=4), "m")
 
 
 def test_a_cache_is_off_and_projection_is_ours(model: Path) -> None:
     module = load(model).module
     assert module.hf.config.use_cache is False
     assert type(module.hf.lm_head).__name__ == "LossHead"
+
+
+def test_experts_that_are_modules_are_gathered_as_a_whole() -> None:
+    """Else a rank whose tokens reach other experts gathers other weights, and all ranks wait for ever."""
+    from deepspeed.utils import get_z3_leaf_modules
+
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+
+    model = nn.Sequential(Routed(), nn.Linear(2, 2))
+    for parameter in model.parameters():
+        parameter.ds_tensor = parameter.data  # as if partitioned already
+    load_module._partition_rest(model, {})
+    assert get_z3_leaf_modules(model) == [model[0]]
+
+
+@pytest.mark.parametrize(
+    ("zero", "readable"),
+    [
+        ({}, True),
+        ({"zero_hpz_partition_size": 2}, False),
+        ({"zero_quantized_weights": True}, False),
+        ({"offload_param": {"device": "nvme"}}, False),
+        ({"offload_param": {"device": "cpu"}}, True),
+    ],
+)
+def test_partitions_that_deepspeed_keeps_in_another_form_are_left_to_it(
+    model: Path, zero: dict[str, Any], readable: bool
+) -> None:
+    config = read_config(str(model))
+    source = partition.find(str(model), config, {"zero_optimization": zero}, None, trust_remote_code=False)
+    assert (source is not None) == readable
+
+
+def test_experts_that_lie_apart_in_the_files_are_left_to_transformers(tmp_path: Path) -> None:
+    folder = str(families.save("qwen3_moe", tmp_path / "moe"))
+    assert (
+        partition.find(folder, read_config(folder), {"zero_optimization": {}}, None, trust_remote_code=False)
+        is None
+    )
+
+
+def test_every_weight_of_an_image_text_model_is_found_under_its_older_names(tmp_path: Path) -> None:
+    from sft_dist.model import files
+
+    folder = families.save_image_text("Gemma3ForConditionalGeneration", tmp_path / "m")
+    skeleton = files.skeleton(read_config(str(folder)), trust_remote_code=False)
+    found = files.BaseFiles.find(str(folder), None)
+    names = files.match(skeleton, found)
+    tied = files.aliases(skeleton)
+    assert {n for n, _ in skeleton.named_parameters()} == {
+        tied.get(n, n) for n in names.key_of if "position_ids" not in n
+    }
+    assert not names.fused
+    assert not names.unused

@@ -1,0 +1,188 @@
+"""Low-rank adapters on a frozen base: put in by peft, merged or written apart on export.
+
+Training works on a plain transformers model whose Linear modules were replaced in place, so packing, ZeRO and the loss
+see no difference. Checkpoints hold the adapters only; the base is read again from where it came.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sft_dist.core.errors import UserError
+
+NAME = "default"  # of the one adapter, as peft calls it
+BASE, SAVED = ".base_layer.", f".modules_to_save.{NAME}."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lora:
+    """What is adapted and how; the fields of `lora` in the config that say so."""
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    target_modules: tuple[str, ...] = ()
+    modules_to_save: tuple[str, ...] = ()
+    dora: bool = False
+    rslora: bool = False
+    quantize_base: str | None = None
+
+
+def add(hf: Any, lora: Lora, seed: int) -> None:
+    """Put adapters into a model, in place: only they and `modules_to_save` are trained. Collective under ZeRO-3.
+
+    Args:
+        hf: The loaded model, its output projection already adopted by model.loss.
+        lora: What to adapt.
+        seed: Of the adapters' random half; the other half is zero, so the model starts as the base.
+
+    Raises:
+        UserError: When a name matches nothing.
+    """
+    from peft import inject_adapter_in_model
+
+    settings = peft_config(hf, lora)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(settings, hf)
+
+
+def peft_config(hf: Any, lora: Lora) -> Any:
+    """Return peft's own config: targets are a pattern over the decoder's Linear modules, other towers untouched."""
+    from peft import LoraConfig
+
+    _check_saved(hf, lora)
+    return LoraConfig(
+        **_common(lora),
+        lora_dropout=lora.dropout,
+        target_modules=_targets(hf, lora.target_modules),
+        modules_to_save=list(lora.modules_to_save) or None,
+    )
+
+
+def _common(lora: Lora) -> dict[str, Any]:
+    """Return what shapes and scales an adapter, in training and merging alike."""
+    return {"r": lora.rank, "lora_alpha": lora.alpha, "use_dora": lora.dora, "use_rslora": lora.rslora}
+
+
+def _targets(hf: Any, wanted: tuple[str, ...]) -> str:
+    """Return the regular expression of the adapted modules' names."""
+    decoder = hf.get_decoder()
+    prefix = next((n for n, m in hf.named_modules() if m is decoder), "")
+    linear = {n.rpartition(".")[2] for n, m in decoder.named_modules() if isinstance(m, nn.Linear)}
+    for name in wanted:
+        if name not in linear:
+            near = difflib.get_close_matches(name, sorted(linear), n=3, cutoff=0.0)
+            raise UserError(
+                f"lora.target_modules has {name!r}, which is no Linear of this model's decoder, so nothing would be adapted; "
+                f"it has: {', '.join(near)} (the output projection and embeddings go into lora.modules_to_save)"
+            )
+    names = "|".join(sorted(wanted or linear))
+    return rf"{prefix}\.(?:.*\.)?(?:{names})".replace(r"\.", "[.]") if prefix else rf"(?:.*[.])?(?:{names})"
+
+
+def _check_saved(hf: Any, lora: Lora) -> None:
+    names = [n for n, _ in hf.named_modules()]
+    for wanted in lora.modules_to_save:
+        if not any(n == wanted or n.endswith(f".{wanted}") for n in names):
+            raise UserError(
+                f"lora.modules_to_save has {wanted!r}, which is no module of this model, so nothing would be trained whole; "
+                "use embed_tokens, lm_head or another module's name"
+            )
+    ends = {
+        n.rpartition(".")[2]
+        for n, m in hf.named_modules()
+        if m in (hf.get_input_embeddings(), hf.get_output_embeddings())
+    }
+    if hf.get_output_embeddings().weight is hf.get_input_embeddings().weight and ends & set(
+        lora.modules_to_save
+    ):
+        raise UserError(
+            f"lora.modules_to_save names {', '.join(sorted(ends & set(lora.modules_to_save)))}, but this model's embedding and output "
+            "projection are one matrix, which would come apart; leave it frozen, or train all weights (lora=null)"
+        )
+
+
+def quantisation(lora: Lora | None, dtype: torch.dtype, device: str) -> Any:
+    """Return how the base is quantised while it is loaded (QLoRA, arXiv 2305.14314); None: not at all.
+
+    Raises:
+        UserError: Naming what is missing for it.
+    """
+    if lora is None or lora.quantize_base is None:
+        return None
+    lacking = [
+        what
+        for what, there in (
+            ("a CUDA device", device == "cuda"),
+            ("the bitsandbytes package", importlib.util.find_spec("bitsandbytes") is not None),
+            ("model.dtype=bfloat16", dtype == torch.bfloat16),
+        )
+        if not there
+    ]
+    if lacking:
+        raise UserError(
+            f"lora.quantize_base={lora.quantize_base} needs {' and '.join(lacking)}, so the base cannot be held in 4 bits here; "
+            "provide that, or set lora.quantize_base=null and let ZeRO-3 partition the base"
+        )
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=lora.quantize_base,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def base_name(name: str) -> str:
+    """Return what a parameter of the adapted model is called in the base."""
+    return name.replace(BASE, ".").replace(SAVED, ".").replace(".original_module.", ".")
+
+
+def trained_modules(parameters: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the adapted modules among trained parameters: base name of the weight -> names of its adapter tensors."""
+    found: dict[str, list[str]] = {}
+    for name in parameters:
+        if ".lora_" in name:
+            found.setdefault(name.partition(".lora_")[0] + ".weight", []).append(name)
+    return found
+
+
+def merged(weight_OI: Tensor, tensors: Mapping[str, Tensor], lora: Lora) -> Tensor:
+    """Return a base weight with its adapter merged in, in fp32, by peft's own layer.
+
+    Args:
+        weight_OI: The base weight, [output, input].
+        tensors: The adapter tensors of this module, by their full names.
+        lora: How they were made.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    holder: Any = nn.Module()
+    holder.w = nn.Linear(weight_OI.size(1), weight_OI.size(0), bias=False, device="meta")
+    holder.w.weight = nn.Parameter(weight_OI.float(), requires_grad=False)
+    settings = LoraConfig(**_common(lora), target_modules=["w"], init_lora_weights=False)
+    inject_adapter_in_model(settings, holder)
+    state = {"lora_" + name.partition(".lora_")[2]: t.float() for name, t in tensors.items()}
+    own = holder.w.state_dict()
+    holder.w.load_state_dict({**own, **state})
+    holder.w.merge(safe_merge=True)
+    return holder.w.get_base_layer().weight.data
+
+
+def folder_names(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """Return the name that each trained parameter has in a peft adapter folder."""
+    return {n: "base_model.model." + _short(n) for n in parameters}
+
+
+def _short(name: str) -> str:
+    name = name.replace(SAVED, ".").replace(f".{NAME}.weight", ".weight")
+    return name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")

@@ -1,0 +1,118 @@
+"""Weights straight from the files into ZeRO-3's partitions: a rank reads its own share of every parameter, no more.
+
+transformers lets rank 0 read the whole model and broadcasts it parameter by parameter. Here nothing is sent and no rank
+holds more than its share, so loading time falls with the number of ranks instead of staying what one process needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sft_dist.core.errors import UserError
+from sft_dist.model.files import BaseFiles, aliases, auto_class, match, skeleton
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Where every parameter is read from.
+
+    Attributes:
+        files: The files of the base.
+        key_of: Parameter or buffer, second names of tied ones too -> tensor in the files.
+        missing: Parameters that no tensor becomes.
+    """
+
+    files: BaseFiles
+    key_of: dict[str, str]
+    missing: list[str]
+
+
+def find(
+    path: str, config: Any, zero_config: Mapping[str, Any], revision: str | None, *, trust_remote_code: bool
+) -> Source | None:
+    """Return where partitions can be filled from; None where transformers has to load.
+
+    Fused experts are for transformers to assemble; partitions that DeepSpeed keeps twice (hpZ), quantised or on NVMe are
+    for DeepSpeed to write.
+    """
+    zero = zero_config["zero_optimization"]
+    odd = (
+        zero.get("zero_hpz_partition_size", 1) > 1
+        or zero.get("zero_quantized_weights")
+        or (zero.get("offload_param") or {}).get("device") == "nvme"
+    )
+    # The model's module must be imported before zero.Init is entered: DeepSpeed patches `__init__` of every class and puts
+    # back what it saw, and a class that was decorated meanwhile (fused experts) would lose its decoration.
+    model = skeleton(config, trust_remote_code=trust_remote_code)
+    if odd or (files := BaseFiles.find(path, revision)) is None:
+        return None
+    names = match(model, files)
+    if names.fused:
+        return None
+    key_of = dict(names.key_of)
+    for second, first in aliases(model).items():
+        if second in key_of:
+            key_of.setdefault(first, key_of[second])
+    missing = sorted(n for n, _ in model.named_parameters() if n not in key_of)
+    return Source(files=files, key_of=key_of, missing=missing)
+
+
+def build(config: Any, zero_config: Mapping[str, Any], dtype: torch.dtype, attn: str, **options: Any) -> Any:
+    """Return a model of partitioned, uninitialised parameters. Collective. Its buffers are right."""
+    import deepspeed
+    from transformers import initialization
+    from transformers.integrations.deepspeed import prevent_arange_dtype_change
+    from transformers.modeling_utils import set_zero3_state
+
+    with ExitStack() as stack:
+        for context in (
+            initialization.no_init_weights(),
+            prevent_arange_dtype_change(),
+            deepspeed.zero.Init(config_dict_or_path=dict(zero_config)),
+            set_zero3_state(),
+        ):
+            stack.enter_context(context)
+        model = auto_class(config).from_config(config, dtype=dtype, attn_implementation=attn, **options)
+    model.tie_weights()
+    return model
+
+
+@torch.no_grad()
+def fill(model: Any, source: Source) -> None:
+    """Read this rank's share of every parameter, and every persistent buffer.
+
+    Raises:
+        UserError: When a tensor's shape is not that of the model.
+    """
+    for name, parameter in model.named_parameters():
+        key = source.key_of[name]
+        lazy = source.files.slice(key)
+        if list(lazy.get_shape()) != list(parameter.ds_shape):
+            raise UserError(
+                f"{key} has shape {lazy.get_shape()} in the files and {list(parameter.ds_shape)} by the config, so this is not one "
+                "model; check its config.json"
+            )
+        share = parameter.ds_tensor.numel()
+        start = min(dist.get_rank(parameter.ds_process_group) * share, parameter.ds_numel)
+        stop = min(start + share, parameter.ds_numel)
+        if stop > start:
+            parameter.ds_tensor.data.view(-1)[: stop - start].copy_(
+                _flat(lazy, parameter.ds_numel, start, stop)
+            )
+    for name, buffer in model.named_buffers():
+        if name in source.key_of:
+            buffer.copy_(source.files.tensor(source.key_of[name]))
+
+
+def _flat(lazy: Any, numel: int, start: int, stop: int) -> Tensor:
+    """Return elements [start, stop) of a flattened tensor, reading only the rows that hold them."""
+    row = numel // lazy.get_shape()[0]
+    first = start // row
+    return lazy[first : -(-stop // row)].reshape(-1)[start - first * row : stop - first * row]

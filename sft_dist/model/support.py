@@ -1,0 +1,80 @@
+"""What a model's config says that packed training cannot do rightly: refused here, before any weight is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sft_dist.core.errors import UserError
+
+# Layers whose documents are kept apart by attention alone, or that look at one token at a time.
+PACKABLE_LAYERS = {"full_attention", "sliding_attention", "moe", "mlp", "dense", "sparse"}
+# Layers that carry a state along the row: packed documents would leak into one another through it.
+STATEFUL_LAYERS = {
+    "linear_attention",
+    "mamba",
+    "mamba2",
+    "conv",
+    "recurrent",
+    "hybrid",
+    "hybrid_sliding",
+    "ssm",
+}
+STATEFUL_FIELDS = ("ssm_cfg", "ssm_state_size", "mamba_d_state")
+
+DEQUANTISE = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}
+
+
+def check(config: Any, path: str) -> None:
+    """Refuse a model that cannot be trained packed.
+
+    Args:
+        config: Its transformers config.
+        path: The folder or hub id, for the message.
+
+    Raises:
+        UserError: For layers with state, unknown kinds of layers, attention that looks ahead, quantised weights.
+    """
+    text = config.get_text_config()
+    name = text.model_type
+    layers = set(getattr(text, "layer_types", None) or ())
+    stateful = sorted(layers & STATEFUL_LAYERS) or [f for f in STATEFUL_FIELDS if getattr(text, f, None)]
+    if stateful:
+        raise UserError(
+            f"{name} has {', '.join(stateful)} layers, which carry state from one packed document into the next; "
+            "training it packed would be wrong, so it is refused. Use a model with attention layers only"
+        )
+    if other := sorted(layers - PACKABLE_LAYERS):
+        raise UserError(
+            f"{name} has {', '.join(other)} layers, which no attention backend here computes, so its loss would be wrong; "
+            "use a model with full and sliding attention only"
+        )
+    if not getattr(text, "num_attention_heads", None):
+        raise UserError(
+            f"{name} has no attention heads, so packed documents could not be kept apart; use a decoder with attention"
+        )
+    if getattr(text, "is_causal", True) is False or getattr(text, "use_bidirectional_attention", None) in (
+        True,
+        "all",
+    ):
+        raise UserError(
+            f"{name} attends to later tokens, so it would read the answers that it is trained on; use a causal model"
+        )
+    if quantisation := getattr(config, "quantization_config", None):
+        raise UserError(_quantised(quantisation, path))
+
+
+def _quantised(quantisation: Any, path: str) -> str:
+    as_dict = quantisation if isinstance(quantisation, dict) else quantisation.to_dict()
+    method = str(getattr(as_dict.get("quant_method"), "value", as_dict.get("quant_method")))
+    cause = f"{path} holds weights quantised by {method}, which have no gradient; "
+    if method in DEQUANTISE:
+        kind = DEQUANTISE[method]
+        return cause + (
+            f'write a bfloat16 copy once: python -c "from transformers import AutoModelForCausalLM, {kind}; '
+            f"AutoModelForCausalLM.from_pretrained('{path}', quantization_config={kind}(dequantize=True), dtype='bfloat16')"
+            f".save_pretrained('bf16')\", then set model.path=bf16 and model.tokenizer={path}"
+        )
+    return (
+        cause
+        + "set model.path to the original that was quantised (lora.quantize_base=nf4 quantises it on the fly)"
+    )

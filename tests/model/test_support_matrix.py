@@ -1,0 +1,194 @@
+"""Every supported family, tiny and random: packed documents are what transformers computes for each alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import cases
+import families
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sft_dist.core.errors import UserError
+from sft_dist.model import attention, leak, support
+from sft_dist.model.adapters import Lora
+from sft_dist.model.load import attention_needs, load_packed
+from sft_dist.model.packed import PackedLM, to_inputs
+
+DOCS = cases.documents(0)
+
+
+@pytest.fixture(params=sorted(families.FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def model(family: str, tmp_path: Path) -> Path:
+    return families.save(family, tmp_path / family)
+
+
+def packed(folder: Path, backend: str = "sdpa_per_doc", **options: Any) -> PackedLM:
+    defaults: dict[str, Any] = {
+        "dtype": "float32", "backend": backend, "device": "cpu", "zero_config": None, "gradient_checkpointing": False,
+    }  # fmt: skip
+    return load_packed(str(folder), **defaults | options).module.train()
+
+
+def alone(folder: Path, auto: str = "AutoModelForCausalLM") -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of every target and gradient of every parameter, by transformers' own eager attention, document by document."""
+    import transformers
+
+    plain = (
+        getattr(transformers, auto)
+        .from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
+        .train()
+    )
+    losses = []
+    for doc in DOCS:
+        logits = plain(torch.tensor([doc]), use_cache=False).logits[0]
+        nll = F.cross_entropy(logits[:-1], torch.tensor(doc[1:]), reduction="none")
+        weights = torch.tensor(cases.weights_of(doc)[1:])
+        (nll * weights).sum().backward()
+        losses.append(nll.detach()[weights > 0])
+    return torch.cat(losses), {n: p.grad for n, p in plain.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("backend", ["sdpa_per_doc", "sdpa_dense"])
+def test_losses_and_gradients_are_those_of_each_document_alone(model: Path, backend: str) -> None:
+    nll, gradients = alone(model)
+    module = packed(model, backend)
+    total, ours = module(*to_inputs(cases.pack(DOCS, list(range(len(DOCS)))), "cpu"))
+    total.backward()
+    assert float((ours - nll).abs().max()) < 2e-5
+    own = {n: p.grad for n, p in module.hf.named_parameters()}
+    assert own.keys() == gradients.keys()
+    for name, g in gradients.items():
+        assert float((own[name] - g).norm()) <= 1e-4 * float(g.norm()) + 1e-6, name
+
+
+def start_up_check(module: PackedLM) -> tuple[float, float]:
+    def loss_of(batch: Any, *, by_model: bool = False) -> Tensor:
+        return module(*to_inputs(batch, "cpu"), by_model=by_model)[1]
+
+    moved = leak.measure(loss_of, families.VOCAB)
+    return moved, leak.head_error(loss_of, lambda batch: loss_of(batch, by_model=True), families.VOCAB)
+
+
+def test_the_start_up_check_passes(model: Path) -> None:
+    moved, off = start_up_check(packed(model).eval())
+    assert moved <= leak.TOLERANCE[torch.float32]
+    assert off <= leak.HEAD_TOLERANCE[torch.float32]
+
+
+def test_logits_that_are_scaled_unknown_to_us_are_caught(tmp_path: Path) -> None:
+    module = packed(families.save("granite", tmp_path / "m")).eval()
+    module.logit_scale = 1.0
+    assert start_up_check(module)[1] > leak.HEAD_TOLERANCE[torch.bfloat16]
+
+
+def test_adapters_learn_in_every_family(model: Path) -> None:
+    """Of LoRA's two halves one starts at zero: at the first step only that one has a gradient, and no base weight has."""
+    module = packed(model, lora=Lora(rank=2, alpha=4.0))
+    module(*to_inputs(cases.pack(DOCS, list(range(len(DOCS)))), "cpu"))[0].backward()
+    moved = {
+        n for n, p in module.hf.named_parameters() if p.grad is not None and float(p.grad.abs().sum()) > 0
+    }
+    assert moved == {n for n, _ in module.hf.named_parameters() if ".lora_B." in n}
+    assert moved
+
+
+STATEFUL = {
+    "Qwen3NextConfig": "linear_attention", "Qwen3_5TextConfig": "linear_attention", "Lfm2Config": "conv", "MambaConfig": "linear_attention",
+    "Mamba2Config": "linear_attention", "BambaConfig": "linear_attention", "JambaConfig": "linear_attention", "FalconH1Config": "hybrid",
+    "NemotronHConfig": "linear_attention", "GraniteMoeHybridConfig": "linear_attention", "RecurrentGemmaConfig": "linear_attention",
+    "MiniMaxConfig": "linear_attention", "xLSTMConfig": "xlstm has", "RwkvConfig": "rwkv has",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(STATEFUL))
+def test_layers_with_state_are_refused(name: str) -> None:
+    import transformers
+
+    with pytest.raises(UserError, match=f"{STATEFUL[name]}.*(carry state|no attention heads)"):
+        config = getattr(transformers, name)
+        extra = (
+            {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}
+            if name == "Lfm2Config"
+            else {}
+        )
+        support.check(config(**extra), "m")
+
+
+def test_unknown_layers_and_looking_ahead_are_refused() -> None:
+    from transformers import Gemma3TextConfig, Llama4TextConfig
+
+    with pytest.raises(
+        UserError, match="llama4_text has chunked_attention layers, which no attention backend"
+    ):
+        support.check(Llama4TextConfig(), "m")
+    with pytest.raises(UserError, match="attends to later tokens"):
+        support.check(Gemma3TextConfig(use_bidirectional_attention=True), "m")
+
+
+@pytest.mark.parametrize(
+    ("method", "remedy"),
+    [
+        ({"quant_method": "mxfp4"}, r"Mxfp4Config\(dequantize=True\)"),
+        ({"quant_method": "fp8"}, r"FineGrainedFP8Config\(dequantize=True\)"),
+        ({"quant_method": "gptq", "bits": 4}, "set model.path to the original"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "set model.path to the original"),
+    ],
+)
+def test_quantised_bases_are_refused_with_the_way_out(
+    method: dict[str, Any], remedy: str, tmp_path: Path
+) -> None:
+    folder = families.save("llama", tmp_path / "m")
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**raw, "quantization_config": method}))
+    with pytest.raises(UserError, match=f"quantised by {method['quant_method']}.*{remedy}"):
+        packed(folder)
+
+
+@pytest.mark.parametrize("name", ["Gemma3ForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"])
+def test_the_text_of_image_text_models(name: str, tmp_path: Path) -> None:
+    folder = families.save_image_text(name, tmp_path / "m")
+    nll, gradients = alone(folder, "AutoModelForImageTextToText")
+    module = packed(folder)
+    total, ours = module(*to_inputs(cases.pack(DOCS, list(range(len(DOCS)))), "cpu"))
+    total.backward()
+    assert max(start_up_check(module.eval())) <= leak.TOLERANCE[torch.float32]
+    assert float((ours - nll).abs().max()) < 2e-5
+    own = {n: p.grad for n, p in module.hf.named_parameters() if p.grad is not None}
+    assert own.keys() == gradients.keys()
+    for key, g in gradients.items():
+        assert float((own[key] - g).norm()) <= 1e-4 * float(g.norm()) + 1e-6, key
+
+
+def test_the_page_shows_what_is_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table of docs/models.md, from the families tested here and what `auto` takes for them on a GPU."""
+
+    def on_gpu(family: str, *, flash_attn: bool) -> str:
+        config = families.config_of(family)
+        needs = attention_needs(config, torch.bfloat16, "cuda")._replace(head_dim=128)
+        with monkeypatch.context() as m:
+            found = importlib.util.find_spec
+            m.setattr(
+                importlib.util, "find_spec", lambda n: flash_attn or None if n == "flash_attn" else found(n)
+            )
+            return f"`{attention.choose('auto', needs)[0]}`"
+
+    lines = ["| family | class | attention | on a GPU, with flash-attn | without |", "|---|---|---|---|---|"]
+    for family, (name, _) in families.FAMILIES.items():
+        needs = attention_needs(families.config_of(family), torch.bfloat16, "cuda")
+        special = ("sliding_window", "softcap", "sinks")
+        traits = [f.replace("_", " ") for f in special if getattr(needs, f)]
+        backends = (on_gpu(family, flash_attn=there) for there in (True, False))
+        lines.append(f"| {family} | `{name}` | {', '.join(['full', *traits])} | {' | '.join(backends)} |")
+    page = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text()
+    assert "\n".join(lines) in page, "\n" + "\n".join(lines)

@@ -1,0 +1,102 @@
+"""Which parameters train: parts by name, slices of layers, globs; what matches nothing is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import families
+import pytest
+
+from sft_dist.core.errors import UserError
+from sft_dist.model.adapters import Lora
+from sft_dist.model.load import load_packed
+
+
+def trained(folder: Path, **options: Any) -> set[str]:
+    defaults: dict[str, Any] = {
+        "dtype": "float32", "backend": "auto", "device": "cpu", "zero_config": None, "gradient_checkpointing": False,
+    }  # fmt: skip
+    hf = load_packed(str(folder), **defaults | options).module.hf
+    return {n for n, p in hf.named_parameters() if p.requires_grad}
+
+
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return families.save("qwen3", tmp_path_factory.mktemp("m") / "qwen3")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return families.save("llama", tmp_path_factory.mktemp("m") / "llama")
+
+
+EMBED, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+
+
+def test_parts_by_name_slice_and_glob(qwen3: Path) -> None:
+    every = trained(qwen3)
+    first = {n for n in every if n.startswith("model.layers.0.")}
+    assert {EMBED, HEAD, NORM} <= every
+    assert trained(qwen3, freeze=("embeddings", "layers[:1]")) == every - first - {EMBED}
+    assert trained(qwen3, trainable=("layers[-1:]", "head")) == {n for n in every if "layers.1." in n} | {
+        HEAD
+    }
+    assert trained(qwen3, trainable=("*.q_proj.weight",)) == {n for n in every if "q_proj" in n}
+    assert trained(qwen3, trainable=("model.layers.0",), freeze=("*norm*",)) == {
+        n for n in first if "norm" not in n
+    }
+
+
+def test_a_tied_head_is_the_embedding(llama: Path) -> None:
+    assert EMBED not in trained(llama, freeze=("head",))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"freeze": ("embedings",)}, "model.freeze has 'embedings', which matches no parameter.*use embeddings, head"),
+        ({"trainable": ("layers[7:]",)}, r"model.trainable has 'layers\[7:\]', which matches no parameter"),
+        ({"freeze": ("*",)}, "leave nothing to train"),
+        ({"lora": Lora(rank=2, alpha=2.0, target_modules=("wq",))}, "'wq', which is no Linear of this model's decoder.*it has: .*q_proj"),
+        ({"lora": Lora(rank=2, alpha=2.0, target_modules=("lm_head",))}, "lora.modules_to_save"),
+        ({"lora": Lora(rank=2, alpha=2.0, modules_to_save=("head",))}, "'head', which is no module of this model"),
+    ],
+)  # fmt: skip
+def test_what_matches_nothing_is_refused(qwen3: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        trained(qwen3, **options)
+
+
+def test_a_tied_matrix_is_not_torn_apart(llama: Path) -> None:
+    with pytest.raises(UserError, match="are one matrix, which would come apart"):
+        trained(llama, lora=Lora(rank=2, alpha=2.0, modules_to_save=("lm_head",)))
+
+
+def test_quantised_bases_need_what_is_not_here(qwen3: Path) -> None:
+    with pytest.raises(
+        UserError, match="lora.quantize_base=nf4 needs a CUDA device.*model.dtype=bfloat16.*ZeRO-3"
+    ):
+        trained(qwen3, lora=Lora(rank=2, alpha=2.0, quantize_base="nf4"))
+
+
+def test_adapters_start_as_the_base_and_depend_on_the_seed_alone(qwen3: Path) -> None:
+    import torch
+
+    def first(seed: int) -> Any:
+        options = {
+            "dtype": "float32",
+            "backend": "auto",
+            "device": "cpu",
+            "zero_config": None,
+            "gradient_checkpointing": False,
+        }
+        hf = load_packed(str(qwen3), **options, lora=Lora(rank=2, alpha=2.0), seed=seed).module.hf
+        q = hf.model.layers[0].self_attn.q_proj
+        assert float(q.lora_B["default"].weight.abs().sum()) == 0.0
+        return q.lora_A["default"].weight
+
+    a = first(1)
+    torch.rand(3)
+    assert torch.equal(a, first(1))
+    assert not torch.equal(a, first(2))
