@@ -1,7 +1,15 @@
 """Corpus -> an epoch's plan -> the batches of each rank. Position is data: (epoch, step). Next: train."""
 
-from sft_dist.batch.collate import collate
+from sft_dist.batch.collate import collate, sequence_slice
 from sft_dist.batch.plan import EpochPlan, PlanCounts, TaskCounts
 from sft_dist.batch.sampler import Planner, SamplerState
 
-__all__ = ["EpochPlan", "PlanCounts", "Planner", "SamplerState", "TaskCounts", "collate"]
+__all__ = [
+    "EpochPlan",
+    "PlanCounts",
+    "Planner",
+    "SamplerState",
+    "TaskCounts",
+    "collate",
+    "sequence_slice",
+]

@@ -6,6 +6,7 @@ T tokens, S documents, N targets.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,6 +24,7 @@ EMPTY = Batch(
     target_tasks=np.zeros(0, np.int64),
     doc_ids=(),
     doc_cost_tokens=0,
+    padding=2,
 )
 
 
@@ -42,6 +44,7 @@ def collate(corpus: Corpus, rows: Sequence[Row]) -> Batch:
     np.cumsum(lengths, out=cu_seqlens[1:])
     input_ids = np.empty(cu_seqlens[-1], np.int64)
     doc_ids: list[str] = []
+    doc_sources: list[int] = []
     spans: list[
         tuple[int, int, float, int]
     ] = []  # first target, end, weight, task; in positions of the batch
@@ -52,6 +55,7 @@ def collate(corpus: Corpus, rows: Sequence[Row]) -> Batch:
             base = int(cu_seqlens[len(doc_ids)])
             input_ids[base : base + length] = corpus.token_ids(doc, start, length)
             doc_ids.append(corpus.id_hex(doc))
+            doc_sources.append(int(corpus.source_of[doc]))
             task = int(corpus.task_of[doc])
             for span in corpus.spans(doc):
                 first, end = max(span.start - start, 1), min(span.start + span.length - start, length)
@@ -71,4 +75,35 @@ def collate(corpus: Corpus, rows: Sequence[Row]) -> Batch:
         target_tasks=np.repeat(tasks, counts).astype(np.int64),
         doc_ids=tuple(doc_ids),
         doc_cost_tokens=int((lengths**2).sum()),
+        doc_sources=tuple(doc_sources),
+    )
+
+
+def sequence_slice(batch: Batch, place: int, size: int) -> Batch:
+    """Return the `place`-th of `size` equal, contiguous slices of a micro-batch, for the ranks that share its rows.
+
+    Document borders stay those of the whole. A target belongs to the slice that holds its predicting token, so over
+    all slices every token, target and document cost is counted once. Tokens that do not divide are filled up by a
+    document without targets.
+    """
+    if size == 1:
+        return batch
+    T = len(batch.input_ids)
+    filler = -T % size
+    length = (T + filler) // size
+    first = place * length
+    own = (batch.target_positions >= first) & (batch.target_positions < first + length)
+    return replace(
+        batch,
+        input_ids=np.pad(batch.input_ids, (0, filler))[first : first + length],
+        position_ids=np.append(batch.position_ids, np.arange(filler))[first : first + length],
+        cu_seqlens=np.append(batch.cu_seqlens, np.int32(T + filler)) if filler else batch.cu_seqlens,
+        max_seqlen=max(batch.max_seqlen, filler),
+        target_positions=batch.target_positions[own] - first,
+        target_ids=batch.target_ids[own],
+        target_weights=batch.target_weights[own],
+        target_tasks=batch.target_tasks[own],
+        doc_cost_tokens=0 if place else batch.doc_cost_tokens,
+        offset=first,
+        padding=min(length, max(0, first + length - (T - batch.padding))),
     )

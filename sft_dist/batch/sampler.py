@@ -50,6 +50,7 @@ class Planner:
         micro_rows: Rows that one rank runs side by side.
         world_size: Ranks.
         balance_window: Global batches whose rows are ordered by cost together; 1: inside each batch only.
+        short_first_steps: Global batches at the start of the first epoch whose rows come by length of their documents.
         seed: The run's seed.
         cost: FLOPs by tokens and squared document lengths.
 
@@ -72,6 +73,7 @@ class Planner:
         packing: bool = True,
         micro_rows: int = 1,
         balance_window: int = 1,
+        short_first_steps: int = 0,
     ) -> None:
         assert min(rows_per_step, micro_rows, world_size, window, balance_window) >= 1
         self._corpus = corpus
@@ -80,6 +82,7 @@ class Planner:
         self._window = window
         self._packing = packing
         self._balance_window = balance_window
+        self._short_first_steps = short_first_steps
         self._seed = seed
         self._cost = cost
         self._geometry = Geometry(
@@ -112,6 +115,10 @@ class Planner:
         tokens, squares, row_targets = _row_sums(rows, lengths, targets, n_rows)
         costs = self._cost.row_cost(tokens, squares, row_targets)
         order = order_rows(costs, g.rows_per_step, self._balance_window, seed)
+        if epoch == 0 and self._short_first_steps:
+            # the same rows as without, so what the steps after these train on does not change
+            early = order[: self._short_first_steps * g.rows_per_step]
+            early[:] = early[np.argsort((squares / tokens)[early], kind="stable")]
         by_row, row_first = _group(rows, order)
         tail = spread_tail(lengths[by_row], row_first, g.rows_per_step)
         counts = PlanCounts(

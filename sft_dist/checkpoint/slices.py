@@ -1,6 +1,7 @@
 """The optimizer's state of this rank as named slices of flat parameters, whatever the ZeRO stage and world size.
 
-A slice is (parameter name, offset in the flattened parameter, live fp32 views of master weight and Adam moments).
+A slice is (parameter name, offset in the flattened parameter, live fp32 views of master weight and optimizer state).
+Trainable parameters only: frozen ones are those of the model that training started from.
 Saving writes the slices of every rank; loading fills the slices of every rank from whichever files overlap them. So a
 checkpoint has no world size, and resharding is reading. Only this file knows where DeepSpeed keeps its tensors;
 tests compare it with DeepSpeed's own checkpoint.
@@ -9,12 +10,13 @@ tests compare it with DeepSpeed's own checkpoint.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-KINDS = ("master", "exp_avg", "exp_avg_sq")
 PREFIX = "hf."  # of the model inside model.packed.PackedLM
 
 
@@ -35,8 +37,8 @@ def local_slices(engine: Any) -> Iterator[Slice]:
     """
     stage = engine.zero_optimization_stage()
     read: Callable[[Any, str, Any], Slice | None] = _stage3 if stage == 3 else _stage12 if stage else _stage0
-    for name, parameter in engine.module.named_parameters():
-        if parameter.requires_grad and (piece := read(engine, name.removeprefix(PREFIX), parameter)):
+    for name, parameter in _by_group(engine):
+        if piece := read(engine, name.removeprefix(PREFIX), parameter):
             yield piece
 
 
@@ -50,15 +52,25 @@ def parameter_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
 
 
 def allocate_states(engine: Any) -> None:
-    """Create Adam's moments where the optimizer has not yet (it does so lazily), with step 0."""
+    """Create moments where the optimizer has not yet (it does so lazily), with step 0."""
     optimizer = torch_optimizer(engine)
-    for flat in _flat_tensors(engine):
+    muon = {id(p) for g in optimizer.param_groups if g.get("use_muon") for p in g["params"]}
+    for group, flat in enumerate(_flat_tensors(engine)):
         state = optimizer.state[flat]
-        if not state:
+        if id(flat) in muon:
+            state.setdefault("momentum_buffer", torch.zeros_like(flat))
+        elif not state:
             on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
-            state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device if on_device else "cpu")
-            state["exp_avg"] = torch.zeros_like(flat)
-            state["exp_avg_sq"] = torch.zeros_like(flat)
+            with _resident(engine, group):
+                state["step"] = torch.zeros((), device=flat.device if on_device else "cpu")
+                state["exp_avg"] = torch.zeros_like(flat)
+                state["exp_avg_sq"] = torch.zeros_like(flat)
+
+
+def flat_states(engine: Any) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Yield this rank's fp32 weights as the optimizer holds them, flat or whole, each with its states."""
+    states = torch_optimizer(engine).state
+    return ((flat, states[flat]) for flat in _flat_tensors(engine))
 
 
 def optimizer_step(engine: Any) -> int:
@@ -70,7 +82,8 @@ def optimizer_step(engine: Any) -> int:
 def set_optimizer_step(engine: Any, step: int) -> None:
     """Set Adam's count of updates, one tensor a state: a shared one would be counted once per sub-group."""
     for state in torch_optimizer(engine).state.values():
-        state["step"] = torch.full_like(state["step"], float(step))
+        if "step" in state:
+            state["step"] = torch.full_like(state["step"], float(step))
 
 
 def publish(engine: Any) -> None:
@@ -78,17 +91,45 @@ def publish(engine: Any) -> None:
     stage = engine.zero_optimization_stage()
     if stage == 3:
         zero = engine.optimizer
-        for _, parameter in engine.module.named_parameters():
-            if parameter.requires_grad:
-                group, offset, length = zero.grad_position[zero.get_param_id(parameter)]
-                parameter.ds_tensor.data.copy_(
-                    zero.fp32_partitioned_groups_flat[group].narrow(0, offset, length)
-                )
-        if zero.persistent_parameters:  # small parameters stay gathered: gather them anew
-            zero.persistent_parameters[0].partition(zero.persistent_parameters, has_been_updated=False)
-            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+        for _, parameter in _by_group(engine):
+            group, offset, length = zero.grad_position[zero.get_param_id(parameter)]
+            parameter.ds_tensor.data.copy_(zero.fp32_partitioned_groups_flat[group].narrow(0, offset, length))
+        small = zero.persistent_parameters  # they stay gathered: gather them anew
+        if small:
+            small[0].partition(small, has_been_updated=False)
+        zero.invalidate_secondary_tensor()  # hpZ: the copy inside each node is stale, the next gather makes another
+        if small:
+            small[0].all_gather(small)
     elif stage:
         engine.optimizer.update_lp_params()
+
+
+def _by_group(engine: Any) -> Iterator[tuple[str, Any]]:
+    """Yield trainable parameters by name; under ZeRO-3 those of one flat tensor together, while it is in memory."""
+    named = [(n, p) for n, p in engine.module.named_parameters() if p.requires_grad]
+    if engine.zero_optimization_stage() < 3:
+        yield from named
+        return
+    zero = engine.optimizer
+
+    def group_of(item: tuple[str, Any]) -> int:
+        return zero.grad_position[zero.get_param_id(item[1])][0]
+
+    for group, members in groupby(sorted(named, key=group_of), key=group_of):
+        with _resident(engine, group):
+            yield from members
+
+
+@contextmanager
+def _resident(engine: Any, group: int) -> Iterator[None]:
+    """Hold the state of a flat tensor in memory that otherwise lies on disk (NVMe offload); changes are kept."""
+    zero = engine.optimizer
+    swapped = engine.zero_optimization_stage() == 3 and zero._swappable_optimizer_subgroup(group)  # noqa: SLF001  no public way
+    if swapped:
+        zero._optimizer_states_and_gradient_swap_in(group)  # noqa: SLF001
+    yield
+    if swapped:
+        zero._optimizer_states_and_gradient_swap_out(group)  # noqa: SLF001
 
 
 def torch_optimizer(engine: Any) -> torch.optim.Optimizer:
@@ -106,9 +147,12 @@ def _flat_tensors(engine: Any) -> list[Tensor]:
 
 
 def _views(flat: Tensor, state: dict[str, Tensor], offset: int, length: int) -> dict[str, Tensor]:
-    return {"master": flat.detach().narrow(0, offset, length)} | {
-        k: state[k].narrow(0, offset, length) for k in KINDS[1:]
+    """Return views of the master weight and of every state that has one element a weight (Adam's moments, a momentum)."""
+    flat = flat.detach()
+    elementwise = {
+        k: v for k, v in state.items() if isinstance(v, Tensor) and k != "step" and v.numel() == flat.numel()
     }
+    return {k: v.view(-1).narrow(0, offset, length) for k, v in {"master": flat, **elementwise}.items()}
 
 
 def _stage3(engine: Any, name: str, parameter: Any) -> Slice | None:
@@ -150,5 +194,4 @@ def _stage0(engine: Any, name: str, parameter: Any) -> Slice | None:
     """Every rank holds everything; the slices of rank 0 are the ones that count."""
     state = engine.optimizer.state[parameter]
     numel = parameter.numel()
-    views = {"master": parameter.detach().view(-1)} | {k: state[k].view(-1) for k in KINDS[1:]}
-    return Slice(name, tuple(parameter.shape), 0, numel, views)
+    return Slice(name, tuple(parameter.shape), 0, numel, _views(parameter, state, 0, numel))

@@ -1,30 +1,37 @@
 """Checkpoints on disk: written aside, checksummed, renamed, LATEST moved last. A half-written one is never resumed.
 
-checkpoints/step-00000040/index.json            position, parameter shapes, which slices lie in which file, checksums
-checkpoints/step-00000040/rank-00000.safetensors   fp32 slices, keys "<kind>/<parameter>"
-checkpoints/LATEST                              name of the newest whole checkpoint
+checkpoints/step-00000040/index.json      position, parameter shapes, which slices lie in which file, checksums
+checkpoints/step-00000040/rank-00000.weights.safetensors     fp32 slices of weights, keys "master/<parameter>", "ema/..."
+checkpoints/step-00000040/rank-00000.optimizer.safetensors   fp32 slices of its state, keys "<kind>/<parameter>"
+checkpoints/LATEST, BEST                  name of the newest whole checkpoint; of the one with the lowest held-out loss
+
+Nothing in this file is collective but `newest` and `load`; `background.Saver` calls the writing parts in a thread.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sft_dist.checkpoint import slices
 from sft_dist.core.errors import UserError
 from sft_dist.core.store import checksum, fsync_path, read_json, replace_folder, write_json, write_text
 
-FORMAT = 1
+FORMAT = 2
 NAME = re.compile(r"step-(\d{8})")
+WEIGHTS_ONLY = "it holds weights only (checkpoint.optimizer_keep_last dropped the optimizer's state): it can be exported, not resumed"
+
+WEIGHTS = ("master", "ema")  # kinds of slices that are weights; the others are the optimizer's state
+Parts = dict[str, dict[str, torch.Tensor]]  # tensors by kind of file ("weights", "optimizer") and key
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,76 +44,142 @@ class Position:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Saved:
-    """What a save did: the folder, or why there is none."""
+class Keep:
+    """Which checkpoints stay.
 
-    folder: Path | None
-    error: str = ""
-
-
-def save(engine: Any, root: Path, position: Position, facts: dict[str, Any], keep_last: int) -> Saved:
-    """Write a checkpoint. Collective; all ranks return the same outcome.
-
-    A failure on any rank (a full disk, say) removes what was written, leaves older checkpoints alone and is returned.
+    Attributes:
+        last: The newest ones.
+        best: Besides them, those with the lowest held-out loss.
+        optimizer_last: Only so many of the newest keep the optimizer's state; None: all.
     """
-    rank, world = dist.get_rank(), dist.get_world_size()
-    aside, final = root / f".saving-{_name(position.step)}", root / _name(position.step)
-    error = ""
-    if rank == 0:
-        try:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-        except OSError as e:
-            error = str(e)
-    dist.barrier()
-    part: dict[str, Any] = {}
-    if not error:
-        try:
-            part = _write_rank(engine, aside, rank)
-        except (OSError, SafetensorError) as e:
-            error = str(e)
-    parts = _gather({"part": part, "error": error})
-    failed = next((f"rank {r}: {p['error']}" for r, p in enumerate(parts) if p["error"]), "")
-    if rank == 0 and not failed:
-        try:
-            files = {p["part"]["file"]: p["part"]["body"] for p in parts if p["part"]}
-            _commit(engine, root, aside, final, position, {**facts, "world_size": world}, files, keep_last)
-        except OSError as e:
-            failed = str(e)
-    failed = _broadcast(failed)
-    if failed and rank == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-    dist.barrier()
-    return Saved(folder=None, error=failed) if failed else Saved(folder=final)
+
+    last: int
+    best: int = 0
+    optimizer_last: int | None = None
 
 
-def newest(root: Path, on_bad: Callable[[Path, str], None]) -> Path | None:
-    """Return the newest whole checkpoint, checksums verified by all ranks together. Collective.
+def folder_name(step: int) -> str:
+    """Return the name of the checkpoint of a step."""
+    return f"step-{step:08d}"
+
+
+def copy_parts(engine: Any) -> tuple[Parts, dict[str, list[int]]]:
+    """Copy this rank's slices to the CPU (pinned where there is a device): what a thread may write while training goes on.
+
+    Returns:
+        The tensors, and [start, length] of the slice of each parameter.
+    """
+    slices.allocate_states(engine)
+    if dist.get_rank() and engine.zero_optimization_stage() == 0:
+        return {}, {}  # rank 0 has everything
+    parts: Parts = {"weights": {}, "optimizer": {}}
+    ranges = {}
+    for piece in slices.local_slices(engine):
+        ranges[piece.name] = [piece.start, piece.length]
+        for kind, view in piece.views.items():
+            copy = torch.empty(view.shape, dtype=torch.float32, pin_memory=view.is_cuda)
+            copy.copy_(view.detach(), non_blocking=True)
+            parts[_file_of(kind)][f"{kind}/{piece.name}"] = copy
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return parts, ranges
+
+
+def write_part(aside: Path, rank: int, parts: Parts, ranges: dict[str, list[int]]) -> dict[str, Any]:
+    """Write the files of one rank into the folder `aside`, flushed; return their entries in the index."""
+    aside.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for kind, tensors in parts.items():
+        name = f"rank-{rank:05d}.{kind}.safetensors"
+        save_file(tensors, aside / name)
+        fsync_path(aside / name)
+        files[name] = {"kind": kind, "slices": ranges, "checksum": checksum(aside / name)}
+    return files
+
+
+def describe(engine: Any, position: Position, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the index of a checkpoint, without its files."""
+    return {
+        "format": FORMAT,
+        "position": asdict(position),
+        "optimizer_step": slices.optimizer_step(engine),
+        "facts": {**facts, "world_size": dist.get_world_size()},
+        "parameters": {n: list(s) for n, s in slices.parameter_shapes(engine).items()},
+        "optimizer": True,
+    }
+
+
+def commit(aside: Path, final: Path, index: Mapping[str, Any], files: Mapping[str, Any]) -> None:
+    """Make the files of all ranks a whole checkpoint, and the newest one."""
+    for left in aside.iterdir():  # of an attempt with more ranks that died
+        if left.name not in files:
+            left.unlink()
+    write_json(aside / "index.json", {**index, "files": dict(files)})
+    replace_folder(aside, final)
+    write_text(final.parent / "LATEST", final.name + "\n")
+
+
+def prune(root: Path, newest_name: str, keep: Keep, losses: Mapping[int, float]) -> None:
+    """Remove what `keep` does not want, after `newest_name` was committed.
 
     Args:
         root: The folder of checkpoints.
-        on_bad: Called on rank 0 with a damaged checkpoint and what is wrong with it; the one before it is tried.
+        newest_name: The one that was just written; later steps are of a run that was set back, and go.
+        keep: What stays.
+        losses: Held-out loss by step, of the steps where it was measured.
     """
-    found = (
-        sorted((p for p in root.glob("step-*") if NAME.fullmatch(p.name)), reverse=True)
-        if root.is_dir()
-        else []
-    )
-    for folder in _broadcast(found):
+    found = _whole(root)
+    past = [p for p in found if p.name <= newest_name]
+    measured = [p for p in past if _step(p) in losses]
+    best = sorted(measured, key=lambda p: (losses[_step(p)], -_step(p)))[: keep.best]
+    if best:
+        write_text(root / "BEST", best[0].name + "\n")
+    stay = {*past[-keep.last :], *best}
+    for old in found:
+        if old not in stay:
+            gone = old.with_name(f".removing-{old.name}")
+            old.rename(gone)  # a removal that is cut short must not leave half a checkpoint under its name
+    if keep.optimizer_last is not None:
+        for old in past[: -keep.optimizer_last]:
+            if old in stay:
+                drop_optimizer(old)
+    for left in (*root.glob(".removing-*"), *root.glob(".saving-*")):  # also of runs that died
+        shutil.rmtree(left, ignore_errors=True)
+    for left in root.glob(".*.tmp"):
+        left.unlink(missing_ok=True)
+
+
+def drop_optimizer(folder: Path) -> None:
+    """Remove the optimizer's state from a checkpoint: first from its index, then from the disk."""
+    index = read_json(folder / "index.json")
+    if index["optimizer"]:
+        index["files"] = {n: f for n, f in index["files"].items() if f["kind"] == "weights"}
+        write_json(folder / "index.json", {**index, "optimizer": False})
+    for file in folder.glob("*.optimizer.safetensors"):
+        file.unlink(missing_ok=True)
+
+
+def newest(root: Path, on_bad: Callable[[Path, str], None]) -> Path | None:
+    """Return the newest whole checkpoint that can be resumed, checksums verified by all ranks together. Collective.
+
+    Args:
+        root: The folder of checkpoints.
+        on_bad: Called on rank 0 with one that cannot be resumed and why; the one before it is tried.
+    """
+    for folder in _broadcast(_whole(root)[::-1]):
         wrong = next((w for w in _gather(damage(folder, dist.get_rank(), dist.get_world_size())) if w), "")
         if not wrong:
             return folder
         if dist.get_rank() == 0:
             on_bad(folder, wrong)
-            folder.rename(
-                folder.with_name(f"bad-{folder.name}")
-            )  # neither resumed nor counted among the kept
+            if wrong != WEIGHTS_ONLY:  # neither resumed nor counted among the kept
+                folder.rename(folder.with_name(f"bad-{folder.name}"))
         dist.barrier()
     return None
 
 
 def damage(folder: Path, part: int = 0, parts: int = 1) -> str:
-    """Return what is wrong with every `parts`-th file of a checkpoint, or an empty string."""
+    """Return why a checkpoint cannot be resumed (every `parts`-th file is looked at), or an empty string."""
     try:
         index = read_json(folder / "index.json")
         if index["format"] != FORMAT:
@@ -116,7 +189,7 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str:
                 return f"{name} does not match its checksum"
     except (OSError, ValueError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
-    return ""
+    return "" if index["optimizer"] else WEIGHTS_ONLY
 
 
 def load(engine: Any, folder: Path) -> tuple[Position, dict[str, Any]]:
@@ -126,9 +199,11 @@ def load(engine: Any, folder: Path) -> tuple[Position, dict[str, Any]]:
         The position to continue at, and the facts that were saved with it.
 
     Raises:
-        UserError: When the checkpoint belongs to another model.
+        UserError: When the checkpoint belongs to another model, or holds weights only.
     """
     index = read_json(folder / "index.json")
+    if not index["optimizer"]:
+        raise UserError(f"{folder} cannot be continued: {WEIGHTS_ONLY}; continue a newer one")
     shapes = {n: list(s) for n, s in slices.parameter_shapes(engine).items()}
     if shapes != index["parameters"]:
         odd = sorted(set(shapes) ^ set(index["parameters"])) or [
@@ -139,85 +214,57 @@ def load(engine: Any, folder: Path) -> tuple[Position, dict[str, Any]]:
             "use another name, or checkpoint.resume=never"
         )
     slices.allocate_states(engine)
-    where = _locate(index)
+    where = {kind: _locate(index, kind) for kind in ("weights", "optimizer")}
     for piece in slices.local_slices(engine):
-        for file, start, length in where[piece.name]:
-            a, b = max(start, piece.start), min(start + length, piece.start + piece.length)
-            if a < b:
-                with safe_open(folder / file, framework="pt") as f:
-                    for kind, view in piece.views.items():
+        for kind, view in piece.views.items():
+            for file, start, length in where[_file_of(kind)][piece.name]:
+                a, b = max(start, piece.start), min(start + length, piece.start + piece.length)
+                if a < b:
+                    with safe_open(folder / file, framework="pt") as f:
                         source = f.get_slice(f"{kind}/{piece.name}")[a - start : b - start]
-                        view[a - piece.start : b - piece.start].copy_(source)
+                    view[a - piece.start : b - piece.start].copy_(source)
     slices.set_optimizer_step(engine, index["optimizer_step"])
     slices.publish(engine)
     return Position(**index["position"]), index["facts"]
 
 
 def read_parameter(folder: Path, index: dict[str, Any], name: str, kind: str = "master") -> torch.Tensor:
-    """Assemble one whole fp32 parameter from a checkpoint, on CPU."""
+    """Assemble one whole fp32 parameter, or its state `kind`, from a checkpoint, on CPU.
+
+    Raises:
+        UserError: When a state is asked for and the checkpoint has none any more.
+    """
+    if kind not in WEIGHTS and not index["optimizer"]:
+        raise UserError(f"{folder} has no {kind} of the weights: {WEIGHTS_ONLY}; take a newer one")
     shape = index["parameters"][name]
     whole = torch.empty(torch.Size(shape).numel(), dtype=torch.float32)
-    for file, start, length in _locate(index)[name]:
+    for file, start, length in _locate(index, _file_of(kind))[name]:
         with safe_open(folder / file, framework="pt") as f:
             whole[start : start + length].copy_(f.get_tensor(f"{kind}/{name}"))
     return whole.view(shape)
 
 
-def _write_rank(engine: Any, aside: Path, rank: int) -> dict[str, Any]:
-    slices.allocate_states(engine)
-    if rank and engine.zero_optimization_stage() == 0:
-        return {}
-    tensors, ranges = {}, {}
-    for piece in slices.local_slices(engine):
-        ranges[piece.name] = [piece.start, piece.length]
-        for kind, view in piece.views.items():
-            tensors[f"{kind}/{piece.name}"] = view.detach().to("cpu", torch.float32, copy=True)
-    name = f"rank-{rank:05d}.safetensors"
-    save_file(tensors, aside / name)
-    fsync_path(aside / name)
-    return {"file": name, "body": {"slices": ranges, "checksum": checksum(aside / name)}}
+def _file_of(kind: str) -> str:
+    """Return the kind of file that slices of a kind lie in."""
+    return "weights" if kind in WEIGHTS else "optimizer"
 
 
-def _commit(
-    engine: Any,
-    root: Path,
-    aside: Path,
-    final: Path,
-    position: Position,
-    facts: dict[str, Any],
-    files: dict[str, Any],
-    keep_last: int,
-) -> None:
-    write_json(
-        aside / "index.json",
-        {
-            "format": FORMAT,
-            "position": {"step": position.step, "epoch": position.epoch, "epoch_step": position.epoch_step},
-            "optimizer_step": slices.optimizer_step(engine),
-            "facts": facts,
-            "parameters": {n: list(s) for n, s in slices.parameter_shapes(engine).items()},
-            "files": files,
-        },
-    )
-    replace_folder(aside, final)
-    write_text(root / "LATEST", final.name + "\n")
-    found = sorted(p for p in root.glob("step-*") if NAME.fullmatch(p.name))
-    past = [p for p in found if p.name <= final.name]
-    future = [p for p in found if p.name > final.name]  # of a run that was set back: not what training is now
-    for old in [*past[:-keep_last], *future]:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _locate(index: dict[str, Any]) -> dict[str, list[tuple[str, int, int]]]:
+def _locate(index: dict[str, Any], kind: str) -> dict[str, list[tuple[str, int, int]]]:
     where: dict[str, list[tuple[str, int, int]]] = {}
     for file, body in index["files"].items():
-        for name, (start, length) in body["slices"].items():
-            where.setdefault(name, []).append((file, start, length))
+        if body["kind"] == kind:
+            for name, (start, length) in body["slices"].items():
+                where.setdefault(name, []).append((file, start, length))
     return where
 
 
-def _name(step: int) -> str:
-    return f"step-{step:08d}"
+def _whole(root: Path) -> list[Path]:
+    """Return the checkpoints that lie under their own name, oldest first."""
+    return sorted(p for p in root.glob("step-*") if NAME.fullmatch(p.name)) if root.is_dir() else []
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _gather(value: Any) -> list[Any]:

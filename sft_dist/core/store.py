@@ -93,10 +93,15 @@ def fingerprint(value: Any) -> str:
 
 
 def replace_folder(aside: Path, path: Path) -> None:
-    """Move a finished folder into place, replacing what was there."""
+    """Move a finished folder into place; what was there lies beside it until the new one stands."""
     for file in sorted(p for p in aside.rglob("*") if p.is_file()):
         fsync_path(file)
+    for folder in (*(p for p in aside.rglob("*") if p.is_dir()), aside):
+        fsync_path(folder)
+    old = path.with_name(f".{path.name}.replaced")
     if path.exists():
-        shutil.rmtree(path)
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
     aside.rename(path)
     fsync_path(path.parent)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,18 +1,33 @@
-"""Requests to stop or save, heard on any rank and agreed on by all; heartbeat; what to do with non-finite steps."""
+"""Requests to stop or save, heard on any rank and agreed on by all; heartbeat; which steps are not worth their update."""
 
 from __future__ import annotations
 
 import faulthandler
+import math
+import os
 import signal
+import statistics
 import threading
 import time
+from collections import deque
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from types import FrameType
-from typing import Self
+from typing import Any, Literal, Self
 
+import numpy as np
+
+from sft_dist.core.process import current
+from sft_dist.core.records import Batch
 from sft_dist.core.runfolder import RunFolder
+from sft_dist.train.silence import path_of, say
 
 HEARTBEAT_S = 5.0
+WINDOW_STEPS = 64  # losses that a step is compared with
+MIN_STEPS = 16  # fewer say nothing about the spread
+NAMED, MAX_NAMED = 8, 32  # examples that an event names
+MIN_SPREAD = 0.01  # share of the median: losses that hardly vary would make a spike of every step
 
 
 class Requests:
@@ -36,6 +51,11 @@ class Requests:
         self._heard = signal.Signals(number).name
         self._stop.set()
 
+    def served(self) -> None:
+        """Take a request to save away: the checkpoint is being written."""
+        if self._is_main:
+            self._folder.clear("save")
+
     def poll(self) -> tuple[bool, bool]:
         """Return (stop, save) as this rank knows them."""
         stop, save = self._stop.is_set(), False
@@ -53,14 +73,20 @@ class Requests:
 
 
 class Heartbeat:
-    """Touches the heartbeat file while steps go on; silent when the loop has not moved for `limit_s`.
+    """Touches the heartbeat file when the loop has moved, so that its age is the time without progress.
 
-    A thread, so that a long evaluation or save does not look dead; bound to progress, so that a hang does.
+    A thread looks every few seconds, so a short step costs no write. A rank that has not moved for half of `limit_s`
+    says where it stands (train/silence.py), before the launcher ends the run for its old heartbeat.
+
+    Args:
+        folder: The run folder.
+        limit_s: Age of the heartbeat at which the launcher ends the run; HEARTBEAT_MAX of slurm/train.sbatch.
     """
 
-    def __init__(self, folder: RunFolder, limit_s: float = 600.0) -> None:
-        self._folder, self._limit_s = folder, limit_s
-        self._last = time.monotonic()
+    def __init__(self, folder: RunFolder, limit_s: float | None = None) -> None:
+        self._folder, self._rank = folder, current().rank
+        self._limit_s = limit_s or float(os.environ.get("HEARTBEAT_MAX", "1800"))
+        self._last = time.time()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
@@ -74,12 +100,107 @@ class Heartbeat:
 
     def progress(self) -> None:
         """Say that the loop moved."""
-        self._last = time.monotonic()
+        self._last = time.time()
 
     def _beat(self) -> None:
+        beaten, said = 0.0, False
         while True:
-            if time.monotonic() - self._last < self._limit_s:
-                with suppress(OSError):  # a full disk must not end the run here
-                    self._folder.heartbeat()
-            if self._done.wait(HEARTBEAT_S):
+            with suppress(OSError):  # a full disk must not end the run here
+                if self._last != beaten:
+                    if said or not beaten:
+                        path_of(self._folder.path, self._rank).unlink(missing_ok=True)
+                    beaten, said = self._last, False
+                    if self._rank == 0:  # the others move with it, and need not write to a shared disk
+                        self._folder.heartbeat()
+                elif not said and time.time() - beaten > self._limit_s / 2:
+                    say(self._folder.path, self._rank, since=beaten)
+                    said = True
+            if self._done.wait(min(HEARTBEAT_S, self._limit_s / 8)):
                 return
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Policy:
+    """What happens to a step whose loss or gradient is not finite, or whose loss is a spike.
+
+    Attributes:
+        on_nonfinite: skip its update, or stop the run before it.
+        on_spike: off, skip or stop.
+        spike_deviations: How far above the running median a loss is a spike, in robust standard deviations.
+    """
+
+    on_nonfinite: Literal["skip", "stop"] = "skip"
+    on_spike: Literal["off", "skip", "stop"] = "off"
+    spike_deviations: float = 10.0
+
+
+class Judge:
+    """Says before the update what is wrong with a step, from the loss of the global batch.
+
+    That loss comes out of an all-reduce, so every rank judges alike. The losses that it compares with travel in the
+    checkpoint, so a resumed run judges as an uninterrupted one.
+
+    The spread is the median absolute deviation x 1.4826, the standard deviation of normal data (Hampel, "The Influence
+    Curve and its Role in Robust Estimation", 1974): a spike that got through does not hide the next one.
+    """
+
+    def __init__(self, policy: Policy, losses: Iterable[float] = ()) -> None:
+        self._policy = policy
+        self._losses = deque(losses, maxlen=WINDOW_STEPS)
+
+    def wrong(self, loss: float) -> Literal["", "nonfinite", "spike"]:
+        """Return what is wrong with a loss, in nats a target token."""
+        if not math.isfinite(loss):
+            return "nonfinite"
+        if self._policy.on_spike == "off" or len(self._losses) < MIN_STEPS:
+            return ""
+        median = statistics.median(self._losses)
+        deviation = 1.4826 * statistics.median(abs(x - median) for x in self._losses)
+        spread = max(deviation, MIN_SPREAD * abs(median))
+        return "spike" if loss > median + self._policy.spike_deviations * spread else ""
+
+    def add(self, loss: float) -> None:
+        """Remember the loss of a step that was applied."""
+        self._losses.append(loss)
+
+    @property
+    def losses(self) -> list[float]:
+        """The remembered losses, oldest first: what a checkpoint keeps."""
+        return list(self._losses)
+
+    def stops(self, cause: str) -> bool:
+        """Say whether the policy ends the run for this cause."""
+        return (self._policy.on_spike if cause == "spike" else self._policy.on_nonfinite) == "stop"
+
+
+def example_losses(batches: Sequence[Batch], loss_N_of: Sequence[Any]) -> list[tuple[str, float, int]]:
+    """Return (id, sum of weighted losses, targets) of every example of this rank's micro-batches.
+
+    Args:
+        batches: Micro-batches.
+        loss_N_of: Weighted loss of each target of each of them, tensors.
+    """
+    out = []
+    for batch, loss_N in zip(batches, loss_N_of, strict=True):
+        owner_N = batch.cu_seqlens[1:].searchsorted(batch.offset + batch.target_positions, side="right")
+        total_S = np.bincount(owner_N, loss_N.detach().double().cpu().numpy(), len(batch.doc_ids))
+        count_S = np.bincount(owner_N, minlength=len(batch.doc_ids))
+        out += [(batch.doc_ids[i], float(total_S[i]), int(count_S[i])) for i in np.flatnonzero(count_S)]
+    return out
+
+
+def guilty(parts: Iterable[tuple[str, float, int]]) -> list[str]:
+    """Return ids from the worst: those whose loss is not finite, or, when all are, the 8 of the highest mean loss.
+
+    Args:
+        parts: `example_losses` of all ranks. An example may be there in several parts.
+    """
+    total: dict[str, list[float]] = {}
+    for name, loss, targets in parts:
+        entry = total.setdefault(name, [0.0, 0.0])
+        entry[0] += loss
+        entry[1] += targets
+    mean = {n: loss / targets if math.isfinite(loss) else math.inf for n, (loss, targets) in total.items()}
+    worst = sorted(mean, key=lambda n: (-mean[n], n))
+    bad = [n for n in worst if math.isinf(mean[n])]
+    return bad[:MAX_NAMED] if bad else worst[:NAMED]

@@ -1,26 +1,30 @@
 """What a step measured: summed over ranks in one reduction, turned into one line of metrics.jsonl.
 
-Layout of the reduced vector (fp64): [loss sum, tokens, targets, pairs, stop, save] + per task [loss sum, weight].
+Layout of the reduced vector (fp64): [loss sum, tokens, targets, pairs, stop, save, written, failed] + loss sums by task
+and by source + weights by task and by source. The loss is plain cross-entropy, whatever options of it are trained on.
 """
 
 from __future__ import annotations
 
 import resource
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sft_dist.core.records import Batch
+from sft_dist.pack import devices
 
-FIXED = 6
+FIXED = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sums:
-    """The reduced figures of one global batch."""
+    """The reduced figures of one global batch; how many ranks have ended their part of a checkpoint, or failed in it."""
 
     loss: float
     tokens: int
@@ -28,38 +32,50 @@ class Sums:
     pairs: int
     stop: bool
     save: bool
+    written: int
+    failed: int
     task_loss: dict[str, float]
+    source_loss: dict[str, float]
 
 
 class Meter:
     """Adds up the micro-batches of this rank and reduces them over all."""
 
-    def __init__(self, tasks: Sequence[str], device: torch.device) -> None:
-        self._tasks = list(tasks)
-        self._sums = torch.zeros(FIXED + 2 * len(self._tasks), dtype=torch.float64, device=device)
+    def __init__(self, tasks: Sequence[str], device: torch.device, sources: Sequence[str] = ()) -> None:
+        self._names = [*tasks, *sources]
+        self._n_tasks = len(tasks)
+        self._sums = torch.zeros(FIXED + 2 * len(self._names), dtype=torch.float64, device=device)
 
-    def add(self, batch: Batch, loss_sum: Tensor, nll_N: Tensor, weights_N: Tensor) -> None:
+    def add(self, batch: Batch, nll_N: Tensor, weights_N: Tensor) -> None:
         """Add one micro-batch; nothing here waits for the device."""
-        self._sums[0] += loss_sum.detach()
-        self._sums[1] += (
-            len(batch.input_ids) if batch.doc_ids else 0
-        )  # the stand-in of an idle rank is no data
+        loss_N = (nll_N * weights_N).double()
+        self._sums[0] += loss_N.sum()
+        self._sums[1] += len(batch.input_ids) - batch.padding
         self._sums[2] += len(batch.target_ids)
         self._sums[3] += batch.doc_cost_tokens
         if len(batch.target_ids):
-            tasks_N = torch.from_numpy(batch.target_tasks).to(self._sums.device)
-            n = len(self._tasks)
-            self._sums[FIXED : FIXED + n].index_add_(0, tasks_N, (nll_N * weights_N).double())
-            self._sums[FIXED + n :].index_add_(0, tasks_N, weights_N.double())
+            n = len(self._names)
+            for codes in self._codes(batch):
+                codes_N = torch.from_numpy(codes).to(self._sums.device)
+                self._sums[FIXED : FIXED + n].index_add_(0, codes_N, loss_N)
+                self._sums[FIXED + n :].index_add_(0, codes_N, weights_N.double())
 
-    def reduce(self, *, stop: bool, save: bool) -> Sums:
+    def reduce(
+        self, *, stop: bool = False, save: bool = False, written: bool = False, failed: bool = False
+    ) -> Sums:
         """Sum over ranks (one collective), and start anew."""
-        self._sums[4], self._sums[5] = float(stop), float(save)
+        for i, flag in enumerate((stop, save, written, failed), start=4):
+            self._sums[i] = float(flag)
         dist.all_reduce(self._sums)
         values = self._sums.tolist()
         self._sums.zero_()
-        n = len(self._tasks)
-        losses, weights = values[FIXED : FIXED + n], values[FIXED + n :]
+        n, n_tasks = len(self._names), self._n_tasks
+        means = [
+            (name, loss / weight if weight > 0 else None)
+            for name, loss, weight in zip(
+                self._names, values[FIXED : FIXED + n], values[FIXED + n :], strict=True
+            )
+        ]
         return Sums(
             loss=values[0],
             tokens=int(values[1]),
@@ -67,28 +83,26 @@ class Meter:
             pairs=int(values[3]),
             stop=values[4] > 0,
             save=values[5] > 0,
-            task_loss={t: a / w for t, a, w in zip(self._tasks, losses, weights, strict=True) if w > 0},
+            written=int(values[6]),
+            failed=int(values[7]),
+            task_loss={name: mean for name, mean in means[:n_tasks] if mean is not None},
+            source_loss={name: mean for name, mean in means[n_tasks:] if mean is not None},
         )
 
-
-# Dense bf16 peak of one device, FLOP/s, from the vendors' data sheets. MFU is not reported for others.
-PEAK_FLOPS = {
-    "H100": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-    "B200": 2250e12,
-    "L40S": 362e12,
-    "A10G": 70e12,
-    "L4": 121e12,
-}
+    def _codes(self, batch: Batch) -> Iterator[NDArray[np.int64]]:
+        """Yield places in the vector of names for each target [N]: that of its task, that of its source."""
+        yield batch.target_tasks
+        if len(self._names) > self._n_tasks:
+            doc_N = batch.cu_seqlens[1:].searchsorted(batch.offset + batch.target_positions, side="right")
+            yield self._n_tasks + np.array(batch.doc_sources, np.int64)[doc_N]
 
 
 def peak_flops(device: torch.device) -> float | None:
     """Return the dense bf16 peak of the device, or None where it is not known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+    known = devices.find(torch.cuda.get_device_name(device))
+    return known.peak_flops if known else None
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -11,14 +11,15 @@ from typing import Any
 
 from sft_dist.core.process import logger
 
-SKIPPED = {"kind", "time", "step", "task_loss"}
+SKIPPED = {"kind", "time", "step", "task_loss", "source_loss"}
 
 
 def resolve_mode(mode: str) -> str:
-    """Return online, offline or disabled; auto is online where there is an API key and the hub of W&B is not switched off."""
+    """Return online, offline or disabled; auto is what WANDB_MODE says, else online where there is an API key."""
     if mode != "auto":
         return mode
-    return os.environ.get("WANDB_MODE", "online") if os.environ.get("WANDB_API_KEY") else "disabled"
+    # offline needs no key, and jobs on nodes without internet seldom have one
+    return os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "disabled")
 
 
 class Tracker:
@@ -87,7 +88,8 @@ class Tracker:
             return
         prefix = line["kind"]
         values = {f"{prefix}/{k}": v for k, v in line.items() if k not in SKIPPED and v is not None}
-        values |= {f"{prefix}_task/{task}": loss for task, loss in line.get("task_loss", {}).items()}
+        for part in ("task", "source"):
+            values |= {f"{prefix}_{part}/{name}": v for name, v in line.get(f"{part}_loss", {}).items()}
         self._safely(self._run.log, values, step=line["step"])
 
     def _safely(self, call: Callable[..., Any], *args: Any, **options: Any) -> None:

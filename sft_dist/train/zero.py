@@ -34,6 +34,12 @@ DERIVED = {
     "zero_optimization.stage3_prefetch_bucket_size": "deepspeed.prefetch_bucket_size",
     "zero_optimization.stage3_param_persistence_threshold": "deepspeed.persistence_threshold",
     "zero_optimization.stage3_max_live_parameters": "deepspeed.max_live_parameters",
+    "zero_optimization.offload_optimizer": "deepspeed.offload_optimizer",
+    "zero_optimization.offload_param": "deepspeed.offload_params",
+    "zero_optimization.zero_hpz_partition_size": "deepspeed.hpz_partition_size",
+    "zero_optimization.zero_quantized_weights": "deepspeed.quantized_weights",
+    "zero_optimization.zero_quantized_gradients": "deepspeed.quantized_gradients",
+    "zero_force_ds_cpu_optimizer": "nothing: torch's fused AdamW updates on the host as well",
 }
 
 
@@ -50,13 +56,23 @@ def zero_config(
     sub_group_size: int,
     communication_dtype: str | None,
     extra: Mapping[str, Any],
+    offload_optimizer: str = "none",
+    offload_params: str = "none",
+    nvme_path: str | None = None,
+    hpz_partition_size: int = 1,
+    quantized_weights: bool = False,
+    quantized_gradients: bool = False,
+    whole_mlp: bool = False,
 ) -> dict[str, Any]:
     """Return the DeepSpeed config.
 
+    Args are the fields of `DeepSpeedConfig`, and `whole_mlp`: gather a feed-forward layer as one, for `model.mlp_tiles`.
+
     Raises:
-        UserError: When `extra` sets a key that we derive.
+        UserError: When `extra` sets a key that we derive, or this machine lacks what a field needs.
     """
     check_extra(extra)
+    _check_machine(offload_optimizer, quantized_weights, quantized_gradients)
     zero: dict[str, Any] = {
         "stage": stage,
         # with the caller owning the accumulation boundary, DeepSpeed overlaps under partitioned gradients only
@@ -73,7 +89,16 @@ def zero_config(
             "stage3_max_reuse_distance": max_live_parameters,
             "sub_group_size": sub_group_size,
             "stage3_gather_16bit_weights_on_model_save": False,
+            "zero_hpz_partition_size": hpz_partition_size,
+            "zero_quantized_weights": quantized_weights,
+            "zero_quantized_gradients": quantized_gradients,
         }
+        if whole_mlp:
+            zero["leaf_module"] = {"name_suffixes": ["mlp"]}
+    if offload_optimizer != "none":
+        zero["offload_optimizer"] = _offload(offload_optimizer, nvme_path)
+    if offload_params != "none":
+        zero["offload_param"] = _offload(offload_params, nvme_path)
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,  # unused: the true batch is counted in tokens
         "gradient_accumulation_steps": 1,
@@ -81,6 +106,7 @@ def zero_config(
         "gradient_clipping": (clip or 0.0) if stage else 0.0,  # ZeRO off: `update` clips
         "steps_per_print": 1_000_000_000,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # under offload too the optimizer is torch's: no compiled op
         "zero_optimization": zero,
         "checkpoint": {"tag_validation": "Fail"},
     }
@@ -92,6 +118,29 @@ def zero_config(
     if communication_dtype is not None:
         config["communication_data_type"] = communication_dtype
     return _merged(config, extra)
+
+
+def _offload(device: str, nvme_path: str | None) -> dict[str, Any]:
+    # pinned memory only speeds up copies from and to a GPU
+    target: dict[str, Any] = {"device": device, "pin_memory": device_type() == "cuda"}
+    return target | {"nvme_path": nvme_path} if device == "nvme" else target
+
+
+def _check_machine(offload_optimizer: str, quantized_weights: bool, quantized_gradients: bool) -> None:
+    if (quantized_weights or quantized_gradients) and device_type() == "cpu":
+        name = "quantized_weights" if quantized_weights else "quantized_gradients"
+        raise UserError(
+            f"deepspeed.{name} needs DeepSpeed's CUDA quantiser, and this run has no GPU, so nothing could be sent; "
+            f"set deepspeed.{name}=false"
+        )
+    if offload_optimizer == "nvme":
+        from deepspeed.ops.op_builder import AsyncIOBuilder
+
+        if not AsyncIOBuilder().is_compatible(verbose=False):
+            raise UserError(
+                "nvme offload reads and writes through libaio, which DeepSpeed cannot build here (library or headers are "
+                "missing), so nothing can be offloaded to disk; install libaio-dev (libaio-devel) and a C++ compiler, or use cpu"
+            )
 
 
 def check_extra(extra: Mapping[str, Any], path: str = "") -> None:
@@ -155,14 +204,12 @@ def make_engine(
     betas: tuple[float, float],
     eps: float,
 ) -> Any:
-    """Return the DeepSpeed engine with torch's AdamW (fused on CUDA): no compiled op is needed anywhere."""
+    """Return the DeepSpeed engine; the optimizer is torch's own, so no compiled op is needed, offload to NVMe excepted."""
     import deepspeed
-    import torch
 
-    # lr 0: some stages run a step with zero gradients to allocate their states; weight decay must not act then
-    optimizer = torch.optim.AdamW(
-        [dict(g) for g in groups], lr=0.0, betas=betas, eps=eps, fused=device_type() == "cuda"
-    )
+    from sft_dist.train.optim import make_optimizer  # torch, which `check` does without
+
+    optimizer = make_optimizer(groups, betas=betas, eps=eps)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=dict(config))
     if engine.zero_optimization_stage() == 0:
         engine.enable_backward_allreduce = False  # `update` reduces, so that it can look before it steps

@@ -1,15 +1,17 @@
-"""Run one launch's cases on this rank and write what rank 0 saw as JSON: `python cases.py OUT.json CASE [CASE ...]`.
+"""Cases that run_cases.py runs on every rank of a launch, and what they are made of.
 
-Started by torchrun (test_numerics.py), one launch a world size. Every case drives the trainer's own code: the packed
-model, the loss algebra, the engine, the loop and the checkpoint store, on hand-made documents with heavy-tailed lengths.
+Every case drives the trainer's own code: the packed model, the loss algebra, the engine, the loop and the checkpoint
+store, on hand-made documents with heavy-tailed lengths.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -18,19 +20,24 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from sft_dist.batch import sequence_slice
 from sft_dist.checkpoint import store
-from sft_dist.checkpoint.store import Position
+from sft_dist.checkpoint.background import Saved, Saver
+from sft_dist.checkpoint.store import Keep, Position
 from sft_dist.core.records import Batch, Row, StepPlan
 from sft_dist.core.runfolder import RunFolder
+from sft_dist.model import ulysses
 from sft_dist.model.load import load_packed
 from sft_dist.model.packed import to_inputs
+from sft_dist.model.ulysses import SequenceGroup
 from sft_dist.train import loop, zero
-from sft_dist.train.guard import Heartbeat, Requests
+from sft_dist.train.guard import Heartbeat, Judge, Policy, Requests
 from sft_dist.train.metrics import Meter
-from sft_dist.train.optim import parameter_groups
+from sft_dist.train.optim import lr_at, parameter_groups
 
 VOCAB = 128
 SEED = 7
+ZERO = Position(step=0, epoch=0, epoch_step=0)
 
 
 def documents(step: int) -> list[list[int]]:
@@ -67,17 +74,46 @@ def pack(docs: list[list[int]], ids: list[int]) -> Batch:
         target_tasks=np.array([doc_of[i] % 2 for i in target], np.int64),
         doc_ids=tuple(f"doc{k}" for k in ids) or ("empty",),
         doc_cost_tokens=sum(len(d) ** 2 for d in docs),
+        padding=0 if docs else 2,
     )
 
 
-def deal(step: int, world: int, micro_steps: int) -> list[list[Batch]]:
-    """The micro-batches [micro-step][rank] of a global batch: the same documents whatever world and micro_steps are."""
+def prompt() -> Batch:
+    """A document that carries no loss."""
+    batch, none = pack([documents(99)[0]], [99]), slice(0, 0)
+    names = ("target_positions", "target_ids", "target_weights", "target_tasks")
+    return replace(batch, **{n: getattr(batch, n)[none] for n in names})
+
+
+def deal(step: int, world: int, micro_steps: int, variant: str = "") -> list[list[Batch]]:
+    """The micro-batches [micro-step][rank] of a global batch: the same documents whatever world and micro_steps are.
+
+    Variants: short, in the last micro-step all ranks but the first are idle; prompts, one micro-step more, in which
+    no rank has a target and the last one no document.
+    """
     docs = documents(step)
     parts = [list(range(i, len(docs), world * micro_steps)) for i in range(world * micro_steps)]
-    return [
+    if variant == "short":
+        for r in range(1, world):
+            parts[0] += parts[-r]
+            parts[-r] = []
+    dealt = [
         [pack([docs[k] for k in parts[m * world + r]], parts[m * world + r]) for r in range(world)]
         for m in range(micro_steps)
     ]
+    return dealt + ([[prompt()] * (world - 1) + [pack([], [])]] if variant == "prompts" else [])
+
+
+@cache
+def group(sp: int) -> SequenceGroup:
+    """The ranks that share rows with this one. Collective."""
+    return ulysses.join(sp, timeout_minutes=2)
+
+
+def own(micro: list[list[Batch]], sp: int) -> list[Batch]:
+    """What this rank runs of the micro-batches [micro-step][data rank]."""
+    g = group(sp)
+    return [sequence_slice(m[g.data_rank], g.place, sp) for m in micro]
 
 
 def plan_of(step: int, micro: list[list[Batch]]) -> StepPlan:
@@ -95,7 +131,11 @@ def engine_of(
     dtype: str = "float32",
     decay: float = 0.1,
     clip: float | None = 1.0,
-    checkpointing: bool = False,
+    checkpointing: Any = False,
+    sp: int = 1,
+    change: Callable[[Any], None] = lambda module: None,
+    grouping: Mapping[str, Any] = MappingProxyType({}),
+    **zero_options: Any,
 ) -> Any:
     config = zero.zero_config(
         stage=stage,
@@ -108,7 +148,7 @@ def engine_of(
         max_live_parameters=10**9,
         sub_group_size=20000,
         communication_dtype=None,
-        extra={},
+        **{"extra": {}, **zero_options},
     )
     loaded = load_packed(
         model,
@@ -117,10 +157,47 @@ def engine_of(
         device="cpu",
         zero_config=config if stage == 3 else None,
         gradient_checkpointing=checkpointing,
+        sequence=group(sp),
     )
-    return zero.make_engine(
-        loaded.module, config, parameter_groups(loaded.module, decay), betas=(0.9, 0.95), eps=1e-8
-    )
+    change(loaded.module)
+    groups = parameter_groups(loaded.module, decay, **grouping)
+    return zero.make_engine(loaded.module, config, groups, betas=(0.9, 0.95), eps=1e-8)
+
+
+class SaverAt(Saver):
+    """Saves at these steps only; the end of every little run is not worth a checkpoint."""
+
+    at: tuple[int, ...] = ()
+
+    def begin(self, position: Position, facts: Any = None) -> None:
+        if position.step in self.at:
+            super().begin(position, facts)
+        else:
+            self.saved_at = self.begun_at = position
+
+
+def hand_made(
+    start: Position,
+    steps: int,
+    *,
+    micro_steps: int = 2,
+    sp: int = 1,
+    poison: int | None = None,
+    spike: int | None = None,
+    leave_out: int | None = None,
+) -> Iterator[Any]:
+    """Work for the loop: the documents above, from a position on."""
+    for step in range(start.step, steps):
+        if step == leave_out:
+            continue
+        micro = deal(step, group(sp).data_ranks, micro_steps)
+        mine = own(micro, sp)
+        if poison == step and dist.get_rank() == 0:
+            mine[0].target_weights[:1] = np.inf
+        if spike == step and dist.get_rank() == 1:
+            mine[0].target_weights[:3] *= 500  # of its first document
+        after = Position(step=step + 1, epoch=0, epoch_step=step + 1)
+        yield after, plan_of(step, micro), (lambda mine=mine: mine)
 
 
 def train(
@@ -128,24 +205,23 @@ def train(
     folder: Path,
     *,
     steps: int,
-    start: Position | None = None,
-    micro_steps: int = 2,
-    save_at: int | None = None,
-    poison: int | None = None,
+    start: Position = ZERO,
+    work: Iterator[Any] | None = None,
+    save_at: tuple[int, ...] = (),
+    policy: Policy | None = None,
+    requests: Requests | None = None,
+    **made: Any,
 ) -> dict[str, Any]:
-    """Run the real loop; return losses, norms, skipped steps and events."""
-    world = dist.get_world_size()
-    out: dict[str, Any] = {"losses": [], "norms": [], "skipped": [], "events": [], "task_loss": [], "lrs": []}
-    start = start or Position(step=0, epoch=0, epoch_step=0)
+    """Run the real loop over `work` (else `hand_made(..., **made)`); return what it logged, and the ids of each step."""
+    out: dict[str, Any] = {
+        n: [] for n in ("losses", "norms", "skipped", "events", "task_loss", "lrs", "metrics")
+    }
+    seen: dict[int, list[str]] = {}
 
-    def work() -> Any:
-        for step in range(start.step, steps):
-            micro = deal(step, world, micro_steps)
-            mine = [m[dist.get_rank()] for m in micro]
-            plan = plan_of(step, micro)
-            if poison == step and dist.get_rank() == 0:
-                mine[0].target_weights[:1] = np.inf
-            yield Position(step=step + 1, epoch=0, epoch_step=step + 1), plan, (lambda mine=mine: mine)
+    def watched() -> Iterator[Any]:
+        for after, plan, batches in work or hand_made(start, steps, **made):
+            seen[after.step] = [i for b in batches() for i in b.doc_ids if len(b.input_ids) > b.padding]
+            yield after, plan, batches
 
     def log(m: Any) -> None:
         out["losses"].append(m.loss)
@@ -153,54 +229,67 @@ def train(
         out["skipped"].append(m.skipped)
         out["task_loss"].append(dict(m.task_loss))
         out["lrs"].append(m.lr)
+        out["metrics"].append({n: getattr(m, n) for n in ("tokens", "target_tokens", "tokens_per_s", "mfu", "step_s")})  # fmt: skip
 
-    def save(position: Position) -> bool:
-        if position.step == save_at:
-            saved = store.save(engine, folder / "checkpoints", position, {"seed": SEED}, keep_last=2)
-            out["events"].append(["saved", str(saved.folder), saved.error])
-        return True
+    def report(saved: Saved) -> None:
+        out["events"].append([saved.phase, str(saved.folder), saved.error])
 
+    saver = SaverAt(
+        engine, folder / "checkpoints", facts={"seed": SEED}, keep=Keep(last=9), report=report, saved_at=start
+    )
+    saver.at = save_at
     run_folder = RunFolder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with Heartbeat(run_folder) as heartbeat:
-        position, state, _ = loop.run(
+        position, state, reason = loop.run(
             engine,
-            work(),
+            watched(),
             start=start,
             schedule=loop.Schedule(
                 total_steps=steps,
-                save_every_steps=save_at,
+                save_every_steps=1,
                 save_every_minutes=None,
                 eval_every=None,
                 max_skipped_steps=3,
             ),
-            lr_of=lambda step: 1e-3 * min(1.0, (step + 1) / 4),
+            lr_of=lambda step: lr_at(
+                step, total_steps=steps, peak=1e-3, schedule="constant", warmup=4, decay=0.0, min_share=0.0
+            ),
             meter=Meter(["even", "odd"], engine.device),
-            requests=Requests(run_folder, is_main=dist.get_rank() == 0),
+            requests=requests or Requests(run_folder, is_main=dist.get_rank() == 0),
             heartbeat=heartbeat,
             hooks=loop.Hooks(
                 log=log,
                 event=lambda kind, **f: out["events"].append([kind, f]),
-                save=save,
                 evaluate=lambda step: None,
             ),
+            saver=saver,
+            judge=Judge(policy or Policy(), [4.9] * 16),
             seed=SEED,
             clip=1.0,
-            useful_flops=lambda tokens, targets, pairs: 0.0,
-            peak_flops=None,
+            useful_flops=lambda tokens, targets, pairs: 3.0 * tokens + 5.0 * targets + 7.0 * pairs,
+            peak_flops=1e9,
         )
-    return out | {"state": state, "step": position.step}
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, seen)
+    done = range(start.step + 1, position.step + 1)
+    out["ids"] = [sorted({i for rank in everyone for i in rank.get(step, ())}) for step in done]
+    return out | {"state": state, "step": position.step, "reason": reason}
 
 
-def gradient(engine: Any, micro_steps: int) -> torch.Tensor:
-    """The reduced gradient of global batch 0 before clipping, all parameters laid end to end."""
+def gradient(engine: Any, micro_steps: int, sp: int = 1, variant: str = "") -> tuple[torch.Tensor, float]:
+    """The reduced gradient of global batch 0 before clipping, all parameters laid end to end; and the loss."""
     from deepspeed.utils import safe_get_full_grad
 
-    micro = deal(0, dist.get_world_size(), micro_steps)
+    micro = deal(0, group(sp).data_ranks, micro_steps, variant)
     plan = plan_of(0, micro)
-    for m in micro:
-        loss_sum, _ = engine(*to_inputs(m[dist.get_rank()], engine.device))
+    total = torch.zeros(1, dtype=torch.float64)
+    for batch in own(micro, sp):
+        inputs = to_inputs(batch, engine.device)
+        loss_sum, nll_N = engine(*inputs)
         engine.backward(loss_sum * (dist.get_world_size() / plan.target_weight), scale_wrt_gas=False)
+        total += float((nll_N * inputs[-1]).double().sum())
+    dist.all_reduce(total)
     parts = []
     for _, p in engine.module.named_parameters():
         g = safe_get_full_grad(p) if engine.zero_optimization_stage() else p.grad.clone()
@@ -208,7 +297,7 @@ def gradient(engine: Any, micro_steps: int) -> torch.Tensor:
             dist.all_reduce(g)
             g /= dist.get_world_size()
         parts.append(g.float().flatten())
-    return torch.cat(parts)
+    return torch.cat(parts), float(total) / plan.target_weight
 
 
 def weights(engine: Any) -> dict[str, torch.Tensor]:
@@ -222,46 +311,43 @@ def weights(engine: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def main(out: Path, model: str, scratch: Path, cases: list[str]) -> None:
-    zero.init_distributed(timeout_minutes=2)
-    torch.set_num_threads(1)
-    results: dict[str, Any] = {}
-    for case in cases:
-        name, *args = case.split(":")
-        value = CASES[name](model, scratch, *args)
-        results[case] = value
-    if dist.get_rank() == 0:
-        out.write_text(json.dumps(results))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def case_gradient(model: str, scratch: Path, stage: str, micro_steps: str) -> str:
-    g = gradient(engine_of(model, stage=int(stage)), int(micro_steps))
-    file = scratch / f"grad-w{dist.get_world_size()}-s{stage}-m{micro_steps}.pt"
+def case_gradient(
+    model: str, scratch: Path, stage: str, micro_steps: str, sp: str = "1", variant: str = ""
+) -> dict[str, Any]:
+    engine = engine_of(model, stage=int(stage), sp=int(sp), checkpointing=variant == "checkpointing")
+    g, loss = gradient(engine, int(micro_steps), int(sp), variant)
+    file = scratch / f"grad-w{dist.get_world_size()}-s{stage}-m{micro_steps}-p{sp}-{variant}.pt"
     if dist.get_rank() == 0:
         torch.save(g, file)
-    return str(file)
+    return {"file": str(file), "loss": loss}
 
 
-def case_train(model: str, scratch: Path, stage: str, steps: str, micro_steps: str = "2") -> dict[str, Any]:
-    return train(
-        engine_of(model, stage=int(stage)), scratch / "train", steps=int(steps), micro_steps=int(micro_steps)
-    )
+def case_train(
+    model: str, scratch: Path, stage: str, steps: str, micro_steps: str = "2", sp: str = "1"
+) -> dict[str, Any]:
+    engine = engine_of(model, stage=int(stage), sp=int(sp))
+    out = train(engine, scratch / "train", steps=int(steps), micro_steps=int(micro_steps), sp=int(sp))
+    file = scratch / f"trained-w{dist.get_world_size()}-s{stage}-m{micro_steps}-p{sp}.pt"
+    final = weights(engine)
+    if dist.get_rank() == 0:
+        torch.save(final, file)
+    return out | {"weights": str(file)}
 
 
-def case_save(model: str, scratch: Path, stage: str, steps: str, at: str) -> dict[str, Any]:
-    folder = scratch / f"save-w{dist.get_world_size()}-s{stage}"
-    engine = engine_of(model, stage=int(stage))
-    out = train(engine, folder, steps=int(steps), save_at=int(at))
+def case_save(model: str, scratch: Path, stage: str, steps: str, at: str, sp: str = "1") -> dict[str, Any]:
+    folder = scratch / f"save-w{dist.get_world_size()}-s{stage}-p{sp}"
+    engine = engine_of(model, stage=int(stage), sp=int(sp))
+    out = train(engine, folder, steps=int(steps), save_at=(int(at),), sp=int(sp))
     final = weights(engine)
     if dist.get_rank() == 0:
         torch.save(final, folder / "final.pt")
     return out | {"folder": str(folder)}
 
 
-def case_resume(model: str, scratch: Path, stage: str, steps: str, from_world: str) -> dict[str, Any]:
-    folder = scratch / f"save-w{from_world}-s{stage}"
+def case_resume(
+    model: str, scratch: Path, stage: str, steps: str, from_world: str, from_sp: str = "1"
+) -> dict[str, Any]:
+    folder = scratch / f"save-w{from_world}-s{stage}-p{from_sp}"
     engine = engine_of(model, stage=int(stage))
     found = store.newest(folder / "checkpoints", lambda path, why: None)
     assert found is not None
@@ -276,7 +362,7 @@ def case_native_twin(model: str, scratch: Path, stage: str) -> dict[str, Any]:
     """Our slices and DeepSpeed's own checkpoint restore the same state."""
     engine = engine_of(model, stage=int(stage))
     folder = scratch / f"twin-s{stage}"
-    train(engine, folder, steps=3, save_at=3)
+    train(engine, folder, steps=3, save_at=(3,))
     if dist.get_rank() == 0:
         (folder / "native").mkdir(exist_ok=True)
     dist.barrier()
@@ -313,7 +399,28 @@ def case_poison(model: str, scratch: Path, stage: str) -> dict[str, Any]:
     }
 
 
+def case_bad(model: str, scratch: Path, stage: str, cause: str, action: str) -> dict[str, Any]:
+    """A planted bad batch at step 4, and the state of a run that never saw it."""
+    bad, good = engine_of(model, stage=int(stage)), engine_of(model, stage=int(stage))
+    folder = scratch / f"bad-s{stage}-{cause}-{action}"
+    planted = {"poison" if cause == "nonfinite" else "spike": 4}
+    policy = Policy(**{f"on_{cause}": action})
+    save_at = (4,) if action == "stop" else ()
+    out = train(bad, folder, steps=7, policy=policy, save_at=save_at, **planted)
+    if action == "stop":
+        train(good, scratch / "good", steps=4)
+    else:
+        train(good, scratch / "good", steps=7, leave_out=4)
+    ours, theirs = (store.copy_parts(e)[0] for e in (bad, good))
+    same = all(torch.equal(ours[k][n], theirs[k][n]) for k in theirs for n in theirs[k])
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, (same, out["state"], out["step"]))
+    names = sorted(p.name for p in (folder / "checkpoints").glob("step-*"))
+    return out | {"everywhere": everywhere, "checkpoints": names}
+
+
 CASES = {
+    "bad": case_bad,
     "gradient": case_gradient,
     "train": case_train,
     "save": case_save,
@@ -321,6 +428,3 @@ CASES = {
     "native_twin": case_native_twin,
     "poison": case_poison,
 }
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4:])

@@ -20,15 +20,34 @@ CASES = {
     1: [
         "gradient:3:1",
         "gradient:0:1",
+        "gradient:0:4",
         "train:0:20:1",
         "train:3:20:1",
         "save:3:8:4",
     ],
     2: [
         "gradient:3:1",
+        "gradient:3:2",
         "gradient:3:4",
         "gradient:3:16",
         "gradient:0:2",
+        "gradient:3:3:1:short",
+        "gradient:3:1:1:prompts",
+        "gradient:3:2:2",
+        "gradient:0:2:2",
+        "gradient:3:2:2:checkpointing",
+        "losses:2",
+        "losses:2:cut",
+        "train:3:20:2:2",
+        "train:2:20:2:2",
+        "bf16:3:20",
+        "bf16:2:20",
+        "clip:3:0.05",
+        "clip:2:0.05",
+        "clip:1:0.05",
+        "clip:0:0.05",
+        "epochs:whole:9:3+4+8",
+        "epochs:term:9:5:9",
         "train:3:20:2",
         "train:2:20:2",
         "train:1:20:2",
@@ -43,14 +62,51 @@ CASES = {
         "poison:3",
         "poison:2",
         "poison:0",
+        "bad:3:spike:skip",
+        "bad:2:spike:skip",
+        "bad:0:spike:skip",
+        "bad:3:nonfinite:skip",
+        "bad:3:spike:stop",
+        "bad:3:nonfinite:stop",
     ],
-    4: ["gradient:3:2", "resume:3:8:2", "save:3:8:4"],
+    4: [
+        "gradient:3:1",
+        "gradient:3:2",
+        "gradient:3:3:1:short",
+        "gradient:3:2:2",
+        "gradient:3:1:2:prompts",
+        "gradient:3:2:4",
+        "losses:4",
+        "train:3:20:2:2",
+        "resume:3:8:2",
+        "save:3:8:4",
+        "save:3:8:4:2",
+    ],
 }
 # Run after the others, on their checkpoints: fewer ranks than wrote them.
 LATER = {
-    1: ["resume:3:8:2"],
-    2: ["resume:3:8:2", "resume:2:8:2", "resume:1:8:2", "resume:0:8:2", "resume:3:8:4"],
+    1: ["resume:3:8:2", "epochs_resume:whole:9:4"],
+    2: [
+        "resume:3:8:2",
+        "resume:2:8:2",
+        "resume:1:8:2",
+        "resume:0:8:2",
+        "resume:3:8:4",
+        "resume:3:8:4:2",
+        "epochs_resume:whole:9:3",
+        "epochs_resume:whole:9:4",
+        "epochs_resume:whole:9:8",
+        "epochs_resume:term:9:5",
+        "epochs_resume:whole:9:4:2",
+    ],
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test that looks at a launch waits for all of its cases, and for the launches that it builds on."""
+    for item in items:
+        if item.path.parent == HERE:
+            item.add_marker(pytest.mark.timeout(2700))
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +133,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def torchrun(world: int, script: Path, *arguments: str, timeout_s: float = 400) -> None:
+def torchrun(world: int, script: Path, *arguments: str, timeout_s: float = 900) -> None:
     """Run a script on `world` gloo ranks with one thread each; fail with the end of its output."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -109,6 +165,12 @@ def torchrun(world: int, script: Path, *arguments: str, timeout_s: float = 400) 
 
 
 @pytest.fixture(scope="session")
+def launch() -> Callable[..., None]:
+    """`torchrun`, for tests that launch cases of their own."""
+    return torchrun
+
+
+@pytest.fixture(scope="session")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where all launches keep checkpoints and gradients."""
     return tmp_path_factory.mktemp("numerics")
@@ -122,7 +184,7 @@ def outcome(tiny_model: Path, scratch: Path) -> Callable[[int], dict[str, Any]]:
     def launch(key: Any, world: int, cases: list[str]) -> dict[str, Any]:
         if key not in done:
             out = scratch / f"{key}.json"
-            torchrun(world, HERE / "cases.py", str(out), str(tiny_model), str(scratch), *cases)
+            torchrun(world, HERE / "run_cases.py", str(out), str(tiny_model), str(scratch), *cases)
             done[key] = json.loads(out.read_text())
         return done[key]
 

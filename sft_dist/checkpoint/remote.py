@@ -1,0 +1,114 @@
+"""Checkpoints on object storage, through fsspec: uploaded behind the local ones, fetched where the local folder lacks them.
+
+An object store has no rename, so a checkpoint there is whole when its index.json is there, which is uploaded after all
+other files; LATEST comes last.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from sft_dist.checkpoint import store
+from sft_dist.core.errors import UserError
+from sft_dist.core.store import read_json, replace_folder, write_text
+
+
+class Remote:
+    """A folder of checkpoints at a URL (s3://bucket/run, gs://..., file:///...).
+
+    Raises:
+        UserError: When the protocol is unknown here.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        try:
+            self._files, self._root = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as error:
+            raise UserError(
+                f"checkpoint.remote={url} cannot be opened ({error}), so checkpoints would not be copied; "
+                "install the fsspec driver of this protocol, or set checkpoint.remote=null"
+            ) from error
+
+    def upload(self, folder: Path, prefix: str) -> None:
+        """Upload the files of a checkpoint whose names begin with `prefix`."""
+        for file in sorted(folder.glob(f"{prefix}*")):
+            self._put(file, f"{folder.name}/{file.name}")
+
+    def publish(self, folder: Path) -> None:
+        """Upload the index of a checkpoint whose files are there, move LATEST, remove what is not kept locally."""
+        self._put(folder / "index.json", f"{folder.name}/index.json")
+        for name in ("BEST", "LATEST"):
+            if (folder.parent / name).is_file():
+                self._put(folder.parent / name, name)
+        for name in self.names():
+            local = folder.parent / name
+            if not (local / "index.json").is_file():
+                self._files.rm(self._path(f"{name}/index.json"))  # first: what remains is not whole
+                self._files.rm(self._path(name), recursive=True)
+            elif not read_json(local / "index.json")["optimizer"]:
+                self._put(local / "index.json", f"{name}/index.json")
+                if state := self._files.glob(self._path(f"{name}/*.optimizer.safetensors")):
+                    self._files.rm(state)
+
+    def names(self) -> list[str]:
+        """Return the names of the whole checkpoints there, oldest first."""
+        self._files.invalidate_cache()
+        found = (p.rsplit("/", 2)[-2] for p in self._files.glob(self._path("step-*/index.json")))
+        return sorted(n for n in found if store.NAME.fullmatch(n))
+
+    def fetch(self, root: Path, *, part: tuple[int, int], barrier: Callable[[], Any]) -> Path | None:
+        """Download the newest checkpoint when it is newer than every one in `root`. Called by all ranks together.
+
+        Args:
+            root: The local folder of checkpoints, shared by all ranks.
+            part: (i, n): this process downloads every n-th file from the i-th.
+            barrier: Waits for the other processes.
+
+        Returns:
+            The local folder; None where there is nothing newer. Its checksums are verified by whoever opens it.
+
+        Raises:
+            UserError: When the place cannot be read: starting anew without looking there could repeat days of work.
+        """
+        try:
+            return self._fetch(root, part, barrier)
+        except (OSError, ImportError) as error:
+            raise UserError(
+                f"checkpoint.remote={self.url} cannot be read ({error}), so it is unknown whether a newer checkpoint lies "
+                "there; check the URL and its credentials, or set checkpoint.remote=null"
+            ) from error
+
+    def _fetch(self, root: Path, part: tuple[int, int], barrier: Callable[[], Any]) -> Path | None:
+        there = self.names()
+        local = sorted(p.name for p in root.glob("step-*") if store.NAME.fullmatch(p.name))
+        if not there or (local and local[-1] >= there[-1]):
+            return None
+        name = there[-1]
+        aside, final = root / f".fetching-{name}", root / name
+        if part[0] == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        barrier()
+        files = sorted(p.rsplit("/", 1)[-1] for p in self._files.ls(self._path(name), detail=False))
+        for file in files[part[0] :: part[1]]:
+            self._files.get_file(self._path(f"{name}/{file}"), str(aside / file))
+        barrier()
+        if part[0] == 0:
+            replace_folder(aside, final)
+            write_text(root / "LATEST", f"{name}\n")
+        barrier()
+        return final
+
+    def _put(self, file: Path, name: str) -> None:
+        path = self._path(name)
+        self._files.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        self._files.put_file(str(file), path)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"

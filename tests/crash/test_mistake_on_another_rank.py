@@ -1,0 +1,44 @@
+"""A user's mistake that only rank 1 meets reaches status.json and the user's terminal, without a traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sft_dist.cli import main
+from sft_dist.core.runfolder import RunFolder
+from sft_dist.pipelines import train
+
+CONFIG = """
+name: refused
+data:
+  processes: 1
+  sources: {demo: {kind: demo, examples_per_task: 40}}
+  holdout: {number: 2, examples_per_task: 5}
+render: {template: chatml, train_vocab_size: 512}
+model:
+  shape: {hidden_size: 32, intermediate_size: 64, layers: 1, heads: 2, max_position_embeddings: 128}
+  dtype: float32
+pack: {seq_len: 128}
+train: {max_steps: 2, tokens_per_step: 1024, export: false}
+launch: {nproc: 2}
+"""
+
+
+@pytest.mark.slow
+def test_it_reaches_status_and_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setattr(train, "RANK", "rank_one_refuses")
+    (tmp_path / "my.yaml").write_text(CONFIG)
+    assert main(["train", "my.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert "error: rank 1 on " in said
+    assert "the token store lies on a disk that this node does not have; mount it" in said
+    assert "Traceback" not in said
+    status = RunFolder(tmp_path / "runs" / "refused").status()
+    assert status["state"] == "fatal"
+    assert status["reason"].startswith("rank 1 on ")

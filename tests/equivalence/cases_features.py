@@ -1,0 +1,168 @@
+"""Cases of single features: twenty steps with the feature on, saved half-way and continued by a new engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cases
+import numpy as np
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.swap_tensor import optimizer_utils
+from deepspeed.utils import groups
+
+from sft_dist.checkpoint import slices, store
+from sft_dist.checkpoint.store import Position
+from sft_dist.config.root import RunConfig
+from sft_dist.core.records import Span, Tokens
+from sft_dist.core.store import read_json
+from sft_dist.model import memory
+from sft_dist.model.loss import LossHead, LossOptions
+from sft_dist.model.neftune import add_noise
+from sft_dist.model.packed import to_inputs
+from sft_dist.pack import CostModel
+from sft_dist.pipelines.heldout import held_out_loss
+from sft_dist.shards import ShardWriter, finish_store
+from sft_dist.train.ema import Ema
+
+STEPS, HALF = 20, 10
+
+
+def smooth(module: Any) -> None:
+    for head in (m for m in module.modules() if isinstance(m, LossHead)):
+        head.options = LossOptions(label_smoothing=0.1, z_loss=1e-3, dft=True)
+
+
+# Name -> what engine_of gets. `nvme_path` is filled in.
+FEATURES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "offload_optimizer": {"offload_optimizer": "cpu"},
+    "offload_params": {"offload_optimizer": "cpu", "offload_params": "cpu"},
+    # what is smaller than a block stays in memory, and the model of these tests is, by the default (see MIN_AIO_BYTES too)
+    "nvme": {"offload_optimizer": "nvme", "extra": {"aio": {"block_size": 4096}}},
+    "hpz": {"hpz_partition_size": 2},
+    "full": {"checkpointing": True},
+    "second": {"checkpointing": 2},
+    "selective": {"checkpointing": "selective"},
+    "offload_activations": {
+        "checkpointing": True,
+        "change": lambda module: memory.offload_layer_inputs(module.hf),
+    },
+    "tiles": {"whole_mlp": True, "change": lambda module: memory.tile_mlp(module.hf, 3)},
+    "tiles_full": {
+        "whole_mlp": True,
+        "checkpointing": True,
+        "change": lambda module: memory.tile_mlp(module.hf, 3),
+    },
+    "neftune": {"change": lambda module: add_noise(module, 5.0)},
+    "loss_options": {"change": smooth},
+    "layer_decay": {"grouping": {"layer_lr_decay": 0.5}},
+    "muon": {"grouping": {"muon": True}},
+}
+
+
+def case_feature(model: str, scratch: Path, name: str, stage: str) -> dict[str, Any]:
+    """Losses and norms of an uninterrupted run, of the second half continued from a checkpoint, and the weights' distance."""
+    options = dict(FEATURES[name])
+    if "nvme" in options.values():
+        options["nvme_path"] = str(scratch / "nvme")
+        optimizer_utils.MIN_AIO_BYTES = 4096
+    folder = scratch / f"feature-{name}-{stage}"
+    engine = cases.engine_of(model, stage=int(stage), **options)
+    whole = cases.train(engine, folder, steps=STEPS, save_at=(HALF,))
+    final = cases.weights(engine)
+    swapped = len(list((scratch / "nvme").rglob("*.swp"))) if "nvme_path" in options else 0
+    groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None  # of hpZ: DeepSpeed makes it once a process
+    engine = cases.engine_of(model, stage=int(stage), **options)
+    found = store.newest(folder / "checkpoints", lambda path, why: None)
+    assert found is not None
+    position, _ = store.load(engine, found)
+    assert position == Position(step=HALF, epoch=0, epoch_step=HALF)
+    rest = cases.train(engine, folder, steps=STEPS, start=position)
+    apart = max(float((v - final[n]).abs().max()) for n, v in cases.weights(engine).items())
+    return {
+        "losses": whole["losses"],
+        "norms": whole["norms"],
+        "resumed": rest["losses"],
+        "apart": apart,
+        "swapped": swapped,
+    }
+
+
+def case_ema(model: str, scratch: Path, stage: str) -> dict[str, Any]:
+    """Whether an average is saved, read by an export and restored, and what one update makes of it."""
+    folder, stage_ = scratch / f"ema-{stage}", int(stage)
+    engine = cases.engine_of(model, stage=stage_)
+    Ema(engine, decay=0.5, every=1)
+    for _, state in slices.flat_states(engine):
+        state["ema"].fill_(3.0)
+    cases.train(engine, folder, steps=2, save_at=(2,))
+    found = store.newest(folder / "checkpoints", lambda path, why: None)
+    assert found is not None
+    index = read_json(found / "index.json")
+    exported = [store.read_parameter(found, index, n, "ema") for n in index["parameters"]]
+    engine = cases.engine_of(model, stage=stage_)
+    ema = Ema(engine, decay=0.5, every=2)
+    store.load(engine, found)
+    ema.after(1)  # not yet
+    restored = [s.views["ema"].unique().tolist() for s in slices.local_slices(engine)]
+    ema.after(2)
+    apart = [
+        float((s.views["ema"] - (0.25 * 3.0 + 0.75 * s.views["master"])).abs().max())
+        for s in slices.local_slices(engine)
+    ]
+    return {
+        "exported": all(bool((x == 3.0).all()) for x in exported),
+        "restored": all(values == [3.0] for values in restored),
+        "apart": max(apart),
+    }
+
+
+def case_held_out(model: str, scratch: Path, documents: str) -> dict[str, Any]:
+    """The held-out loss of so many documents, by the trainer's evaluation and of one document after the other."""
+    n, folder = int(documents), scratch / f"held-out-{documents}"
+    docs = cases.documents(0)[:n]
+    if dist.get_rank() == 0:
+        with ShardWriter(folder, 0, "int32", key={}) as writer:
+            for i, doc in enumerate(docs):
+                spans = (Span(1, len(doc) - 1, 1.0),)
+                writer.add(f"{i:032x}", i % 2, 0, Tokens(ids=np.array(doc, np.int32), spans=spans))
+        finish_store(folder, key={}, tasks=["even", "odd"], sources=["a"])
+    dist.barrier()
+    config = RunConfig.model_validate({
+        "model": {"path": model}, "pack": {"seq_len": 64}, "train": {"tokens_per_step": 128},
+    })  # fmt: skip
+    engine = cases.engine_of(model, stage=3)
+    cost = CostModel(linear_flops_per_token=1.0, attention_flops_per_pair=0.1)
+    found = held_out_loss(config, engine, str(folder), cost, cases.group(1))()
+    sums = {"even": [0.0, 0.0], "odd": [0.0, 0.0]}
+    engine.eval()
+    for i, doc in enumerate(docs):
+        batch = replace(
+            cases.pack([doc], [i]),
+            target_positions=np.arange(len(doc) - 1),
+            target_ids=np.array(doc[1:]),
+            target_weights=np.ones(len(doc) - 1, np.float32),
+        )
+        with torch.no_grad():
+            nll = engine(*to_inputs(batch, engine.device))[1]
+        sums["odd" if i % 2 else "even"][0] += float(nll.sum())
+        sums["odd" if i % 2 else "even"][1] += len(nll)
+    whole = [sum(x) for x in zip(*sums.values(), strict=True)]
+    return {
+        "found": found,
+        "expected": {
+            "loss": whole[0] / whole[1],
+            "task_loss": {t: a / b for t, (a, b) in sums.items() if b},
+        },
+    }
+
+
+CASES: dict[str, Callable[..., Any]] = {
+    "feature": case_feature,
+    "ema": case_ema,
+    "held_out": case_held_out,
+}

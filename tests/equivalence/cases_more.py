@@ -1,0 +1,186 @@
+"""More cases: rows that ranks share, clipping, bf16, and runs of several epochs that are stopped and continued."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import cases
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from sft_dist.batch import Planner, SamplerState, collate, sequence_slice
+from sft_dist.checkpoint import slices, store
+from sft_dist.checkpoint.store import Position
+from sft_dist.core.records import Span, Tokens
+from sft_dist.core.runfolder import RunFolder
+from sft_dist.mix import Corpus
+from sft_dist.model import attention
+from sft_dist.model.packed import to_inputs
+from sft_dist.model.ulysses import SequenceGroup
+from sft_dist.pack import CostModel
+from sft_dist.shards import ShardWriter, Store, finish_store
+from sft_dist.train import zero
+from sft_dist.train.guard import Requests
+
+EPOCHS, SEQ_LEN, ROWS_PER_STEP = 3, 64, 4
+
+
+def build_store(folder: Path) -> None:
+    """A token store of 40 documents of 3 to 60 tokens; the last two thirds of each carry loss."""
+    rng = np.random.default_rng(cases.SEED)
+    with ShardWriter(folder, 0, "int32", key={}) as writer:
+        for i in range(40):
+            n = int(np.clip(rng.lognormal(2.5, 0.8), 3, 60))
+            ids = rng.integers(1, cases.VOCAB, n).astype(np.int32)
+            writer.add(
+                f"{i:032x}", i % 2, 0, Tokens(ids=ids, spans=(Span(n // 3 or 1, n - (n // 3 or 1), 1.0),))
+            )
+    finish_store(folder, key={}, tasks=["even", "odd"], sources=["a"])
+
+
+def planned(scratch: Path, start: Position, sp: int = 1) -> Iterator[Any]:
+    """Work for the loop: epochs of the token store by the planner, from a position on."""
+    corpus, g = Corpus({"a": Store.open(scratch / "store")}), cases.group(sp)
+    cost = CostModel(linear_flops_per_token=1.0, attention_flops_per_pair=0.1)
+    planner = Planner(
+        corpus,
+        seq_len=SEQ_LEN,
+        rows_per_step=ROWS_PER_STEP,
+        world_size=g.data_ranks,
+        cost=cost,
+        seed=cases.SEED,
+    )
+    done = start.step
+    for plan, after in planner.steps(SamplerState(epoch=start.epoch, step=start.epoch_step), EPOCHS):
+        done += 1
+        mine = [sequence_slice(collate(corpus, m[g.data_rank]), g.place, sp) for m in plan.micro_rows]
+        yield Position(step=done, epoch=after.epoch, epoch_step=after.step), plan, (lambda mine=mine: mine)
+
+
+@torch.no_grad()
+def case_losses(model: str, scratch: Path, sp: str, bug: str = "") -> list[float]:
+    """The loss of every target of global batch 0, packed into one row that `sp` ranks share."""
+
+    def in_slice(attend: Any, ranks: SequenceGroup) -> Any:
+        def cut(*args: Any, cu_seq_lens_q: torch.Tensor, **options: Any) -> Any:
+            t = args[1].size(2)
+            own = (cu_seq_lens_q - ranks.place * t).clamp(0, t).unique().to(torch.int32)
+            return attend(*args, cu_seq_lens_q=own, **options)
+
+        return cut
+
+    g = cases.group(int(sp))
+    with mock.patch.object(attention, "across", in_slice if bug else attention.across):
+        engine = cases.engine_of(model, sp=int(sp))
+    batch = cases.own(cases.deal(0, g.data_ranks, 1), int(sp))[0]
+    nll_N = engine(*to_inputs(batch, engine.device))[1]
+    attention.register(g)
+    found: list[Any] = [None] * dist.get_world_size()
+    places = (batch.offset + batch.target_positions).tolist()
+    dist.all_gather_object(found, list(zip(places, nll_N.tolist(), strict=True)))
+    return [x for _, x in sorted(pair for part in found for pair in part)]
+
+
+def case_bf16(model: str, scratch: Path, stage: str, steps: str) -> dict[str, Any]:
+    engine = cases.engine_of(model, stage=int(stage), dtype="bfloat16")
+    out = cases.train(engine, scratch / "bf16", steps=int(steps))
+    slices.allocate_states(engine)
+    kept = {str(v.dtype) for s in slices.local_slices(engine) for v in s.views.values()}
+    forward = {str(p.dtype) for p in engine.module.parameters()}
+    return out | {"states": sorted(kept), "forward": sorted(forward)}
+
+
+def case_clip(model: str, scratch: Path, stage: str, clip: str) -> dict[str, Any]:
+    """One step: Adam's first moment is then (1 - beta1) times the gradient as it was clipped."""
+    engine = cases.engine_of(model, stage=int(stage), clip=float(clip))
+    micro = cases.deal(0, dist.get_world_size(), 1)
+    loss_sum, _ = engine(*to_inputs(cases.own(micro, 1)[0], engine.device))
+    scale = dist.get_world_size() / cases.plan_of(0, micro).target_weight
+    engine.backward(loss_sum * scale, scale_wrt_gas=False)
+    _, norm = zero.update(engine, float(clip))
+    file = scratch / f"clip-s{stage}-{clip}.pt"
+    moments = [tensor for (_, kind), tensor in state(engine).items() if kind == "exp_avg"]
+    if dist.get_rank() == 0:
+        torch.save(torch.cat(moments), file)
+    return {"norm": norm, "file": str(file)}
+
+
+def case_epochs(
+    model: str, scratch: Path, name: str, steps: str, saves: str = "", term_pass: str = "", sp: str = "1"
+) -> dict[str, Any]:
+    """Epochs of a planned store to the end, or until SIGTERM comes to the last rank in its forward pass `term_pass`."""
+    folder = scratch / f"epochs-{name}"
+    if dist.get_rank() == 0 and not (scratch / "store").exists():
+        build_store(scratch / "store")
+    dist.barrier()
+    engine = cases.engine_of(model, sp=int(sp))
+    requests = Requests(RunFolder(folder), is_main=dist.get_rank() == 0)
+    if term_pass:
+        folder.mkdir(parents=True, exist_ok=True)
+        requests.listen()
+        passes = iter(range(10**6))
+
+        def strike(*_: Any) -> None:
+            if next(passes) == int(term_pass) and dist.get_rank() == dist.get_world_size() - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        engine.module.register_forward_pre_hook(strike)
+    out = cases.train(
+        engine,
+        folder,
+        steps=int(steps),
+        work=planned(scratch, cases.ZERO, int(sp)),
+        save_at=tuple(int(s) for s in saves.split("+") if s),
+        requests=requests,
+    )
+    final = state(engine)
+    if dist.get_rank() == 0:
+        torch.save(final, folder / "final.pt")
+    return out
+
+
+def case_epochs_resume(
+    model: str, scratch: Path, name: str, steps: str, at: str, sp: str = "1"
+) -> dict[str, Any]:
+    """The same from one of its checkpoints; its end beside that of the run called whole."""
+    engine = cases.engine_of(model, sp=int(sp))
+    position, _ = store.load(engine, scratch / f"epochs-{name}" / "checkpoints" / f"step-{int(at):08d}")
+    work = planned(scratch, position, int(sp))
+    out = cases.train(engine, scratch / "epochs-resume", steps=int(steps), start=position, work=work)
+    ours, reference = state(engine), torch.load(scratch / "epochs-whole" / "final.pt")
+    difference = max(float((ours[k] - reference[k]).abs().max()) for k in reference)
+    return out | {"difference": difference, "start": [position.epoch, position.epoch_step]}
+
+
+def state(engine: Any) -> dict[tuple[str, str], torch.Tensor]:
+    """Master weights and Adam's moments, whole, flat, in fp32, by parameter and kind."""
+    slices.allocate_states(engine)
+    mine = {piece.name: piece for piece in slices.local_slices(engine)}
+    idle = (
+        engine.zero_optimization_stage() == 0 and dist.get_rank() > 0
+    )  # rank 0 holds all that the others hold
+    out = {}
+    for name, shape in slices.parameter_shapes(engine).items():
+        for kind in ("master", "exp_avg", "exp_avg_sq"):
+            whole = torch.zeros(math.prod(shape))
+            if not idle and (piece := mine.get(name)):
+                whole[piece.start : piece.start + piece.length] = piece.views[kind].float()
+            dist.all_reduce(whole)
+            out[name, kind] = whole
+    return out
+
+
+CASES = {
+    "losses": case_losses,
+    "bf16": case_bf16,
+    "clip": case_clip,
+    "epochs": case_epochs,
+    "epochs_resume": case_epochs_resume,
+}

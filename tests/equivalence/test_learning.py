@@ -1,0 +1,103 @@
+"""What training on tiny problems must and must not reach; the FLOP model beside torch's own count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cases
+import numpy as np
+import pytest
+import torch
+
+from sft_dist.model import attention
+from sft_dist.model.load import load_packed
+from sft_dist.model.packed import PackedLM, to_inputs
+from sft_dist.pack import CostModel
+
+STEPS = 80
+
+
+def train_on(module: PackedLM, batches: list[Any]) -> list[float]:
+    """Losses of one AdamW step a batch."""
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2, weight_decay=0.0)
+    out = []
+    for batch in batches:
+        weight = float(batch.target_weights.sum())
+        loss = module(*to_inputs(batch, "cpu"))[0] / weight
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        out.append(float(loss.detach()))
+    return out
+
+
+@pytest.fixture
+def module(tiny_model: Path) -> PackedLM:
+    return load_packed(
+        str(tiny_model),
+        dtype="float32",
+        backend="auto",
+        device="cpu",
+        zero_config=None,
+        gradient_checkpointing=False,
+    ).module
+
+
+def test_one_batch_is_memorised(module: PackedLM) -> None:
+    losses = train_on(module, [cases.pack(cases.documents(0)[:3], list(range(3)))] * STEPS)
+    assert losses[0] == pytest.approx(np.log(cases.VOCAB), abs=0.2)
+    assert losses[-1] < 0.01
+
+
+def test_labels_that_mean_nothing_are_not_learned(module: PackedLM) -> None:
+    """The same documents, their labels drawn anew in every step: nothing but their frequency can be learned."""
+    import dataclasses
+
+    rng = np.random.default_rng(0)
+    batch = cases.pack(cases.documents(0)[:3], list(range(3)))
+    shuffled = [
+        dataclasses.replace(batch, target_ids=rng.integers(1, cases.VOCAB, len(batch.target_ids)))
+        for _ in range(STEPS)
+    ]
+    assert np.mean(train_on(module, shuffled)[-10:]) > np.log(cases.VOCAB) - 0.2
+
+
+QWEN3_06B = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 3072,
+    "vocab_size": 151_936,
+    "tie_word_embeddings": True,
+}
+
+
+def test_flops_are_those_that_torch_counts() -> None:
+    """One document, on the meta device; the dense twin multiplies all T^2 pairs, where the model counts T^2 / 2."""
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoModelForCausalLM, Qwen3Config
+
+    from sft_dist.pipelines.plan import cost_of
+
+    T, N = 2048, 512
+    attention.register()
+    with torch.device("meta"):
+        hf = AutoModelForCausalLM.from_config(
+            Qwen3Config(**QWEN3_06B), attn_implementation=attention.registered_name("sdpa_dense")
+        )
+        module = PackedLM(hf).train()
+        ids = torch.zeros(1, T, dtype=torch.long)
+        positions = torch.zeros(1, T, dtype=torch.long)
+        cu = torch.zeros(2, dtype=torch.int32)
+        targets = torch.zeros(N, dtype=torch.long)
+        with FlopCounterMode(display=False) as counter:
+            total, _ = module(ids, positions, cu, T, targets, targets, torch.zeros(N))
+            forward_and_loss = counter.get_total_flops()
+            total.backward()
+    cost: CostModel = cost_of(QWEN3_06B)
+    assert counter.get_total_flops() == pytest.approx(cost.useful_flops(T, 2 * T**2, N), rel=0.01)
+    head = 3 * cost.head_flops_per_target * N  # its gradients are made in the forward pass
+    assert forward_and_loss == pytest.approx(cost.row_cost(T, 2 * T**2) + head, rel=0.01)
