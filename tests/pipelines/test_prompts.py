@@ -16,7 +16,8 @@ from sft_dist.core.errors import UserError
 from sft_dist.core.store import read_json, read_jsonl
 from sft_dist.pipelines.construct import construct
 from sft_dist.pipelines.prepare import prepare
-from sft_dist.pipelines.select import DROPPED, PROMPT, Selected, seed_examples, select, training_examples
+from sft_dist.pipelines.select import select
+from sft_dist.pipelines.selection import DROPPED, PROMPT, Selected, seed_examples, training_examples
 from sft_dist.shards import Store
 from sft_dist.sources import open_source
 

@@ -16,7 +16,8 @@ from sft_dist.core.records import BadRecord
 from sft_dist.filters.near import Sketcher
 from sft_dist.holdout import Holdout
 from sft_dist.pipelines import judge as judging
-from sft_dist.pipelines.select import DROPPED, EVALUATE, TRAIN, UNREADABLE, select, training_examples
+from sft_dist.pipelines.select import select
+from sft_dist.pipelines.selection import DROPPED, EVALUATE, TRAIN, UNREADABLE, training_examples
 from sft_dist.sources import open_source
 
 WORDS = [f"word{i}" for i in range(4000)]

@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from pydantic import ValidationError
 from torch import nn
 
+from sft_dist.config.root import RunConfig
 from sft_dist.core.errors import UserError
-from sft_dist.train.optim import lr_at, parameter_groups, steps_of
+from sft_dist.train import zero
+from sft_dist.train.optim import lr_at, make_optimizer, parameter_groups, steps_of, warmup_of
 from sft_dist.train.zero import DERIVED, zero_config
 
 
@@ -32,6 +36,11 @@ def test_below_one_is_a_share_of_all_steps() -> None:
     assert (steps_of(0.03, 1000), steps_of(5, 1000), steps_of(1, 1000), steps_of(0, 1000)) == (30, 5, 1, 0)
 
 
+def test_warm_up_in_tokens_is_whole_steps() -> None:
+    assert warmup_of(0.1, None, 1000) == 0.1
+    assert [warmup_of(0.1, tokens, 1000) for tokens in (1, 1000, 1001, 5000)] == [1, 1, 2, 5]
+
+
 def test_vectors_do_not_decay() -> None:
     groups = parameter_groups(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)), 0.1)
     assert [(g["weight_decay"], [tuple(p.shape) for p in g["params"]]) for g in groups] == [
@@ -40,8 +49,78 @@ def test_vectors_do_not_decay() -> None:
     ]
 
 
+class Tower(nn.Module):
+    """Embedding, two layers, norm and head, named as models name them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(5, 2)
+        self.inner = nn.Module()
+        self.inner.layers = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+        self.norm = nn.LayerNorm(2, bias=False)
+        self.lm_head = nn.Linear(2, 5, bias=False)
+
+
+def names(module: nn.Module, group: dict[str, Any]) -> list[str]:
+    return [n for n, p in module.named_parameters() if any(p is q for q in group["params"])]
+
+
+def test_each_layer_learns_slower_than_the_one_above_it() -> None:
+    module = Tower()
+    groups = parameter_groups(module, 0.1, layer_lr_decay=0.5)
+    assert {g["lr_scale"]: names(module, g) for g in groups if g["weight_decay"]} == {
+        1.0: ["lm_head.weight"],
+        0.5: ["inner.layers.1.weight"],
+        0.25: ["inner.layers.0.weight"],
+        0.125: ["embed_tokens.weight"],
+    }
+    assert {g["lr_scale"]: names(module, g) for g in groups if not g["weight_decay"]} == {
+        1.0: ["norm.weight"],
+        0.5: ["inner.layers.1.bias"],
+        0.25: ["inner.layers.0.bias"],
+    }
+
+
+def test_muon_takes_the_matrices_of_layers_and_adamw_the_rest() -> None:
+    """Three steps equal torch's own two optimizers side by side; all states lie in one place."""
+
+    def gradients(module: nn.Module, seed: int) -> None:
+        torch.manual_seed(seed)
+        for p in module.parameters():
+            p.grad = torch.randn_like(p)
+
+    torch.manual_seed(0)
+    ours, theirs = Tower(), Tower()
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = make_optimizer(parameter_groups(ours, 0.1, muon=True), betas=(0.9, 0.95), eps=1e-8)
+    named = dict(theirs.named_parameters())
+    matrices = [p for n, p in named.items() if "layers" in n and p.ndim == 2]
+    options = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8}
+    twins = [
+        torch.optim.Muon(matrices, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(
+            [named["embed_tokens.weight"], named["lm_head.weight"]], weight_decay=0.1, **options
+        ),
+        torch.optim.AdamW([p for p in named.values() if p.ndim == 1], weight_decay=0.0, **options),
+    ]
+    for step in range(3):
+        gradients(ours, step), gradients(theirs, step)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01
+        for part in (optimizer, *twins):
+            part.step()
+    for name, p in ours.named_parameters():
+        torch.testing.assert_close(p, named[name], rtol=1e-5, atol=1e-6)
+    assert sum("momentum_buffer" in s for s in optimizer.state.values()) == 2
+    assert sum("exp_avg" in s for s in optimizer.state.values()) == 5
+
+
 def make(
-    stage: int = 3, dtype: str = "bfloat16", clip: float | None = 1.0, extra: dict[str, Any] | None = None
+    stage: int = 3,
+    dtype: str = "bfloat16",
+    clip: float | None = 1.0,
+    extra: dict[str, Any] | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     return zero_config(
         stage=stage,
@@ -55,6 +134,7 @@ def make(
         sub_group_size=5,
         communication_dtype=None,
         extra=extra or {},
+        **options,
     )
 
 
@@ -69,8 +149,8 @@ def test_what_deepspeed_would_default_to_wrongly_is_explicit() -> None:
 
 
 def test_extra_is_merged_last_and_may_not_contradict() -> None:
-    config = make(extra={"zero_optimization": {"zero_hpz_partition_size": 8}, "wall_clock_breakdown": True})
-    assert config["zero_optimization"]["zero_hpz_partition_size"] == 8
+    config = make(extra={"zero_optimization": {"round_robin_gradients": True}, "wall_clock_breakdown": True})
+    assert config["zero_optimization"]["round_robin_gradients"] is True
     assert config["zero_optimization"]["stage"] == 3
     assert config["wall_clock_breakdown"] is True
 
@@ -83,3 +163,72 @@ def test_derived_keys_are_refused(key: str) -> None:
         extra = {part: extra}
     with pytest.raises(UserError, match=f"deepspeed.extra.{key} is derived"):
         make(extra=extra)
+
+
+def test_offload_and_hpz_reach_deepspeed() -> None:
+    keys = make(offload_optimizer="cpu", offload_params="cpu", hpz_partition_size=8)["zero_optimization"]
+    assert (keys["offload_optimizer"]["device"], keys["offload_param"]["device"]) == ("cpu", "cpu")
+    assert keys["zero_hpz_partition_size"] == 8
+    assert "offload_optimizer" not in make()["zero_optimization"]
+    assert make(offload_optimizer="cpu")["zero_force_ds_cpu_optimizer"] is False
+    assert make(whole_mlp=True)["zero_optimization"]["leaf_module"] == {"name_suffixes": ["mlp"]}
+
+
+@pytest.mark.parametrize("name", ["quantized_weights", "quantized_gradients"])
+def test_quantised_communication_is_sent_on_a_gpu_and_refused_without(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(zero, "device_type", lambda: "cuda")
+    assert make(**{name: True})["zero_optimization"][f"zero_{name}"] is True
+    monkeypatch.setattr(zero, "device_type", lambda: "cpu")
+    with pytest.raises(UserError, match=f"deepspeed.{name} needs DeepSpeed's CUDA quantiser"):
+        make(**{name: True})
+
+
+def test_offload_to_disk_without_libaio_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deepspeed.ops import op_builder
+
+    monkeypatch.setattr(op_builder.AsyncIOBuilder, "is_compatible", lambda self, verbose: False)
+    with pytest.raises(UserError, match="install libaio-dev"):
+        make(offload_optimizer="nvme", nvme_path="/tmp")
+
+
+SHAPE = {"model": {"shape": {}, "dtype": "float32"}, "render": {"train_vocab_size": 300}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optim": {"name": "adamw_8bit"}}, "optim.name=adamw_8bit is not supported"),
+        ({"optim": {"name": "schedule_free"}}, "optim.name=schedule_free is not supported"),
+        ({"optim": {"name": "muon"}, "deepspeed": {"stage": 2}}, "muon needs whole matrices"),
+        ({"deepspeed": {"stage": 2, "offload_params": "cpu"}}, "offload_params needs partitioned weights"),
+        ({"deepspeed": {"stage": 1, "hpz_partition_size": 2}}, "hpz_partition_size needs partitioned"),
+        ({"deepspeed": {"stage": 2, "quantized_weights": True}}, "quantized_weights needs partitioned"),
+        ({"deepspeed": {"stage": 0, "offload_optimizer": "cpu"}}, "offload_optimizer moves partitioned"),
+        ({"deepspeed": {"offload_optimizer": "nvme"}}, "set deepspeed.nvme_path"),
+        ({"deepspeed": {"offload_params": "cpu"}}, "set offload_optimizer too"),
+        ({"model": {"gradient_checkpointing": "selective"}}, "gathers and frees weights between"),
+        ({"model": {"compile": True}}, "model.compile with deepspeed.stage=3"),
+        ({"model": {"offload_activations": True, "gradient_checkpointing": False}}, "recomputes none"),
+        ({"loss": {"neftune_alpha": 5}, "train": {"sequence_parallel": 2}}, "loss.neftune_alpha"),
+        ({"train": {"export_ema": True}}, "set optim.ema_decay"),
+        ({"train": {"profile": [5, 3]}}, "ends before it begins"),
+        (
+            {"optim": {"ema_decay": 0.9}, "deepspeed": {"offload_optimizer": "nvme", "nvme_path": "/tmp"}},
+            "average in host memory",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(changes: dict[str, Any], message: str) -> None:
+    values = {k: {**SHAPE.get(k, {}), **changes.get(k, {})} for k in {*SHAPE, *changes}}
+    with pytest.raises(ValidationError, match=message):
+        RunConfig.model_validate(values)
+
+
+@pytest.mark.parametrize("value", [True, False, 2, "selective"])
+def test_checkpointing_takes_a_switch_a_number_or_selective(value: Any) -> None:
+    model = {**SHAPE["model"], "gradient_checkpointing": value}
+    values = {**SHAPE, "model": model, "deepspeed": {"stage": 2}}
+    read = RunConfig.model_validate(values).model.gradient_checkpointing
+    assert (read, type(read)) == (value, type(value))
