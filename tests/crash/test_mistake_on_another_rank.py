@@ -1,4 +1,4 @@
-"""A user's mistake that only rank 1 meets reaches status.json and the user's terminal, without a traceback."""
+"""What ends a rank reaches status.json and the user's terminal, without a traceback: a mistake on rank 1, no memory."""
 
 from __future__ import annotations
 
@@ -42,3 +42,19 @@ def test_it_reaches_status_and_terminal(
     status = RunFolder(tmp_path / "runs" / "refused").status()
     assert status["state"] == "fatal"
     assert status["reason"].startswith("rank 1 on ")
+
+
+@pytest.mark.slow
+def test_a_rank_without_memory_says_what_would_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setattr(train, "RANK", "no_memory")
+    (tmp_path / "my.yaml").write_text(CONFIG)
+    assert main(["train", "my.yaml", "launch.nproc=1", "model.gradient_checkpointing=false"]) == 2
+    said = capsys.readouterr().err
+    assert "ran out of memory" in said
+    assert "use more nodes or a smaller model" in said  # nothing of a model as small as this can be saved
+    assert "Traceback" not in said
+    assert RunFolder(tmp_path / "runs" / "refused").status()["state"] == "fatal"
