@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from sft_dist.batch.collate import collate
+from sft_dist.batch.collate import collate, sequence_slice
 from sft_dist.batch.sampler import Planner
 from sft_dist.config import RunConfig
 from sft_dist.mix import Corpus
 from sft_dist.model.packed import to_inputs
+from sft_dist.model.ulysses import SequenceGroup
 from sft_dist.pack import CostModel
 from sft_dist.shards import Store
 from sft_dist.train.metrics import Meter
 
 
 def held_out_loss(
-    config: RunConfig, engine: Any, eval_store: str, cost: CostModel
+    config: RunConfig, engine: Any, eval_store: str, cost: CostModel, sequence: SequenceGroup
 ) -> Callable[[], dict[str, Any]]:
     """Return a function that computes {loss, task_loss} over at most `train.eval_tokens` tokens. Collective."""
-    rank, world = dist.get_rank(), dist.get_world_size()
+    rank, world = sequence.data_rank, sequence.data_ranks
     corpus = Corpus({"eval": Store.open(Path(eval_store))})
     micro_rows, seq_len = config.train.micro_rows, config.pack.seq_len
     planner = Planner(
@@ -47,10 +47,10 @@ def held_out_loss(
             step = plan.step(i)
             weight += step.target_weight
             for micro in step.micro_rows:
-                batch = collate(corpus, micro[rank])
+                batch = sequence_slice(collate(corpus, micro[rank]), sequence.place, sequence.size)
                 inputs = to_inputs(batch, engine.device)
-                loss_sum, nll_N = engine(*inputs)
-                meter.add(batch, loss_sum, nll_N, inputs[-1])
+                _, nll_N = engine(*inputs)
+                meter.add(batch, nll_N, inputs[-1])
         sums = meter.reduce(stop=False, save=False)
         engine.train()
         return {"loss": sums.loss / weight, "task_loss": sums.task_loss}

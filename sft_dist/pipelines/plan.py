@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sft_dist.batch.plan import EpochPlan
 from sft_dist.batch.sampler import Planner
 from sft_dist.config import RunConfig
 from sft_dist.core.errors import UserError
 from sft_dist.mix import Corpus, Mixture, SourceMix
 from sft_dist.pack import CostModel
-from sft_dist.pipelines.select import Selection
+from sft_dist.pipelines.selection import Selection
 from sft_dist.shards import Store
 
 # Stands in for a model that is not at hand (a hub id on a login node): only the balance of rows depends on it.
@@ -54,9 +56,14 @@ def cost_model(config: RunConfig, vocab_size: int) -> CostModel:
             intermediate_size=shape.intermediate_size,
             vocab_size=vocab_size,
         )
+    return cost_of(_config_json(config) or DEFAULT_SHAPE)
+
+
+def _config_json(config: RunConfig) -> dict[str, Any]:
+    """Return the text part of the model's config.json; empty where it is not at hand."""
     file = Path(config.model.path or "") / "config.json"
-    raw: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else DEFAULT_SHAPE
-    return cost_of(raw.get("text_config") or raw)
+    raw: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return raw.get("text_config") or raw
 
 
 def cost_of(shape: Mapping[str, Any]) -> CostModel:
@@ -84,6 +91,24 @@ def cost_of(shape: Mapping[str, Any]) -> CostModel:
     )
 
 
+def check_sequence_parallel(config: RunConfig, *, ranks: int | None = None, heads: int | None = None) -> None:
+    """Refuse ranks or query heads (None: not known here) that `train.sequence_parallel` does not divide."""
+    size = config.train.sequence_parallel
+    if ranks is not None and ranks % size:
+        raise UserError(
+            f"{ranks} ranks cannot form groups of train.sequence_parallel={size}, so some would have no rows; "
+            f"use a multiple of {size} ranks (launch.nproc x nodes), or train.sequence_parallel=1"
+        )
+    if heads is None:
+        shape = config.model.shape
+        heads = shape.heads if shape else _config_json(config).get("num_attention_heads")
+    if heads is not None and heads % size:
+        raise UserError(
+            f"the model has {heads} attention heads, which {size} ranks (train.sequence_parallel) cannot share evenly; "
+            f"use a divisor of {heads}"
+        )
+
+
 def make_planner(config: RunConfig, corpus: Corpus, *, world_size: int, cost: CostModel) -> Planner:
     """Return the planner of a config."""
     pack = config.pack
@@ -98,6 +123,7 @@ def make_planner(config: RunConfig, corpus: Corpus, *, world_size: int, cost: Co
         micro_rows=config.train.micro_rows,
         world_size=world_size,
         balance_window=pack.balance_window,
+        short_first_steps=pack.short_first_steps,
         seed=config.seed,
         cost=cost,
     )
@@ -124,6 +150,9 @@ class Summary:
     fill: float
     steps: int
     drops: dict[str, int]
+    squares_per_token: (
+        float  # sum of squared document lengths over tokens, in the first rows: what attention costs
+    )
     exact: bool = True
 
     def line(self) -> str:
@@ -158,6 +187,7 @@ def summarise(
     """
     first = planner.epoch(0)
     counts = first.counts
+    lengths = np.concatenate([r.lengths for step in range(min(16, first.n_steps)) for r in first.rows(step)])
     drops: Counter[str] = Counter(counts.dropped)
     for name, selection in selections.items():
         drops.update(selection.dropped)
@@ -170,6 +200,7 @@ def summarise(
         fill=counts.fill,
         steps=total_steps(config, planner, first),
         drops={r: n for r, n in drops.items() if n},
+        squares_per_token=float((lengths.astype(np.float64) ** 2).sum() / max(1, lengths.sum())),
         exact=exact,
     )
 

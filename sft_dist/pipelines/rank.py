@@ -42,7 +42,9 @@ from sft_dist.model.ulysses import SequenceGroup
 from sft_dist.pack import CostModel
 from sft_dist.pipelines.assemble import Assembled, assemble, export_base, exports_adapter
 from sft_dist.pipelines.environment import environment
+from sft_dist.pipelines.estimate import host_memory
 from sft_dist.pipelines.heldout import held_out_loss
+from sft_dist.pipelines.memory import out_of_memory
 from sft_dist.pipelines.plan import cost_of, make_planner, open_corpus, plan_facts, total_steps
 from sft_dist.render.tokenizer import TextTokenizer
 from sft_dist.shards.staging import stage
@@ -53,7 +55,7 @@ from sft_dist.train.optim import lr_at, warmup_of
 from sft_dist.train.profile import Profiler
 from sft_dist.train.tracker import Tracker
 
-log = process.logger(__name__)
+log = process.logger("sft_dist.pipelines.rank")  # run as __main__, a name outside the package
 
 
 def main() -> int:
@@ -66,15 +68,27 @@ def main() -> int:
     try:
         with Heartbeat(folder) as heartbeat:
             state = train(config, folder, heartbeat)
-    except UserError as error:
+    except (UserError, torch.OutOfMemoryError) as error:
         me = process.current()
         where = "" if me.is_main else f"rank {me.rank} on {socket.gethostname()}: "
-        sys.stderr.write(f"error: {where}{error}\n")
+        said = str(error) if isinstance(error, UserError) else _out_of_memory(config, folder)
+        sys.stderr.write(f"error: {where}{said}\n")
         if not isinstance(error, BusyError) and (me.is_main or folder.status().get("state") != "fatal"):
-            folder.set_status("fatal", reason=f"{where}{error}")
+            folder.set_status("fatal", reason=f"{where}{said}")
         return 2  # without leaving the process group in order: other ranks may wait inside a collective
     dist.destroy_process_group()
     return 0 if state in ("finished", "stopped") else 3
+
+
+def _out_of_memory(config: RunConfig, folder: RunFolder) -> str:
+    plan = folder.path / "plan.json"
+    facts = read_json(plan) if plan.is_file() else {"tokens": 1, "target_tokens": 1}
+    return out_of_memory(
+        config,
+        ranks=dist.get_world_size(),
+        device_bytes=torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else host_memory(),
+        target_share=facts["target_tokens"] / max(1, facts["tokens"]),
+    )
 
 
 def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sft_dist.batch import collate
+from sft_dist.batch import collate, sequence_slice
 from sft_dist.core.records import Row
 
 
@@ -97,3 +97,58 @@ def test_equals_the_twin_with_labels(random_corpus):
     assert batch.target_positions.tolist() == positions
     assert batch.target_ids.tolist() == [ids[p + 1] for p in positions]
     assert batch.target_weights.tolist() == [w for w in weights if w]
+
+
+def slices(batch, size):
+    return [sequence_slice(batch, place, size) for place in range(size)]
+
+
+def test_slices_of_rows_that_two_ranks_share(corpus):
+    """11 tokens and a filler; the second document (tokens 5 to 8) crosses the border of the slices."""
+    whole = collate(corpus, [row((1, 0, 5), (0, 0, 4)), row((2, 0, 2))])
+    first, second = slices(whole, 2)
+    assert first.input_ids.tolist() == [21, 22, 23, 24, 25, 11]
+    assert second.input_ids.tolist() == [12, 13, 14, 31, 32, 0]
+    assert first.position_ids.tolist() == [0, 1, 2, 3, 4, 0]
+    assert second.position_ids.tolist() == [1, 2, 3, 0, 1, 0]
+    for part in (first, second):  # borders of the whole rows, the filler a document of its own
+        assert part.cu_seqlens.tolist() == [0, 5, 9, 11, 12]
+        assert part.cu_seqlens.dtype == np.int32
+        assert (part.max_seqlen, part.doc_ids) == (5, whole.doc_ids)
+    # a target belongs to the slice of its predicting token
+    assert (first.target_positions.tolist(), first.target_ids.tolist()) == ([0, 2, 3], [22, 24, 25])
+    assert (second.target_positions.tolist(), second.target_ids.tolist()) == ([0, 1, 3], [13, 14, 32])
+    assert (first.target_weights.tolist(), second.target_tasks.tolist()) == ([0.5, 2.0, 2.0], [0, 0, 0])
+    assert [(p.offset, p.padding, p.doc_cost_tokens) for p in (first, second)] == [(0, 0, 45), (6, 1, 0)]
+
+
+def test_a_target_is_predicted_across_the_border(corpus):
+    first, second = slices(
+        collate(corpus, [row((0, 0, 4))]), 2
+    )  # 11 12 | 13 14, both of the second half targets
+    assert (first.target_positions.tolist(), first.target_ids.tolist()) == ([1], [13])
+    assert (second.target_positions.tolist(), second.target_ids.tolist()) == ([0], [14])
+
+
+def test_a_stand_in_and_rows_shorter_than_the_group_give_every_rank_a_token(corpus):
+    for part in slices(collate(corpus, []), 4):
+        assert (len(part.input_ids), part.padding, len(part.target_ids)) == (1, 1, 0)
+        assert part.cu_seqlens.tolist() == [0, 2, 4]
+    parts = slices(collate(corpus, [row((2, 0, 2))]), 4)
+    assert [p.padding for p in parts] == [0, 0, 1, 1]
+    assert [p.target_ids.tolist() for p in parts] == [[32], [], [], []]
+    assert parts[0].max_seqlen == 2
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
+def test_slices_count_every_token_target_and_cost_once(random_corpus, size):
+    corpus = random_corpus(20)
+    whole = collate(corpus, [row(*((i, 0, int(corpus.lengths[i])) for i in range(20)))])
+    parts = slices(whole, size)
+    assert sum(len(p.input_ids) - p.padding for p in parts) == len(whole.input_ids)
+    assert sum(p.doc_cost_tokens for p in parts) == whole.doc_cost_tokens
+    assert len({len(p.input_ids) for p in parts}) == 1
+    for name in ("target_ids", "target_weights", "target_tasks"):
+        assert np.concatenate([getattr(p, name) for p in parts]).tolist() == getattr(whole, name).tolist()
+    positions = np.concatenate([p.offset + p.target_positions for p in parts])
+    assert positions.tolist() == whole.target_positions.tolist()

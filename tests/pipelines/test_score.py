@@ -45,7 +45,7 @@ def test_scores_are_those_of_plain_transformers(sft: Sft, project: Path, base_mo
     from transformers import AutoModelForCausalLM
 
     from sft_dist.config.load import load_config
-    from sft_dist.pipelines.prepare import make_renderer
+    from sft_dist.pipelines.renderer import make_renderer
     from sft_dist.sources import open_source
 
     assert sft("score", "my.yaml")[0] == 0
