@@ -2,15 +2,15 @@
 # Uploads the offline Weights & Biases records of runs; for the login node, where there is internet.
 #
 #   slurm/wandb-sync.sh runs/sft-123 runs/sft-124     these runs
-#   slurm/wandb-sync.sh                               every run under RUN_ROOT (runs/)
+#   slurm/wandb-sync.sh                               every run under RUN_ROOT (runs/), and every trial of a sweep
 #
 # What was uploaded before is skipped. Each attempt of a run is a record of its own, grouped under the run.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/../launch/env.sh"
-if [ $# = 0 ]; then set -- "${RUN_ROOT:-runs}"/*; fi
-
 shopt -s nullglob
+if [ $# = 0 ]; then set -- "${RUN_ROOT:-runs}"/* "${RUN_ROOT:-runs}"/*/trial-*; fi
+
 failed=0 found=0
 for run in "$@"; do
   for record in "$run"/wandb/offline-run-*/ "$run"/wandb/wandb/offline-run-*/; do
@@ -20,7 +20,7 @@ for run in "$@"; do
   done
 done
 if [ "$found" = 0 ]; then
-  echo "wandb-sync.sh: no offline record under $*; was the run trained with wandb.mode=offline?" >&2
+  echo "wandb-sync.sh: no offline record under ${*:-${RUN_ROOT:-runs}}; was the run trained with wandb.mode=offline?" >&2
   exit 1
 fi
 if [ "$failed" -gt 0 ]; then

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+FOLDER_NAME = r"[A-Za-z0-9][A-Za-z0-9._=-]*"  # what the user names and we make a folder of
+
 
 class Section(BaseModel):
     """One section of the config. Unknown keys are errors; values do not change after validation."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from sft_dist.config.base import Section
+from sft_dist.config.base import FOLDER_NAME, Section
 
 DERIVED = ("model", "messages", "prompt", "max_tokens", "n", "seed", "stream")  # of a request: ours to set
 
@@ -151,7 +151,7 @@ class ConstructConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> ConstructConfig:
         for name in self.sets:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=-]*", name) or name == "cache":
+            if not re.fullmatch(FOLDER_NAME, name) or name == "cache":
                 raise ValueError(
                     f"sets.{name}: this cannot be a folder name; use letters, digits, '.', '_' and '-'"
                 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from sft_dist.config.base import Section
+from sft_dist.config.base import FOLDER_NAME, Section
 from sft_dist.config.filters import FiltersConfig
 from sft_dist.config.sources import SourceConfig
 
@@ -39,7 +40,9 @@ class HoldoutConfig(Section):
 class DataConfig(Section):
     """Sources in, one token store a source out."""
 
-    dir: str = Field(default="data", description="Folder of the token stores, evaluation sets and rejects.")
+    dir: str = Field(
+        default="data", min_length=1, description="Folder of the token stores, evaluation sets and rejects."
+    )
     remote: str | None = Field(
         default=None,
         description="URL (fsspec: s3://, gs://, file://) that finished token stores are copied to; launch.stage_dir then stages from there.",
@@ -59,6 +62,15 @@ class DataConfig(Section):
     shard_examples: PositiveInt = Field(
         default=100_000, description="Records of a source that go into one shard."
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        for name in self.sources:
+            if not re.fullmatch(FOLDER_NAME, name):
+                raise ValueError(
+                    f"sources: {name!r} cannot be the name of a folder, which a store has; use letters, digits, '.', '_', '=' and '-'"
+                )
+        return self
 
 
 class RenderConfig(Section):
@@ -126,7 +138,8 @@ class PackConfig(Section):
     )
     packing: bool = Field(default=True, description="false: one document a row.")
     short_first_steps: NonNegativeInt = Field(
-        default=0, description="Length curriculum: the rows of the first steps come by length of their documents."
+        default=0,
+        description="Length curriculum: the rows of the first steps come by length of their documents.",
     )
 
     @model_validator(mode="after")

@@ -85,6 +85,23 @@ class ScriptRule(Section):
     min_letters: PositiveInt = Field(default=20, description="Texts of fewer letters are not judged.")
 
 
+class LanguageRule(Section):
+    """Language, by naive Bayes over byte n-grams (py3langid)."""
+
+    allow: tuple[str, ...] = Field(
+        default=("en",), min_length=1, description="ISO 639 codes, such as en, de, zh."
+    )
+    min_probability: float = Field(
+        default=0.9,
+        gt=0,
+        le=1,
+        description="Least probability of another language at which a text is dropped.",
+    )
+    min_letters: PositiveInt = Field(
+        default=40, description="Prompts and answers of fewer letters are not judged."
+    )
+
+
 class NearDuplicatesRule(Section):
     """Examples whose prompt and answer are nearly those of an earlier one (MinHash LSH, verified)."""
 
@@ -148,6 +165,7 @@ class FiltersConfig(Section):
     truncated_answer: TruncatedAnswerRule | None = None
     script: ScriptRule | None = None
     repetition: RepetitionRule | None = None
+    language: LanguageRule | None = None
     answer_repeats_prompt: AnswerRepeatsPromptRule | None = None
     exact_duplicates: bool = Field(
         default=True, description="Keep one of several examples with equal prompt and answer in a source."

@@ -183,6 +183,10 @@ def _explain(error: dict[str, Any]) -> str:
         return f"  {path}: {message}" if path else f"  {message}"
     if kind in {"union_tag_not_found", "union_tag_invalid"}:
         return f"  {path}.{TAGGED.get((loc[0], loc[1]), (None, 'kind'))[1]}: {message}"
+    if kind in {"model_type", "model_attributes_type"}:
+        message = "this is a section of its own, not one value; write {} for its defaults, or name its keys"
+    elif kind == "tuple_type":
+        message = "this is a list; put brackets around it, as in [x]"
     shown = json.dumps(error.get("input"), default=str)
     return f"  {path}={shown if len(shown) < 80 else shown[:77] + '...'}: {message}"
 

@@ -11,14 +11,13 @@ from sft_dist.config.base import Section
 from sft_dist.config.cluster import LaunchConfig, SubmitConfig
 from sft_dist.config.construct import ConstructConfig
 from sft_dist.config.data import DataConfig, MixConfig, PackConfig, RenderConfig
+from sft_dist.config.model import LoraConfig, ModelConfig
 from sft_dist.config.sweep import SweepConfig
 from sft_dist.config.train import (
     CheckpointConfig,
     DeepSpeedConfig,
     EvalConfig,
-    LoraConfig,
     LossConfig,
-    ModelConfig,
     OptimConfig,
     TrainConfig,
     WandbConfig,

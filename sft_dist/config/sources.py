@@ -34,6 +34,14 @@ class SourceBase(Section):
     )
     license: str | None = Field(default=None, description="Licence, for the dataset card.")
 
+    @model_validator(mode="after")
+    def _takes_whole_examples(self) -> Self:
+        if self.take is not None and self.take > 1 and self.take % 1:
+            raise ValueError(
+                f"take={self.take:g} is neither a share up to 1 nor a whole number of examples; use {self.take % 1:.2g} or {self.take:.0f}, say"
+            )
+        return self
+
 
 class AskingSource(SourceBase):
     """What sources share whose records may be prompts alone."""

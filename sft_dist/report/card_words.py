@@ -23,6 +23,7 @@ REASONS = {
     "heldout_origin": "made from what is held out",
     "ifd_low": "among the easiest of its task",
     "ifd_too_high": "the prompt does not help the answer",
+    "language": "another language than the allowed ones",
     "leakage": "gives an evaluation example away",
     "near_duplicate": "an earlier example is nearly equal",
     "next_turn": "the answer goes on with another turn",
@@ -42,6 +43,10 @@ RENDERED = {
     "context_differs": (
         "context differs",
         "answers without loss, because the template shows another context than generation would be fed",
+    ),
+    "thoughts_dropped": (
+        "thoughts dropped",
+        "answers whose reasoning is not rendered, by render.thinking or by the template itself",
     ),
     "borders_that_differ": (
         "borders",

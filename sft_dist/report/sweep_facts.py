@@ -163,7 +163,10 @@ def _importance(definition: Definition, trials: Sequence[Trial]) -> tuple[dict[s
     if len(ended) < 3 or not varied or len(set(values.tolist())) < 2:
         return {}, ""
     if len(ended) >= MODEL_TRIALS and (estimated := _by_model(varied, values, definition)):
-        return estimated, "Optuna's fANOVA: the part of the metric's variance that each parameter explains alone, in a random forest"
+        return (
+            estimated,
+            "Optuna's fANOVA: the part of the metric's variance that each parameter explains alone, in a random forest",
+        )
     parts = {k: _rank_correlation(texts, values) for k, texts in varied.items()}
     return dict(sorted(parts.items(), key=lambda item: -item[1])), (
         "rank correlation with the metric (for words: the part of the ranks' spread that lies between them, as a ratio)"

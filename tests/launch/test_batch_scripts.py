@@ -25,6 +25,10 @@ case " $* " in
   *" freeze "*) [ -z "${FREEZE_CODE:-}" ] || exit "$FREEZE_CODE"; echo '{
  "nproc": 3
 }' > "$RUN_DIR/config.json" ;;
+  *" begin "*) [ -z "${BEGIN_CODE:-}" ] || exit "$BEGIN_CODE"
+    mkdir -p sweep/trial; printf '{\n "pruning": "%s"\n}\n' "${PRUNING:-none}" > sweep/sweep.json
+    echo '{"nproc": 2}' > sweep/trial/config.json; printf 'SWEEP=%s\nTRIAL=%s\n' "$PWD/sweep" "$PWD/sweep/trial" ;;
+  *" end "*) exit "$(sed -n "$(grep -c ' end ' "$CALLS")p" <<<"${END_CODES:-0}")" ;;
   *node.sh*)
     echo "attempt $ATTEMPT port $MASTER_PORT nproc ${NPROC:-} cpus $SRUN_CPUS_PER_TASK address $MASTER_ADDR" >> "$CALLS"
     read -r state step code what < <(sed -n "$(grep -c '^attempt' "$CALLS")p" "$PLAN")
@@ -296,6 +300,41 @@ def test_container_and_site_settings(job):
     assert "/images/sft.sif python3 -m sft_dist freeze" in freeze  # the host's interpreter is not in there
 
 
+PYXIS = "--container-image=/images/sft.sqsh --container-mounts=/shared:/shared"
+
+
+def test_pyxis_starts_every_step_of_ours_in_the_container(job):
+    """Slurm's own client commands stay outside: scontrol is not in an image."""
+    (job.folder / "site.env").write_text(f"SRUN_OPTIONS='{PYXIS}'\n")
+    assert job.submit("a=1", plan="finished 40 0", PYTHON="").returncode == 0
+    ours = [c for c in job.calls("srun") if "sft_dist" in c]
+    assert len(ours) == 2
+    assert all(PYXIS in c for c in ours)
+    assert "python3 -m sft_dist freeze" in ours[0]
+
+
+@pytest.mark.parametrize(
+    ("site", "expected"),
+    [
+        (
+            "CONTAINER=/images/sft.sif",
+            "beside exec --nv /images/sft.sif python3 -m sft_dist.pipelines.sweep_task watch",
+        ),
+        (
+            f"SRUN_OPTIONS='{PYXIS}'",
+            f"-w node1 {PYXIS} --overlap python3 -m sft_dist.pipelines.sweep_task watch",
+        ),
+    ],
+)
+def test_pruning_is_watched_from_inside_the_container(job, site, expected):
+    (job.folder / "site.env").write_text(site + "\n")
+    apptainer = job.folder / "bin" / "apptainer"
+    apptainer.write_text('#!/bin/bash\necho "beside $*" >> "$CALLS"\n')
+    apptainer.chmod(0o755)
+    job.submit("a=1,2", plan="finished 40 0", script="sweep.sbatch", PRUNING="asha", PYTHON="", **ELEMENT)
+    assert any(expected in c for c in [*job.calls("beside"), *job.calls("srun")]), job.calls_file.read_text()
+
+
 @pytest.mark.parametrize("script", ["train.sbatch", "prepare.sbatch", "evaluate.sbatch", "sweep.sbatch"])
 def test_wrong_folder_is_named(job, script):
     done = job.submit("a=1", script=script, SFT_ROOT="", SLURM_SUBMIT_DIR=str(job.folder))
@@ -326,19 +365,53 @@ def test_evaluate(job):
     assert evaluate.endswith(f"-m sft_dist evaluate {job.run}")
 
 
-def test_sweep_element_trains_its_line(job):
-    (job.folder / "lr.txt").write_text("optim.lr=1e-5\n'note=a b' optim.lr=3e-5\n")
-    element = {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "2", "RUN_DIR": ""}
-    done = job.submit("lr.txt", "a=1", plan="finished 40 0\n", script="sweep.sbatch", **element)
+ELEMENT = {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "2", "RUN_DIR": ""}
+TASK = "python3 -m sft_dist.pipelines.sweep_task"
+
+
+def test_sweep_element_is_begun_trained_and_ended(job):
+    done = job.submit("my.yaml", "a=1,2", plan="finished 40 0", script="sweep.sbatch", PREPARE="1", **ELEMENT)
     assert done.returncode == 0, done.stdout
-    run = job.folder / "runs" / "lr" / "trial-2"
-    assert f"freeze --run-dir {run} a=1 note=a b optim.lr=3e-5" in " ".join(job.calls("srun"))
-    assert "has finished already" in job.submit("lr.txt", script="sweep.sbatch", **element).stdout
-    assert len(job.calls("attempt")) == 1
-    element["SLURM_ARRAY_TASK_ID"] = "3"
-    assert "line 3 of lr.txt is empty" in job.submit("lr.txt", script="sweep.sbatch", **element).stdout
-    assert "'none.txt' does not exist" in job.submit("none.txt", script="sweep.sbatch", **element).stdout
-    assert "sbatch --array" in job.submit("lr.txt", script="sweep.sbatch").stdout
+    calls = [c.split(" -w node1 ")[-1] for c in job.calls("srun") if "hostname" not in c]
+    sweep = job.folder / "sweep"
+    assert [calls[0], calls[-1]] == [f"{TASK} begin 2 -- my.yaml a=1,2", f"{TASK} end {sweep} 2"]
+    assert f"sft_dist.pipelines.rank --run-dir {sweep}/trial" in calls[1]
+    assert not [c for c in calls if " prepare " in c]  # begin did it: train.sbatch knows no overrides
+
+
+def test_sweep_element_takes_run_root_from_the_site(job):
+    job.submit("a=1,2", plan="finished 40 0", script="sweep.sbatch", RUN_ROOT="/shared/runs", **ELEMENT)
+    assert job.calls("srun")[0].endswith("begin 2 -- a=1,2 run_root=/shared/runs")
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [("3", 0), ("2", 2)])
+def test_sweep_element_with_nothing_to_do_or_a_mistake(job, code, exit_code):
+    done = job.submit("a=1,2", script="sweep.sbatch", BEGIN_CODE=code, **ELEMENT)
+    assert done.returncode == exit_code
+    assert not job.calls("attempt")
+
+
+def test_failed_sweep_element_is_begun_again(job):
+    plan = "running 0 1\nrunning 0 1\nfinished 40 0"
+    done = job.submit("a=1,2", plan=plan, script="sweep.sbatch", END_CODES="75\n0", **ELEMENT)
+    assert done.returncode == 0, done.stdout
+    assert "trial 2 failed (exit code 1); it is begun again" in done.stdout
+    assert len([c for c in job.calls("srun") if " begin " in c]) == 2
+
+
+def test_pruning_is_watched_beside_the_training_and_ends_with_it(job):
+    python = job.folder / "bin" / "python3"
+    python.write_text('#!/bin/bash\necho "beside $*" >> "$CALLS"\nexec sleep 50\n')
+    python.chmod(0o755)
+    began = time.monotonic()
+    job.submit("a=1,2", plan="finished 40 0", script="sweep.sbatch", PRUNING="median", **ELEMENT)
+    assert time.monotonic() - began < 30
+    assert job.calls("beside") == [f"beside -m sft_dist.pipelines.sweep_task watch {job.folder}/sweep 2"]
+
+
+def test_a_sweep_is_an_array_of_something(job):
+    assert "sbatch --array" in job.submit("a=1,2", script="sweep.sbatch").stdout
+    assert "nothing is swept" in job.submit(script="sweep.sbatch", **ELEMENT).stdout
 
 
 def test_chain(job):
@@ -374,6 +447,18 @@ def test_wandb_sync(job):
     assert failed.returncode == 1
     assert "1 of 2 records could not be uploaded" in failed.stdout
     assert "no offline record" in job.submit(str(job.folder / "bin"), script="wandb-sync.sh").stdout
+
+
+def test_wandb_sync_finds_runs_and_the_trials_of_sweeps(job):
+    for name in ("runs/a", "runs/lr/trial-000"):
+        (job.folder / name / "wandb" / "offline-run-1").mkdir(parents=True)
+    python = job.folder / "bin" / "python3"
+    python.write_text('#!/bin/bash\necho "sync $*" >> "$CALLS"\n')
+    python.chmod(0o755)
+    assert job.submit(script="wandb-sync.sh").returncode == 0
+    assert job.calls("sync") == [
+        f"sync -m wandb sync runs/{name}/wandb/offline-run-1" for name in ("a", "lr/trial-000")
+    ]
 
 
 SCRIPTS = [

@@ -31,18 +31,24 @@ PINS = {
 
 def test_requirements_leave_out_what_other_stages_install():
     done = subprocess.run(
-        [sys.executable, DOCKER / "requirements.py", "lora", "gpu"],
+        [sys.executable, DOCKER / "requirements.py", "sweep", "gpu"],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=True,
     )
     names = {canonical(Requirement(line).name) for line in done.stdout.splitlines()}
-    assert {"transformers", "pydantic", "peft", "liger-kernel"} <= names
+    assert {"transformers", "pydantic", "optuna", "liger-kernel"} <= names
     assert not names & {"torch", "deepspeed", "flash-attn"}
 
 
-@pytest.mark.parametrize("requirement", [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["lora"]])
+EXTRAS = re.search(r'^ARG EXTRAS="(.*)"$', (DOCKER / "Dockerfile").read_text(), re.MULTILINE)[1].split()
+
+
+@pytest.mark.parametrize(
+    "requirement",
+    [*PROJECT["dependencies"], *(r for e in EXTRAS for r in PROJECT["optional-dependencies"][e])],
+)
 def test_pins_cover_and_fit_the_project(requirement):
     wanted = Requirement(requirement)
     if wanted.name == "torch":  # TORCH_SPEC

@@ -1,0 +1,131 @@
+"""The model that training starts from, and what of it is trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from sft_dist.config.base import Section
+
+
+class ShapeConfig(Section):
+    """A Llama-type model to train from scratch."""
+
+    hidden_size: PositiveInt = 256
+    intermediate_size: PositiveInt = 688
+    layers: PositiveInt = 6
+    heads: PositiveInt = 4
+    kv_heads: PositiveInt | None = Field(default=None, description="Key-value heads; null: as many as heads.")
+    max_position_embeddings: PositiveInt = 4096
+    rope_theta: PositiveFloat = 10000.0
+    tie_word_embeddings: bool = True
+    initializer_range: PositiveFloat = 0.02
+
+    @model_validator(mode="after")
+    def _check(self) -> ShapeConfig:
+        if self.hidden_size % self.heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of heads={self.heads}; change one of them"
+            )
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(
+                f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}; change one of them"
+            )
+        return self
+
+
+class RopeScalingConfig(Section):
+    """Longer contexts than the model was made for: its rotary frequencies are rescaled, in training and export."""
+
+    type: Literal["yarn", "linear"] = Field(
+        default="yarn", description="yarn (arXiv 2309.00071) or linear (position interpolation)."
+    )
+    factor: float = Field(gt=1, description="New limit over the model's own max_position_embeddings.")
+
+
+class ModelConfig(Section):
+    """The model that training starts from."""
+
+    path: str | None = Field(default=None, description="Local folder or hub id of a causal language model.")
+    shape: ShapeConfig | None = Field(default=None, description="Or: train this shape from scratch.")
+    revision: str | None = Field(default=None, description="Hub revision (a commit hash pins it).")
+    tokenizer: str | None = Field(
+        default=None, description="Folder, tokenizer.json or hub id; null: the model's own."
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="bfloat16", description="Of weights in forward and backward; masters are fp32."
+    )
+    attention: Literal["auto", "flash", "varlen", "flex", "sdpa_per_doc", "sdpa_dense"] = Field(
+        default="auto",
+        description="Packed attention backend; auto takes the fastest that is present and right.",
+    )
+    gradient_checkpointing: bool | PositiveInt | Literal["selective"] = Field(
+        default=True,
+        description="Recompute activations in the backward pass: of every layer, of every k-th, of none (false), or all but attention and every second matrix product (selective, ZeRO stage 0 to 2).",
+    )
+    offload_activations: bool = Field(
+        default=False, description="Keep the inputs of recomputed layers in host memory (GPU only)."
+    )
+    mlp_tiles: PositiveInt = Field(
+        default=1,
+        description="Run feed-forward layers on this many slices of the tokens, one after the other: less memory, some recomputation.",
+    )
+    compile: bool = Field(
+        default=False,
+        description="torch.compile of each layer (ZeRO stage 0 to 2): faster, after minutes of compiling.",
+    )
+    trust_remote_code: bool = Field(default=False, description="Run model code from the hub.")
+    trainable: tuple[str, ...] = Field(
+        default=(),
+        description="Train these parts only: embeddings, head, layers[a:b], or globs over parameter names; none: all.",
+    )
+    freeze: tuple[str, ...] = Field(
+        default=(), description="Parts that stay as they are, named as in trainable; taken after it."
+    )
+    vocab_multiple: PositiveInt | None = Field(
+        default=None,
+        description="Add embedding rows up to a multiple of this that holds every token of the tokenizer; null: no rows are added.",
+    )
+    rope_scaling: RopeScalingConfig | None = Field(
+        default=None, description="Train beyond the model's own context; null: its own positions."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        if self.path is not None and self.shape is not None:
+            raise ValueError(
+                "model.path and model.shape are both set, so it is unclear what training starts from; set one to null"
+            )
+        if self.offload_activations and not self.gradient_checkpointing:
+            raise ValueError(
+                "model.offload_activations moves the inputs of recomputed layers, but model.gradient_checkpointing=false "
+                "recomputes none; set gradient_checkpointing to true"
+            )
+        return self
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (arXiv 2106.09685) on a frozen base; by peft."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = Field(default=32.0, description="The update is scaled by alpha / rank.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Of the input of an adapter.")
+    target_modules: tuple[str, ...] = Field(
+        default=(), description="Names of Linear modules, such as q_proj; none: every Linear of the decoder."
+    )
+    modules_to_save: tuple[str, ...] = Field(
+        default=(), description="Names of modules that are trained whole, such as embed_tokens or lm_head."
+    )
+    dora: bool = Field(
+        default=False,
+        description="Magnitude and direction apart (DoRA, arXiv 2402.09353): slower, often better.",
+    )
+    rslora: bool = Field(default=False, description="Scale by alpha / sqrt(rank) (arXiv 2312.03732).")
+    quantize_base: Literal["nf4"] | None = Field(
+        default=None,
+        description="Hold the frozen base in 4 bits (QLoRA): CUDA, bitsandbytes, ZeRO stage 0 to 2.",
+    )
+    export: Literal["merged", "adapter"] = Field(
+        default="merged", description="merged: a whole model; adapter: a peft folder to put on the base."
+    )

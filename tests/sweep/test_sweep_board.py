@@ -1,0 +1,145 @@
+"""report/sweep.py: the best, what failed and why, which parameter mattered; one well-formed page and the same as JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from planted_sweep import add, definition, sweep_of_six
+from rich.console import Console
+
+from sft_dist.cli import main
+from sft_dist.core.errors import UserError
+from sft_dist.core.sweepfolder import SweepFolder
+from sft_dist.report.sweep import as_json, sweep_table, write_sweep
+from sft_dist.report.sweep_facts import axis_of, read_board, short_names
+
+
+def page_of(path) -> str:
+    text = write_sweep(path).read_text()
+    ET.fromstring(text.split("\n", 1)[1])
+    return text
+
+
+def test_the_best_comes_first_and_what_has_no_result_last(tmp_path):
+    board = read_board(sweep_of_six(tmp_path / "lr").path)
+    assert [t.name for t in board.trials] == [f"trial-00{i}" for i in (4, 1, 0, 2, 3, 5)]
+    assert board.best.name == "trial-004"
+    assert board.curve_title == "held-out loss"
+
+
+def test_a_metric_that_is_maximised_turns_the_order(tmp_path):
+    folder = sweep_of_six(tmp_path / "lr")
+    folder.define(definition(metric="heldout"))
+    assert read_board(folder.path).best.name == "trial-000"
+
+
+def test_the_page_names_the_best_every_failure_its_reason_and_its_path(tmp_path):
+    folder = sweep_of_six(tmp_path / "lr")
+    text = page_of(folder.path)
+    assert "The best is trial-004 (optim.lr=0.001, optim.schedule=linear): held-out loss 0.5." in text
+    assert "3 finished, 1 pruned, 1 failed, 1 waiting" in text
+    assert "the loss was not finite 10 steps in a row &lt;&amp;&gt;" in text
+    assert str(folder.run(3).path) in text
+    assert "svg" in text
+    assert "parallel" in text
+
+
+def test_json_holds_what_the_page_shows(tmp_path):
+    folder = sweep_of_six(tmp_path / "lr")
+    write_sweep(folder.path)
+    found = json.loads((folder.path / "leaderboard.json").read_text())
+    assert found == json.loads(json.dumps(as_json(read_board(folder.path))))
+    assert found["best"] == "trial-004"
+    assert found["trials"][0]["value"] == 0.5
+    assert [t["state"] for t in found["trials"][3:]] == ["pruned", "failed", "waiting"]
+    assert found["trials"][4]["reason"].startswith("the loss was not finite")
+
+
+def test_the_table_in_the_terminal_names_failures(tmp_path):
+    folder = sweep_of_six(tmp_path / "lr")
+    out = io.StringIO()
+    Console(file=out, width=200).print(sweep_table(folder.path))
+    assert "trial-003 failed: " in out.getvalue()
+    assert "failed: the loss was not finite" in out.getvalue()
+
+
+def test_importance_of_few_trials_is_a_rank_correlation(tmp_path):
+    """lr decides everything, the schedule nothing: each rate is tried with both schedules."""
+    folder = SweepFolder(tmp_path / "s")
+    folder.path.mkdir()
+    folder.define(definition())
+    points = [
+        (1e-4, "a", 4.0),
+        (1e-4, "b", 4.0),
+        (1e-3, "a", 3.0),
+        (1e-3, "b", 3.0),
+        (1e-2, "a", 2.0),
+        (1e-2, "b", 2.0),
+    ]
+    for i, (lr, schedule, value) in enumerate(points):
+        add(folder, i, "finished", value=value, settings={"optim.lr": str(lr), "optim.schedule": schedule})
+    board = read_board(folder.path)
+    assert board.importance == pytest.approx({"optim.lr": 1.0, "optim.schedule": 0.0})
+    assert "rank correlation" in board.importance_by
+
+
+def test_importance_of_many_trials_is_estimated_by_optuna(tmp_path):
+    pytest.importorskip("optuna")
+    pytest.importorskip("sklearn")
+    folder = SweepFolder(tmp_path / "s")
+    folder.path.mkdir()
+    space = {"optim.lr": "interval(0.0,1.0)", "optim.weight_decay": "interval(0.0,1.0)"}
+    folder.define(definition(method="optuna", space=space, trials=40))
+    points = np.random.default_rng(0).random((40, 2)).tolist()
+    for i, (lr, decay) in enumerate(points):
+        value = (lr - 0.3) ** 2
+        add(
+            folder,
+            i,
+            "finished",
+            value=value,
+            settings={"optim.lr": repr(lr), "optim.weight_decay": repr(decay)},
+        )
+    board = read_board(folder.path)
+    assert "fANOVA" in board.importance_by
+    assert board.importance["optim.lr"] > 0.7
+
+
+def test_a_sweep_without_any_result_has_a_page(tmp_path):
+    folder = SweepFolder(tmp_path / "s")
+    folder.path.mkdir()
+    folder.define(definition())
+    assert "No trial has a result yet." in page_of(folder.path)
+
+
+def test_axes():
+    line = axis_of("x", ["1", "2", "3"])
+    assert line.places.tolist() == [0.0, 0.5, 1.0]
+    assert [label for _, label in line.ticks] == ["1", "2", "3"]
+    log = axis_of("x", ["1e-5", "1e-4", "1e-3"])
+    assert log.places.tolist() == pytest.approx([0.0, 0.5, 1.0])
+    words = axis_of("x", ["b", "a", "b", None])
+    assert words.places.tolist()[:3] == [0.0, 1.0, 0.0]
+    assert math.isnan(words.places[3])
+    assert not words.numeric
+    assert axis_of("x", ["7", "7"]).places.tolist() == [0.5, 0.5]
+
+
+def test_short_names():
+    assert short_names(["optim.lr", "train.epochs"]) == {"optim.lr": "lr", "train.epochs": "epochs"}
+    assert short_names(["a.take", "b.take"]) == {"a.take": "a.take", "b.take": "b.take"}
+
+
+def test_command_line(tmp_path, capsys):
+    folder = sweep_of_six(tmp_path / "lr")
+    assert main(["report", "--sweep", str(folder.path)]) == 0
+    assert "leaderboard.html" in capsys.readouterr().out
+    assert main(["report", "--sweep", str(tmp_path)]) == 2
+    assert "is not a sweep" in capsys.readouterr().err
+    with pytest.raises(UserError, match="is not a sweep"):
+        read_board(tmp_path)
