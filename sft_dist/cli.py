@@ -9,6 +9,7 @@ sft-dist train my.yaml train.epochs=2           train; prepares what is missing
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shlex
 import sys
@@ -46,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if os.environ.get("SFT_TRACEBACK"):
             raise
-        sys.stderr.write(f"failed: {error.filename or 'a file'}: {error.strerror or error}\n")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "; what is whole is kept: make room and run the same command again" if full else ""
+        sys.stderr.write(f"failed: {error.filename or 'a file'}: {error.strerror or error}{remedy}\n")
         return 1
     except KeyboardInterrupt:
         return 130
@@ -109,7 +112,14 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--rebuild", action="store_true", help="start over where scores of other settings are")
     card = add("card", _card, "Write the dataset card: what is trained on, and what was left out.")
     card.add_argument("--out", type=Path, metavar="FOLDER", help="default: card/ in data.dir")
-    add("train", _train, "Train on this machine; prepares what is missing, continues what was interrupted.")
+    train = add(
+        "train", _train, "Train on this machine; prepares what is missing, continues what was interrupted."
+    )
+    train.add_argument(
+        "--smoke",
+        action="store_true",
+        help="only two steps on the heaviest batches, saved and exported, in a folder of its own",
+    )
     freeze = add(
         "freeze", _freeze, "Validate and write the run folder without starting ranks (for launchers)."
     )
@@ -118,7 +128,26 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--checkpoint", metavar="NAME", help="such as step-00000100; the newest by default")
     export.add_argument("--out", type=Path, metavar="FOLDER", help="default: export/ of the run")
     add("evaluate", _evaluate, "Generate on held-out examples and tasks, and score.", takes="run")
-    add("report", _report, "Write report.html from the files of the run.", takes="run")
+    report = add(
+        "report", _report, "Write the page of a run, or of a sweep, from its files.", takes="nothing"
+    )
+    which = report.add_mutually_exclusive_group(required=True)
+    which.add_argument("run_dir", type=Path, nargs="?", metavar="RUN", help="a run folder, such as runs/demo")
+    which.add_argument("--sweep", type=Path, metavar="FOLDER", help="a sweep's folder, such as runs/sweep")
+    sweep = add(
+        "sweep",
+        _sweep,
+        "Train once for each of several settings, such as optim.lr=1e-5,2e-5; goes on where it was ended.",
+        takes="nothing",
+    )
+    sweep.add_argument(
+        "config",
+        nargs="+",
+        metavar="FILE|KEY=VALUE|FOLDER",
+        help="as for train, with several values; or the folder of a sweep to go on with",
+    )
+    sweep.add_argument("--submit", action="store_true", help="as one array job of Slurm, cluster=NAME")
+    sweep.add_argument("--dry-run", action="store_true", help="with --submit: show the files, submit nothing")
     compare = add(
         "compare",
         _compare,
@@ -126,6 +155,27 @@ def _parser() -> argparse.ArgumentParser:
         takes="nothing",
     )
     compare.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN")
+    estimate = add(
+        "estimate", _estimate, "Say what a run needs: memory by part, time, disk; and what would fit."
+    )
+    estimate.add_argument(
+        "--ranks", type=int, metavar="N", help="of the whole run; default: launch, or the site profile"
+    )
+    estimate.add_argument(
+        "--device", metavar="NAME", help="such as H100, or cpu; default: the site profile's"
+    )
+    estimate.add_argument(
+        "--memory", type=float, metavar="GIB", help="of a device, where it is not the usual"
+    )
+    estimate.add_argument("--like", type=Path, metavar="RUN", help="take the measured speed of this run")
+    estimate.add_argument("--json", action="store_true", help="print JSON (bytes, seconds, hours)")
+    doctor = add("doctor", _doctor, "Examine this machine, or under srun every node, before training.")
+    doctor.add_argument("--run", type=Path, metavar="RUN", help="take the config of this run folder")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    submit = add("submit", _submit, "Submit to a Slurm cluster: cluster=NAME, then as for train.")
+    submit.add_argument(
+        "--dry-run", action="store_true", help="show the job files and the config, submit nothing"
+    )
     add("watch", _watch, "Follow a run from its files, from any node.", takes="run")
     return parser
 
@@ -144,8 +194,12 @@ def _command(options: argparse.Namespace, name: str) -> str:
 
 def _run(options: argparse.Namespace, console: Console) -> int:
     from sft_dist.pipelines.evaluate import evaluate
+    from sft_dist.pipelines.smoke import smoke
     from sft_dist.pipelines.train import train
 
+    if options.smoke:
+        smoke(_load(options), console, command=_command(options, "prepare"))
+        return 0
     folder = train(_load(options), console, command=_command(options, "prepare"))
     if folder.status()["state"] != "finished":
         return 0
@@ -154,8 +208,12 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 
 
 def _train(options: argparse.Namespace, console: Console) -> int:
+    from sft_dist.pipelines.smoke import smoke
     from sft_dist.pipelines.train import train
 
+    if options.smoke:
+        smoke(_load(options), console, command=_command(options, "prepare"))
+        return 0
     folder = train(_load(options), console, command=_command(options, "prepare"))
     if folder.status()["state"] == "finished":
         console.print(f"next: sft-dist evaluate {folder.path}")
@@ -166,7 +224,10 @@ def _check(options: argparse.Namespace, console: Console) -> int:
     from sft_dist.pipelines.check import check
 
     config = _load(options)
-    console.print(check(config, limit=CHECK_EXAMPLES).line(), soft_wrap=True)
+    summary = check(config, limit=CHECK_EXAMPLES)
+    console.print(summary.line(), soft_wrap=True)
+    if summary.warning:
+        sys.stderr.write(f"warning: {summary.warning}\n")
     return 0
 
 
@@ -194,9 +255,9 @@ def _prepare(options: argparse.Namespace, console: Console) -> int:
 
     config = _load(options)
     if options.verify:
-        return _verify(Path(config.data.dir), list(config.data.sources), console)
+        return _verify(config, console, _command(options, "prepare"))
     index, _, count = options.slice.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise UserError(
             f"--slice {options.slice} is not I/N with I below N; a Slurm array gives it as $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"
         )
@@ -217,17 +278,30 @@ def _prepare(options: argparse.Namespace, console: Console) -> int:
             )
         else:
             console.print(f"{name}: slice {options.slice} is built; the store is closed when all slices are")
+    for name, read in done.selected.sources.items():
+        if read.prompts:
+            console.print(
+                f"{name}: {read.prompts:,} prompts of {read.read:,} records, for `construct` and never trained on; "
+                f"unreadable {read.unreadable:,}, dropped {sum(read.dropped.values()):,}"
+            )
     return 0
 
 
-def _verify(folder: Path, names: list[str], console: Console) -> int:
+def _verify(config: RunConfig, console: Console, command: str) -> int:
+    from sft_dist.pipelines.selection import stored_sources
     from sft_dist.shards import Store
 
-    wrong = [problem for name in names for problem in Store.open(folder / "stores" / name).verify()]
-    if wrong:
+    folder = Path(config.data.dir)
+    names = stored_sources(folder, config.data.sources)
+    if names is None:
         raise UserError(
-            "{} files do not match their checksums:\n  {}\nrebuild with: sft-dist prepare --rebuild".format(
-                len(wrong), "\n  ".join(wrong)
+            f"{folder} was not prepared with all sources of this config, so there is nothing to verify; run: {command}"
+        )
+    stores = [Store.open(folder / "stores" / name, rebuild=f"{command} --rebuild") for name in names]
+    if wrong := [problem for store in stores for problem in store.verify()]:
+        raise UserError(
+            "{} files do not match their checksums:\n  {}\nrebuild with: {} --rebuild".format(
+                len(wrong), "\n  ".join(wrong), command
             )
         )
     console.print(f"{len(names)} stores match their checksums")
@@ -287,7 +361,31 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:
-    return _show(options.run_dir, console)
+    return _leaderboard(options.sweep, console) if options.sweep else _show(options.run_dir, console)
+
+
+def _sweep(options: argparse.Namespace, console: Console) -> int:
+    from sft_dist.pipelines.sweep import run_sweep, submit_sweep
+    from sft_dist.pipelines.sweep_task import open_words
+
+    folder = open_words(options.config)
+    if options.submit or options.dry_run:
+        submit_sweep(folder, console, dry_run=options.dry_run)
+        return 0
+    try:
+        failed = run_sweep(folder, console)
+    finally:
+        _leaderboard(folder.path, console)
+    return 1 if failed else 0
+
+
+def _leaderboard(folder: Path, console: Console) -> int:
+    from sft_dist.report.sweep import sweep_table, write_sweep
+
+    page = write_sweep(folder)
+    console.print(sweep_table(folder))
+    console.print(f"leaderboard: {page}", soft_wrap=True)
+    return 0
 
 
 def _show(run_dir: Path, console: Console) -> int:
@@ -303,6 +401,44 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
     from sft_dist.report.compare import compare
 
     console.print(compare(options.run_dirs))
+    return 0
+
+
+def _estimate(options: argparse.Namespace, console: Console) -> int:
+    import json
+
+    from sft_dist.pipelines.check import check
+    from sft_dist.pipelines.estimate import estimate, show
+
+    config = _load(options)
+    result = estimate(
+        config,
+        check(config, limit=CHECK_EXAMPLES),
+        ranks=options.ranks,
+        device=options.device,
+        memory_gib=options.memory,
+        like=options.like,
+    )
+    if options.json:
+        sys.stdout.write(json.dumps(result, indent=1) + "\n")
+    else:
+        show(result, console)
+    return 0
+
+
+def _doctor(options: argparse.Namespace, console: Console) -> int:
+    from sft_dist.config.load import read_run
+    from sft_dist.pipelines.doctor import doctor
+
+    config = read_run(options.run) if options.run else _load(options)
+    return doctor(config, console, as_json=options.json)
+
+
+def _submit(options: argparse.Namespace, console: Console) -> int:
+    from sft_dist.pipelines.submit import submit
+
+    command = _command(options, "prepare")
+    submit(_load(options), console, command=command, limit=CHECK_EXAMPLES, dry_run=options.dry_run)
     return 0
 
 

@@ -122,6 +122,13 @@ class RunConfig(Section):
                 "lora is set with model.shape, so adapters would sit on a random base that never learns; "
                 "set model.path to a trained model, or lora to null"
             )
+        if self.lora is not None and self.lora.export == "adapter":
+            for field in ("rope_scaling", "vocab_multiple"):
+                if getattr(self.model, field) is not None:
+                    raise ValueError(
+                        f"lora.export=adapter would lose model.{field}, which changes the base itself; use lora.export=merged, or "
+                        f"model.{field}=null"
+                    )
         if self.lora is not None and self.lora.quantize_base and self.deepspeed.stage == 3:
             raise ValueError(
                 "lora.quantize_base is set with deepspeed.stage=3, which cannot partition 4-bit weights; "

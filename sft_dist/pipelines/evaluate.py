@@ -30,8 +30,10 @@ from sft_dist.evals.probes import probed, sensitivity
 from sft_dist.evals.score import judge, scores, write_results
 from sft_dist.evals.tasks import load_eval_sets
 from sft_dist.pipelines.launch import failure, mistake, ranks_of, run_ranks
-from sft_dist.pipelines.prepare import has_eval, make_renderer
-from sft_dist.pipelines.select import select, training_examples
+from sft_dist.pipelines.prepare import has_eval
+from sft_dist.pipelines.renderer import make_renderer
+from sft_dist.pipelines.select import select
+from sft_dist.pipelines.selection import training_examples
 from sft_dist.render.chat import Renderer
 from sft_dist.sources import open_source
 
@@ -90,7 +92,7 @@ def evaluate(folder: RunFolder, console: Console) -> dict[str, Any]:
     if not has_eval(folder.path):
         console.print("nothing is held out (data.holdout), so there is nothing to evaluate")
         return {}
-    if not (folder.export / "config.json").is_file():
+    if not any((folder.export / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise UserError(
             f"{folder.export} holds no model, so there is nothing to evaluate; run: sft-dist export {folder.path}"
         )

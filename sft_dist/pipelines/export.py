@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from sft_dist.checkpoint.export import export_checkpoint
+from sft_dist.checkpoint.store import damage
 from sft_dist.config.load import read_run
 from sft_dist.core.errors import UserError
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.store import read_json
+from sft_dist.pipelines.assemble import export_base, exports_adapter
 from sft_dist.render.tokenizer import TextTokenizer
 
 
@@ -26,6 +28,10 @@ def export(folder: RunFolder, checkpoint: str | None, out: Path | None) -> Path:
         raise UserError(
             f"{folder.path} has no checkpoint {name or '(none is complete)'}; it has: {', '.join(have) or 'none'}"
         )
+    if wrong := damage(folder.checkpoints / name, weights_only=True):
+        raise UserError(
+            f"{folder.checkpoints / name} is damaged ({wrong}), so an export of it would be wrong; name another one with --checkpoint"
+        )
     stores = read_json(folder.stores)
     target = (out or folder.export).resolve()
     if out is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -34,13 +40,12 @@ def export(folder: RunFolder, checkpoint: str | None, out: Path | None) -> Path:
         )
     export_checkpoint(
         folder.checkpoints / name,
-        str(folder.path / "init") if config.model.shape else str(config.model.path),
+        export_base(config, str(folder.path / "init") if config.model.shape else str(config.model.path)),
         target,
         dtype=config.model.dtype,
         tokenizer=TextTokenizer.load(stores["tokenizer"]),
         template_text=stores["template_text"],
         stop_ids=stores["stop_ids"],
-        revision=config.model.revision,
-        trust_remote_code=config.model.trust_remote_code,
+        as_adapter=exports_adapter(config),
     )
     return target

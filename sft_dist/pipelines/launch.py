@@ -43,7 +43,7 @@ def free_port() -> int:
 
 
 def run_ranks(
-    folder: RunFolder, module: str, *, nproc: int, port: int | None, watch: Callable[[], None]
+    folder: RunFolder, module: str, *, nproc: int, port: int | None, watch: Callable[[], object]
 ) -> int:
     """Run `module` under torchrun on this machine; return the launcher's exit code.
 

@@ -1,0 +1,290 @@
+"""Config -> what its run needs, in a table or as JSON: memory by part, time, disk; and what to change where it does not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sft_dist.cluster.estimate import (
+    Measured,
+    Work,
+    as_dict,
+    checkpoint_bytes,
+    export_bytes,
+    needed,
+    suggestions,
+    time_of,
+)
+from sft_dist.cluster.memory import Setup, Shape, memory, with_trained
+from sft_dist.cluster.site import load_site
+from sft_dist.config import RunConfig
+from sft_dist.config.load import read_run
+from sft_dist.core.errors import UserError
+from sft_dist.core.store import read_json, read_jsonl
+from sft_dist.pack import devices
+from sft_dist.pipelines.launch import ranks_of
+from sft_dist.pipelines.plan import Summary, cost_of
+
+GIB = 1 << 30
+WARM_UP_STEPS = 3  # the first steps of a run allocate and compile
+
+
+def estimate(
+    config: RunConfig,
+    summary: Summary,
+    *,
+    ranks: int | None = None,
+    device: str | None = None,
+    memory_gib: float | None = None,
+    like: Path | None = None,
+) -> dict[str, Any]:
+    """Return what a run needs, in bytes, seconds and hours.
+
+    Args:
+        config: The run's config.
+        summary: What training consists of (pipelines.check).
+        ranks: Of the whole run; None: from launch, or from the site profile of `cluster`.
+        device: Name of a GPU in pack.devices, or cpu; None: from the site profile, else cpu.
+        memory_gib: Memory of a device; None: from pack.devices.
+        like: Run folder whose measured speed is taken.
+
+    Raises:
+        UserError: For a model whose shape is not on this machine, an unknown device, or a run without measurements.
+    """
+    site = load_site(config.cluster) if config.cluster else None
+    if ranks is None:
+        nproc = config.launch.nproc
+        per_node = site.gpus_per_node if nproc == "auto" and site and site.gpus_per_node else ranks_of(nproc)
+        ranks = per_node * config.launch.nodes
+    name = device or (site and (site.device or site.gpu_type)) or "cpu"
+    known = None if name == "cpu" else devices.find(name)
+    if name != "cpu" and known is None:
+        raise UserError(
+            f"the device {name!r} is unknown, so neither its memory nor its speed is; use one of {', '.join(devices.DEVICES)}, or cpu"
+        )
+    text = model_config(config)
+    shape = shape_of(config, text)
+    share = summary.target_tokens / max(1, summary.tokens)
+    setup = setup_of(config, share, ranks, "cuda" if known else "cpu")
+    usage = memory(shape, setup)
+    limit = (
+        round(memory_gib * GIB)
+        if memory_gib
+        else known.memory_bytes
+        if known
+        else host_memory() * config.launch.nodes // ranks
+    )
+    rows_per_step = config.train.tokens_per_step / config.pack.seq_len
+    tokens = rows_per_step * config.pack.seq_len * summary.fill
+    work = Work(
+        steps=summary.steps,
+        tokens=tokens,
+        targets=tokens * setup.target_share,
+        squares=tokens * summary.squares_per_token,
+    )
+    cost = cost_of(text)
+    time = time_of(
+        work,
+        cost,
+        ranks,
+        peak_flops=known.peak_flops if known else None,
+        measured=_measured(like) if like else None,
+    )
+    need = needed(usage.peak, setup.device)
+    proposals = suggestions(
+        shape, setup, rows=config.train.micro_rows, seq_len=config.pack.seq_len, limit_bytes=limit
+    )
+    kept = (config.checkpoint.keep_last + 1) * checkpoint_bytes(shape) + export_bytes(
+        shape, config.model.dtype
+    )
+    return {
+        "parameters": shape.parameters,
+        "trained_parameters": shape.trained,
+        "ranks": ranks,
+        "device": name,
+        "exact": summary.exact,
+        "memory": as_dict(usage),
+        "needed_bytes": need,
+        "device_bytes": limit,
+        "fits": need <= limit,
+        "suggestions": [asdict(s) for s in proposals],
+        "steps": work.steps,
+        "tokens": round(work.tokens * work.steps),
+        "time": asdict(time) if time else None,
+        "checkpoint_bytes": checkpoint_bytes(shape),
+        "disk_bytes": kept,
+        "disk_free_bytes": _free(Path(config.run_root)),
+        "host_bytes": usage.host * ranks // config.launch.nodes,
+    }
+
+
+def model_config(config: RunConfig) -> Mapping[str, Any]:
+    """Return the text part of the model's config.json, from disk or the hub's cache.
+
+    Raises:
+        UserError: When it is not on this machine.
+    """
+    if shape := config.model.shape:
+        return {
+            "model_type": "llama",
+            "hidden_size": shape.hidden_size,
+            "intermediate_size": shape.intermediate_size,
+            "num_hidden_layers": shape.layers,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.kv_heads or shape.heads,
+            "vocab_size": config.render.train_vocab_size or _tokens_of(config.model.tokenizer),
+            "tie_word_embeddings": shape.tie_word_embeddings,
+        }
+    path = str(config.model.path)
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        from huggingface_hub import try_to_load_from_cache
+
+        found = None if path.startswith(("/", ".", "~")) else try_to_load_from_cache(path, "config.json")
+        if not isinstance(found, str):
+            raise UserError(
+                f"the config.json of model.path={path} is not on this machine, so its size is unknown; "
+                f"give a folder, or run: hf download {path} config.json"
+            )
+        file = Path(found)
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    return raw.get("text_config") or raw
+
+
+def shape_of(config: RunConfig, text: Mapping[str, Any]) -> Shape:
+    """Return the shape that is trained, adapters included."""
+    shape = Shape.of(text)
+    if config.lora is None:
+        return shape
+    # rank x (inputs + outputs) of every adapted matrix: q, k, v, o, gate, up, down where none are named
+    E, A, G, inner = shape.E, shape.A, shape.G, shape.I
+    sides = {
+        "q_proj": E + A,
+        "k_proj": E + G,
+        "v_proj": E + G,
+        "o_proj": A + E,
+        "gate_proj": E + inner,
+        "up_proj": E + inner,
+        "down_proj": inner + E,
+    }
+    adapted = config.lora.target_modules or tuple(sides)
+    return with_trained(shape, shape.L * config.lora.rank * sum(sides.get(name, 0) for name in adapted))
+
+
+def setup_of(config: RunConfig, target_share: float, ranks: int, device: str) -> Setup:
+    """Return how the config trains; `target_share` is that of tokens that carry loss."""
+    zero = config.deepspeed
+    return Setup(
+        ranks=ranks,
+        stage=zero.stage,
+        dtype=config.model.dtype,
+        tokens=config.train.micro_rows * config.pack.seq_len // config.train.sequence_parallel,
+        target_share=target_share,
+        gradient_checkpointing=config.model.gradient_checkpointing,
+        reduce_bucket_size=zero.reduce_bucket_size,
+        max_live_parameters=zero.max_live_parameters,
+        sub_group_size=zero.sub_group_size,
+        offload_optimizer=zero.offload_optimizer != "none",
+        offload_parameters=zero.offload_params != "none",
+        offload_activations=config.model.offload_activations,
+        mlp_tiles=config.model.mlp_tiles,
+        hpz=zero.hpz_partition_size,
+        device=device,
+    )
+
+
+def show(result: Mapping[str, Any], console: Console) -> None:
+    """Print the estimate as a table, and what to do where it does not fit."""
+    usage, ranks = result["memory"], result["ranks"]
+    table = Table(
+        title=f"{result['parameters']:,} parameters on {ranks} x {result['device']}: memory of one rank, when most is held "
+        f"({usage['worst_phase']})"
+    )
+    table.add_column("part")
+    table.add_column("GiB", justify="right")
+    for name, size in usage["parts"].items():
+        if size:
+            table.add_row(name, f"{size / GIB:.2f}")
+    table.add_row("all tensors", f"{usage['peak'] / GIB:.2f}", style="bold")
+    verdict = "fits" if result["fits"] else "does not fit"
+    table.add_row("with driver and fragmentation", f"{result['needed_bytes'] / GIB:.2f}")
+    table.add_row(f"a device has ({verdict})", f"{result['device_bytes'] / GIB:.2f}")
+    console.print(table)
+    for proposal in result["suggestions"]:
+        console.print(
+            f"would fit: {' '.join(proposal['overrides'])} ({proposal['peak'] / GIB:.1f} GiB)", soft_wrap=True
+        )
+    if not result["fits"] and not result["suggestions"]:
+        console.print("nothing that this estimate knows makes it fit; use more nodes or a smaller model")
+    about = "" if result["exact"] else "about "
+    console.print(f"{about}{result['steps']:,} steps, {result['tokens']:,} tokens", soft_wrap=True)
+    if time := result["time"]:
+        console.print(
+            f"{time['hours']:.2f} hours, {time['device_hours']:.1f} device-hours, {time['tokens_per_s']:,.0f} tokens/s ({time['basis']})",
+            soft_wrap=True,
+        )
+    else:
+        console.print("time: unknown for this device; --like RUN takes the speed of an earlier run")
+    free, disk = result["disk_free_bytes"], result["disk_bytes"]
+    short = (
+        "" if disk <= free else "; NOT ENOUGH: lower checkpoint.keep_last, or set run_root to a larger disk"
+    )
+    console.print(
+        f"a checkpoint {result['checkpoint_bytes'] / GIB:.2f} GiB; all that is kept {disk / GIB:.2f} GiB of {free / GIB:.1f} free{short}",
+        soft_wrap=True,
+    )
+    if result["host_bytes"]:
+        console.print(f"host memory of a node for offloading: {result['host_bytes'] / GIB:.1f} GiB")
+
+
+def _measured(run_dir: Path) -> Measured:
+    """Read the speed of an earlier run: the median of its steps after the first ones."""
+    config = read_run(run_dir)
+    lines = [m for m in read_jsonl(run_dir / "metrics.jsonl") if m["kind"] == "train"][WARM_UP_STEPS:]
+    facts = run_dir / "plan.json"
+    if not lines or not facts.is_file():
+        raise UserError(
+            f"{run_dir} has no more than {WARM_UP_STEPS} measured steps, so its speed is unknown; name a run that went on longer"
+        )
+    plan = read_json(facts)
+    share = plan["target_tokens"] / max(1, plan["tokens"])
+    # documents of that run's mean length stand in for its distribution
+    mean = plan["tokens"] / max(1, plan["examples"])
+    return Measured(
+        name=run_dir.name,
+        tokens_per_s=statistics.median(m["tokens_per_s"] for m in lines),
+        ranks=int(plan["world_size"]),
+        flops_per_token=cost_of(model_config(config)).useful_flops(1.0, mean, share),
+    )
+
+
+def _tokens_of(tokenizer: str | None) -> int:
+    from sft_dist.render.tokenizer import TextTokenizer
+
+    assert tokenizer is not None
+    return TextTokenizer.load(tokenizer).vocab_size
+
+
+def host_memory() -> int:
+    """Return the memory of this machine in bytes."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    raise UserError(
+        "the memory of this machine is unknown (/proc/meminfo has no MemTotal); give --memory GIB"
+    )
+
+
+def _free(folder: Path) -> int:
+    """Free bytes where a folder is or will be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

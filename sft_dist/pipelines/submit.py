@@ -1,0 +1,97 @@
+"""Config and cluster -> jobs in the queue: check, estimate, render, submit, say how to follow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from sft_dist.cluster.site import load_site
+from sft_dist.cluster.submit import FOLDER, chain, files, refuse_if_queued, send
+from sft_dist.config import RunConfig
+from sft_dist.config.cluster import SiteProfile
+from sft_dist.core.errors import UserError
+from sft_dist.core.runfolder import RunFolder
+from sft_dist.pipelines.check import check
+from sft_dist.pipelines.estimate import estimate, show
+from sft_dist.pipelines.plan import check_ranks
+from sft_dist.pipelines.train import absolute, make_way, run_folder
+
+
+def submit(config: RunConfig, console: Console, *, command: str, limit: int, dry_run: bool) -> None:
+    """Submit a run to the cluster that the config names.
+
+    Args:
+        config: The run's config.
+        console: Where the outcome is shown.
+        command: The command that prepares this config, for the message when its stores are missing.
+        limit: Examples of each source that the check renders where there is no store yet.
+        dry_run: Show the files and submit nothing.
+
+    Raises:
+        UserError: For anything wrong with the profile, the config or the data, or when Slurm refuses.
+    """
+    if config.cluster is None:
+        raise UserError(
+            "no cluster is named, so it is unknown what to ask Slurm for; add cluster=NAME of a site profile (docs/cluster.md)"
+        )
+    site = load_site(config.cluster)
+    config = absolute(at_site(config, site))
+    folder = run_folder(config)
+    nproc = config.launch.nproc
+    check_ranks(config, ranks=None if nproc == "auto" else nproc * config.launch.nodes)
+    _refuse_missing_stores(config, command)
+    summary = check(config, limit=limit)
+    console.print(summary.line(), soft_wrap=True)
+    try:
+        show(estimate(config, summary), console)
+    except UserError as error:  # what is unknown here may be known on the nodes
+        console.print(f"no estimate: {error}", soft_wrap=True)
+    submit = config.submit
+    jobs = chain(folder.path, nodes=config.launch.nodes, **submit.model_dump())
+    if dry_run:
+        _show(folder, files(site, jobs, config.model_dump(mode="json")), console)
+        return
+    refuse_if_queued(folder.path)
+    config = make_way(config, folder)
+    numbers = send(folder.path, files(site, jobs, config.model_dump(mode="json")), jobs)
+    for name, number in numbers.items():
+        console.print(f"{name:9} job {number}", soft_wrap=True)
+    console.print(
+        f"run folder  {folder.path}\n"
+        f"output      {folder.path / FOLDER}/*.out\n"
+        f"queue       squeue -j {','.join(numbers.values())}\n"
+        f"follow      sft-dist watch {folder.path}\n"
+        f"stop        scancel --signal=USR1 --batch {numbers['train']} (checkpoint, requeue); "
+        f"touch {folder.path}/control/stop (checkpoint, end); scancel {' '.join(numbers.values())} (at once)",
+        soft_wrap=True,
+    )
+
+
+def at_site(config: RunConfig, site: SiteProfile) -> RunConfig:
+    """Return the config with what the site decides where the user left it open."""
+    own = "run_root" in config.model_fields_set or site.run_root is None
+    root = config.run_root if own else str(site.run_root)
+    changed: dict[str, object] = {"run_root": str(Path(root).expanduser().resolve())}
+    if site.wandb_offline and config.wandb.mode == "auto":
+        changed["wandb"] = config.wandb.model_copy(update={"mode": "offline"})
+    if site.gpus_per_node and config.launch.nproc == "auto":
+        changed["launch"] = config.launch.model_copy(update={"nproc": site.gpus_per_node})
+    return config.model_copy(update=changed)
+
+
+def _refuse_missing_stores(config: RunConfig, command: str) -> None:
+    stores = Path(config.data.dir) / "stores"
+    missing = [n for n in config.data.sources if not (stores / n / "manifest.json").is_file()]
+    if missing and not config.submit.prepare_tasks:
+        raise UserError(
+            f"the token store of {', '.join(missing)} is not built in {stores}, so the job would end at its first minute; "
+            f"add submit.prepare_tasks=8 to build on CPU nodes first, or run: {command}"
+        )
+
+
+def _show(folder: RunFolder, texts: dict[str, str], console: Console) -> None:
+    for name, text in texts.items():
+        console.print(f"---- {folder.path / FOLDER / name}", soft_wrap=True, markup=False)
+        console.print(text.rstrip("\n"), soft_wrap=True, markup=False)
+    console.print("---- dry run: nothing was written or submitted")

@@ -1,0 +1,118 @@
+"""`sft-dist estimate` from config to figures: ranks and device of the site, an earlier run's speed, what would fit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sft_dist.cli import main
+from sft_dist.config.load import freeze, load_config
+from sft_dist.core.errors import UserError
+from sft_dist.pipelines.estimate import estimate, model_config
+from sft_dist.pipelines.plan import Summary
+
+SUMMARY = Summary(
+    examples=100, tokens=4000, target_tokens=1000, fill=0.5, steps=10, drops={}, squares_per_token=40.0
+)
+DEMO = ["experiment=demo", "render.train_vocab_size=2048"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SFT_DIST_CLUSTERS", str(tmp_path))
+
+
+def test_ranks_and_device_come_from_the_site(tmp_path):
+    (tmp_path / "juno.yaml").write_text("{gpus_per_node: 4, gpu_type: a100, device: H200}")
+    config = load_config([*DEMO, "cluster=juno", "launch.nproc=auto", "launch.nodes=3"])
+    said = estimate(config, SUMMARY)
+    assert (said["ranks"], said["device"], said["device_bytes"] >> 30) == (12, "H200", 139)
+    (tmp_path / "juno.yaml").write_text("{gpus_per_node: 4, gpu_type: a100}")
+    assert estimate(config, SUMMARY)["device_bytes"] >> 30 == 79
+    assert estimate(config, SUMMARY, ranks=2, device="H100", memory_gib=60)["device_bytes"] >> 30 == 60
+
+
+def test_the_settings_of_the_config_reach_the_parts():
+    def states(*overrides: str) -> dict:
+        return estimate(load_config([*DEMO, *overrides]), SUMMARY, ranks=2, device="H100")["memory"]
+
+    plain = states("model.gradient_checkpointing=false")
+    assert states("deepspeed.stage=2")["states"]["weights"] == 2 * plain["states"]["weights"]
+    assert states("deepspeed.reduce_bucket_size=1000000")["states"]["reduce bucket"] == 4_000_000
+    assert states("deepspeed.offload_optimizer=cpu")["host"] == 8 * 1_115_264
+    assert states("deepspeed.hpz_partition_size=2")["states"]["weights"] == 2 * plain["states"]["weights"]
+
+    def layers(*overrides: str) -> int:
+        return states("model.gradient_checkpointing=false", *overrides)["phases"]["loss"]["activations"]
+
+    assert layers("train.micro_rows=8") == 2 * layers()
+    assert layers("train.sequence_parallel=2") == layers() // 2
+    assert layers("model.mlp_tiles=2") < layers()
+    assert layers("model.gradient_checkpointing=true", "model.offload_activations=true") < layers(
+        "model.gradient_checkpointing=true"
+    )
+
+
+def test_adapters_train_little(tmp_path):
+    E, inner, layers = 128, 384, 4
+    base = {"model_type": "llama", "hidden_size": E, "intermediate_size": inner, "num_hidden_layers": layers}
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(
+        json.dumps(base | {"num_attention_heads": 4, "vocab_size": 2048})
+    )
+    config = load_config([*DEMO, "model.shape=null", "model.path=base", "+lora.rank=4"])
+    said = estimate(config, SUMMARY, ranks=2, device="H100")
+    assert said["trained_parameters"] == layers * 4 * (4 * 2 * E + 3 * (E + inner))
+    assert said["checkpoint_bytes"] == 12 * said["trained_parameters"]
+
+
+def test_steps_tokens_and_time():
+    said = estimate(load_config([*DEMO]), SUMMARY, ranks=2, device="H100")
+    assert (said["steps"], said["tokens"]) == (10, 10 * 4096 // 2)
+    assert said["time"]["basis"].startswith("assumed: 35%")
+    assert said["time"]["device_hours"] == 2 * said["time"]["hours"]
+    assert estimate(load_config([*DEMO]), SUMMARY, ranks=2)["time"] is None  # a CPU's peak is not known
+
+
+def test_the_speed_of_an_earlier_run(tmp_path):
+    config = load_config(DEMO)
+    run = tmp_path / "earlier"
+    run.mkdir()
+    (run / "config.json").write_text(freeze(config))
+    (run / "plan.json").write_text(
+        json.dumps({"tokens": 4000, "examples": 100, "target_tokens": 1000, "world_size": 2})
+    )
+    with pytest.raises(UserError, match="no more than 3 measured steps"):
+        estimate(config, SUMMARY, ranks=4, like=run)
+    speeds = [1, 1, 1, 500, 1000, 1500]  # the first three warm up
+    lines = [json.dumps({"kind": "train", "tokens_per_s": s}) for s in speeds]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    said = estimate(config, SUMMARY, ranks=4, like=run)
+    assert said["time"]["tokens_per_s"] == pytest.approx(2000)  # the same model and data on twice the ranks
+    assert "earlier" in said["time"]["basis"]
+
+
+def test_what_is_unknown_is_said(tmp_path):
+    with pytest.raises(UserError, match="the device 'X1' is unknown"):
+        estimate(load_config(DEMO), SUMMARY, ranks=2, device="X1")
+    absent = load_config([*DEMO, "model.shape=null", "model.path=nobody/nothing", "render.template=chatml"])
+    with pytest.raises(UserError, match="run: hf download nobody/nothing config.json"):
+        model_config(absent)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "t5", "d_model": 4}')
+    with pytest.raises(UserError, match="this t5 model has no hidden_size"):
+        estimate(load_config([*DEMO, "model.shape=null", "model.path=base"]), SUMMARY, ranks=2)
+
+
+def test_the_command_prints_a_table_and_json(capsys):
+    small = ["experiment=demo", "data.sources.demo.examples_per_task=5"]
+    assert main(["estimate", *small, "--ranks", "2", "--device", "H100"]) == 0
+    table = capsys.readouterr().out
+    assert "reduce bucket" in table
+    assert "device-hours" in table
+    assert main(["estimate", *small, "--ranks", "2", "--device", "L4", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["fits"]
+    assert sum(said["memory"]["parts"].values()) == said["memory"]["peak"]
