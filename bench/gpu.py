@@ -74,7 +74,8 @@ def attention_errors(reduced):
     """Error of outputs and gradients of every backend that can run here."""
     import torch
 
-    from sft_dist.model.attention import BACKENDS, Needs, unfit
+    from sft_dist.model.attention import Needs, unfit
+    from sft_dist.model.backends import BACKENDS
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32

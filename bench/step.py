@@ -275,7 +275,7 @@ def measure(options, work):
     initial = work / "runs" / "pairs-0" / "init"
     shutil.copytree(initial, work / "model")
     from sft_dist.config.load import read_run
-    from sft_dist.pipelines.prepare import make_renderer
+    from sft_dist.pipelines.renderer import make_renderer
 
     config = read_run(folder.path)
     make_renderer(config, Path(config.data.dir), lambda: ()).save_tokenizer(work / "tokenizer")

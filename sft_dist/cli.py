@@ -33,7 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # rich would fold lines at 80 columns in a log file
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "config") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.config += rest  # overrides behind an option, which argparse leaves over
     try:
         return int(options.command(options, console))
     except UserError as error:
@@ -226,8 +231,8 @@ def _check(options: argparse.Namespace, console: Console) -> int:
     config = _load(options)
     summary = check(config, limit=CHECK_EXAMPLES)
     console.print(summary.line(), soft_wrap=True)
-    if summary.warning:
-        sys.stderr.write(f"warning: {summary.warning}\n")
+    for warning in summary.warnings:
+        sys.stderr.write(f"warning: {warning}\n")
     return 0
 
 

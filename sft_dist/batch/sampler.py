@@ -52,7 +52,9 @@ class Planner:
         balance_window: Global batches whose rows are ordered by cost together; 1: inside each batch only.
         short_first_steps: Global batches at the start of the first epoch whose rows come by length of their documents.
         seed: The run's seed.
-        cost: FLOPs by tokens and squared document lengths.
+        cost: FLOPs by tokens and squared document lengths; orders rows over global batches.
+        micro_cost: What a device spends on a row (CostModel.on_device), by which the rows of a global batch are dealt to
+            micro-steps; which rows a batch has does not depend on it. None: `cost`.
 
     Raises:
         UserError: The settings contradict each other or the data.
@@ -74,6 +76,7 @@ class Planner:
         micro_rows: int = 1,
         balance_window: int = 1,
         short_first_steps: int = 0,
+        micro_cost: CostModel | None = None,
     ) -> None:
         assert min(rows_per_step, micro_rows, world_size, window, balance_window) >= 1
         self._corpus = corpus
@@ -84,7 +87,7 @@ class Planner:
         self._balance_window = balance_window
         self._short_first_steps = short_first_steps
         self._seed = seed
-        self._cost = cost
+        self._cost, self._micro_cost = cost, micro_cost or cost
         self._geometry = Geometry(
             seq_len=seq_len,
             keep_end=too_long == "truncate_prompt",
@@ -141,7 +144,7 @@ class Planner:
             row_first=tail.row_first,
             counts=counts,
             geometry=g,
-            cost=self._cost,
+            cost=self._micro_cost,
             seed=self._seed,
         )
 

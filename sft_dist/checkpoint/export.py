@@ -22,7 +22,7 @@ from sft_dist.checkpoint.contents import Base, Item, apart, plan, value_of
 from sft_dist.checkpoint.store import read_parameter
 from sft_dist.core.errors import UserError
 from sft_dist.core.store import read_json, replace_folder, write_json
-from sft_dist.model import adapters, files, rope, vocabulary
+from sft_dist.model import adapters, files, rope, support, vocabulary
 from sft_dist.model.files import BaseFiles
 from sft_dist.model.load import DTYPES, read_config
 from sft_dist.render.tokenizer import TextTokenizer
@@ -80,7 +80,7 @@ def export_checkpoint(
     else:
         rope.rescale(config, base.rope_scaling)
         text = config.get_text_config()
-        text.vocab_size = vocabulary.rows_for(
+        text.vocab_size = support.rows_for(
             text.vocab_size, tokenizer.vocab_size, base.vocab_multiple, base.path
         )
         _write_weights(checkpoint, index, base, model, aside, dtype, text.vocab_size, part)

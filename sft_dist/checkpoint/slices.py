@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sft_dist.model.trainable import shape_of
+
 PREFIX = "hf."  # of the model inside model.packed.PackedLM
 
 
@@ -45,7 +47,7 @@ def local_slices(engine: Any) -> Iterator[Slice]:
 def parameter_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
     """Return the full shape of every trainable parameter."""
     return {
-        name.removeprefix(PREFIX): tuple(getattr(p, "ds_shape", p.shape))
+        name.removeprefix(PREFIX): shape_of(p)
         for name, p in engine.module.named_parameters()
         if p.requires_grad
     }

@@ -178,18 +178,22 @@ def newest(root: Path, on_bad: Callable[[Path, str], None]) -> Path | None:
     return None
 
 
-def damage(folder: Path, part: int = 0, parts: int = 1) -> str:
-    """Return why a checkpoint cannot be resumed (every `parts`-th file is looked at), or an empty string."""
+def damage(folder: Path, part: int = 0, parts: int = 1, *, weights_only: bool = False) -> str:
+    """Return why a checkpoint cannot be resumed (every `parts`-th file is looked at), or an empty string.
+
+    With `weights_only` why it cannot be exported: the optimizer's state is neither looked at nor missed.
+    """
     try:
         index = read_json(folder / "index.json")
         if index["format"] != FORMAT:
             return f"format {index['format']} is not the {FORMAT} of this version"
-        for name in sorted(index["files"])[part::parts]:
+        files = [n for n, f in sorted(index["files"].items()) if f["kind"] == "weights" or not weights_only]
+        for name in files[part::parts]:
             if checksum(folder / name) != index["files"][name]["checksum"]:
                 return f"{name} does not match its checksum"
     except (OSError, ValueError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
-    return "" if index["optimizer"] else WEIGHTS_ONLY
+    return "" if index["optimizer"] or weights_only else WEIGHTS_ONLY
 
 
 def load(engine: Any, folder: Path) -> tuple[Position, dict[str, Any]]:

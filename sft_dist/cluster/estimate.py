@@ -70,14 +70,25 @@ def needed(peak: int, device: str) -> int:
     return peak if device == "cpu" else round(peak * (1 + RESERVED_SHARE)) + RESERVED_BYTES
 
 
-def checkpoint_bytes(shape: Shape) -> int:
-    """Return the size of one checkpoint."""
+def state_bytes(shape: Shape) -> int:
+    """Return the size of master weights and moments, which a checkpoint holds."""
     return STATE_BYTES * shape.trained
 
 
 def export_bytes(shape: Shape, dtype: str) -> int:
     """Return the size of the exported model."""
     return BYTES[dtype] * shape.parameters
+
+
+def with_backward(cost: CostModel, shape: Shape) -> CostModel:
+    """Return a FLOP model whose backward pass is that of what is trained; model/trainable.py does it for a live model."""
+    passed = shape.passed / shape.L
+    return replace(
+        cost,
+        linear_backward=shape.trained_share + passed,
+        attention_backward=2.0 * passed,
+        head_backward=float(passed > 0) + float(shape.trains_head),
+    )
 
 
 def time_of(

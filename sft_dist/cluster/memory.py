@@ -9,7 +9,7 @@ N targets of a rank's micro-batch; b bytes of a weight.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from sft_dist.core.errors import UserError
@@ -22,7 +22,18 @@ CHUNK_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 27}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shape:
-    """A decoder: the letters above, and its parameters in all and those that are trained."""
+    """A decoder: the letters above, its parameters, and what of them is trained (cluster/trained.py).
+
+    Attributes:
+        layer_parameters: Of one layer.
+        parameters: Of the model, adapters included.
+        trained: Of these, those that are trained.
+        inner: Feed-forward width, of one expert where there are several.
+        experts: Experts of a layer; 0 for dense models.
+        trains_head: Whether the output projection is trained.
+        passed: Layers that the backward pass goes through: from the lowest trained one up.
+        trained_share: Of the elements of the layers' matrices.
+    """
 
     E: int
     A: int
@@ -34,6 +45,11 @@ class Shape:
     layer_parameters: int
     parameters: int
     trained: int
+    inner: int
+    experts: int
+    trains_head: bool
+    passed: int
+    trained_share: float
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
@@ -73,6 +89,11 @@ class Shape:
             layer_parameters=layer,
             parameters=total,
             trained=total,
+            inner=inner,
+            experts=experts,
+            trains_head=True,
+            passed=L,
+            trained_share=1.0,
         )
 
 
@@ -92,6 +113,7 @@ class Setup:
         hpz: Ranks that keep a second copy of the weights among them; 1: none do.
         reduce_bucket_size: Elements, as for `max_live_parameters` and `sub_group_size`.
         offload_optimizer: Whether masters, moments and gradients lie in host memory.
+        on_nvme: Whether they lie on a local disk instead.
         offload_parameters: Whether the weights do.
         device: cuda or cpu.
     """
@@ -106,6 +128,7 @@ class Setup:
     max_live_parameters: int
     sub_group_size: int
     offload_optimizer: bool = False
+    on_nvme: bool = False
     offload_parameters: bool = False
     offload_activations: bool = False
     mlp_tiles: int = 1
@@ -156,9 +179,8 @@ def memory(shape: Shape, setup: Setup) -> Memory:
         host, inputs = host + inputs, 0
     saved = T * shape.E * (FP32 + 2 * b) + inputs + whole  # the last norm and its output, then the layers
     head = shape.V * shape.E
-    trains_head = shape.trained == shape.parameters
     chunk = min(N, max(1, CHUNK_LOGITS[setup.device] // shape.V)) * shape.V
-    kept = 2 * N * shape.E * b + (FP32 * head if trains_head else 0)
+    kept = 2 * N * shape.E * b + (FP32 * head if shape.trains_head else 0)
     cast = b if b < FP32 else 0  # fp32 needs no second copy
     gathered = (
         min(shape.parameters, setup.max_live_parameters) * b if setup.stage == 3 and setup.ranks > 1 else 0
@@ -170,12 +192,12 @@ def memory(shape: Shape, setup: Setup) -> Memory:
             "activations": saved,
             "logits and head gradient": kept
             + chunk * (FP32 + cast)
-            + (head * (FP32 + cast) if trains_head else 0),
+            + (head * (FP32 + cast) if shape.trains_head else 0),
             "gathered parameters": gathered,
         },
         "backward of the head": {
             "activations": saved,
-            "logits and head gradient": kept + (head * (FP32 + cast) if trains_head else 0),
+            "logits and head gradient": kept + (head * (FP32 + cast) if shape.trains_head else 0),
             "gathered parameters": gathered,
         },
         "backward of a layer": {"activations": saved + again + work, "gathered parameters": gathered},
@@ -187,11 +209,12 @@ def memory(shape: Shape, setup: Setup) -> Memory:
 def _checkpointed(shape: Shape, setup: Setup, entry: int, layer: int) -> tuple[int, int, int]:
     """Return bytes of the kept inputs of layers, of layers that are kept, and of what is computed again at a time."""
     how = setup.gradient_checkpointing
+    passed = shape.passed  # below the lowest trained layer nothing is kept
     if how == "selective":  # attention and every second matrix product are kept: close to half of a layer
-        return shape.L * entry, shape.L * layer // 2, layer // 2
+        return passed * entry, passed * layer // 2, layer // 2 if passed else 0
     every = int(how)
-    again = shape.L // every if every else 0
-    return again * entry, (shape.L - again) * layer, layer if again else 0
+    again = min(passed, shape.L // every) if every else 0
+    return again * entry, (passed - again) * layer, layer if again else 0
 
 
 def _saved_per_token(shape: Shape, b: int, *, copies: int) -> tuple[int, int]:
@@ -214,7 +237,7 @@ def _states(shape: Shape, setup: Setup) -> tuple[dict[str, int], int]:
     optimizer = (8 if stage == 0 else 12) * trained // (W if stage else 1)
     host = 0
     if setup.offload_optimizer:
-        host += optimizer + gradients
+        host += 0 if setup.on_nvme else optimizer + gradients
         optimizer = gradients = 0
     if setup.offload_parameters:
         host += weights
@@ -245,8 +268,3 @@ def _update(shape: Shape, setup: Setup) -> int:
         copy = FP32 if setup.dtype == "float32" else 0
         return shape.trained // setup.ranks * (copy + temporaries)
     return FP32 * shape.trained  # all gradients are reduced as one
-
-
-def with_trained(shape: Shape, trained: int) -> Shape:
-    """Return the shape with other numbers of trained parameters (adapters on a frozen base)."""
-    return replace(shape, trained=trained, parameters=shape.parameters + trained)

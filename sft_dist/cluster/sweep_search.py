@@ -19,7 +19,7 @@ from sft_dist.core.seeds import derive
 from sft_dist.core.sweepfolder import Definition, Trial
 
 if TYPE_CHECKING:
-    import optuna
+    from optuna import Study
 
 HALVING = 2  # ASHA: of those that reach a rung, one in two goes on to the next, which is twice as far
 RANDOM_SHARE = 0.25  # of the trials are drawn at random before the model of TPE is trusted
@@ -86,7 +86,7 @@ def _optuna() -> Any:
 
 def _study(
     definition: Definition, past: Sequence[Past], spaces: Mapping[str, Any], total_steps: int
-) -> optuna.Study:
+) -> Study:
     optuna = _optuna()
     warm = max(1, round(definition.prune_after * total_steps))
     pruners = {
@@ -94,7 +94,7 @@ def _study(
         "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=warm),
         "asha": lambda: optuna.pruners.SuccessiveHalvingPruner(min_resource=warm, reduction_factor=HALVING),
     }
-    study = optuna.create_study(
+    study: Study = optuna.create_study(
         direction=FIGURES[definition.metric].direction,
         pruner=pruners[definition.pruning](),
         sampler=optuna.samplers.RandomSampler(seed=0),  # never asked: what is replayed has its settings
@@ -115,16 +115,15 @@ def _study(
     return study
 
 
-def _replay(study: optuna.Study, one: Past, spaces: Mapping[str, Any]) -> tuple[Any, bool]:
+def _replay(study: Study, one: Past, spaces: Mapping[str, Any]) -> tuple[Any, bool]:
     """Repeat what a trial reported; return it, and what the pruner says at its last report."""
     values = {k: _value(v, spaces[k]) for k, v in one.trial.settings.items() if k in spaces}
     study.enqueue_trial(values)
     replayed, verdict = study.ask(dict(spaces)), False
     for step, value in one.curve:
         replayed.report(value, step)
-        verdict = (
-            replayed.should_prune()
-        )  # ASHA notes its rungs here, also where the answer is no longer wanted
+        # ASHA notes its rungs here, also where the answer is no longer wanted
+        verdict = replayed.should_prune()
     return replayed, verdict
 
 

@@ -99,7 +99,7 @@ def compose(overrides: Sequence[str], file: Path | None) -> dict[str, Any]:
         with initialize_config_dir(config_dir=str(conf), version_base="1.3"):
             cfg = hydra_compose(config_name="config", overrides=args)
         values = OmegaConf.to_container(cfg, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra's own slips are ValueErrors
         raise UserError(_hydra_message(error, groups)) from None
     finally:
         GlobalHydra.instance().clear()
@@ -118,6 +118,14 @@ def _prefixed(override: str, groups: set[str]) -> str:
     if "=" not in override and not override.startswith("~"):
         raise UserError(
             f"{override!r} is neither a command's file nor an override; write overrides as key=value, such as train.epochs=2"
+        )
+    if key in groups and override[len(key) + 1 :].strip() in ("null", ""):
+        raise UserError(
+            f"{override!r} picks nothing from {key}/; use one of {', '.join(group_choices(key))}, or ~{key} for none"
+        )
+    if key.lstrip("+~").split(".")[0] == "hydra":
+        raise UserError(
+            f"{override!r} sets Hydra itself, which only composes the config here, so it would do nothing; leave it out"
         )
     return override if override[0] in "+~" or key in groups else f"++{override}"
 
@@ -159,8 +167,15 @@ def _hydra_message(error: Exception, groups: set[str]) -> str:
     text = str(error).split("\n\nConfig search path")[0].strip()
     for group in groups:
         if f"'{group}/" in text:
-            return f"{text.splitlines()[0]} {group} has: {', '.join(group_choices(group))}"
-    return f"the overrides cannot be composed: {text}"
+            return f"{text.splitlines()[0].rstrip('.')}; {group} has: {', '.join(group_choices(group))}"
+    if "multirun" in text:
+        word = text.split("'")[1].removeprefix("++")
+        return (
+            f"{word!r} has several values, but this command takes one of each; quote it if it is one (key='\"a,b\"'), put brackets "
+            "around a list (key=[a,b]), or try them all: sft-dist sweep"
+        )
+    said = " ".join(text.split("\nSee https://")[0].replace("++", "").split())
+    return f"the overrides cannot be composed: {said}"
 
 
 def _explain(error: dict[str, Any]) -> str:

@@ -38,8 +38,12 @@ def current() -> Process:
 
 
 def logger(name: str = "sft_dist") -> logging.Logger:
-    """Return the package's logger: INFO on rank 0, WARNING on the others, the rank in every line of several."""
-    log = logging.getLogger(name)
+    """Return the logger of a module of the package: INFO on rank 0, WARNING on the others, the rank in every line of several.
+
+    `python -m` gives a module the name __main__, which lies outside the package: its spec knows the true one.
+    """
+    spec = sys.modules["__main__"].__spec__ if name == "__main__" else None
+    log = logging.getLogger(spec.name if spec else name)
     root = logging.getLogger("sft_dist")
     if not root.handlers:
         me = current()

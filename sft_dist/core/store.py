@@ -12,6 +12,8 @@ from typing import Any
 
 import xxhash
 
+from sft_dist.core.errors import UserError
+
 CHUNK_BYTES = 1 << 22
 
 
@@ -26,7 +28,18 @@ def fsync_path(path: Path) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success fsync it and move it into place, on failure remove it."""
+    """Yield a temporary path beside `path`; on success fsync it and move it into place, on failure remove it.
+
+    A symbolic link is followed, as writing through it would.
+
+    Raises:
+        UserError: When `path` is there and no file: root would otherwise replace a device such as /dev/null.
+    """
+    path = path.resolve() if path.is_symlink() else path
+    if path.exists() and not path.is_file():
+        raise UserError(
+            f"{path} is a {'folder' if path.is_dir() else 'device or pipe'}, and writing would replace it; name a file"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -34,6 +47,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         fsync_path(aside)
         aside.replace(path)
         fsync_path(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk, say, does not tell whose writing failed
+        raise
     finally:
         with suppress(FileNotFoundError):
             aside.unlink()
@@ -93,7 +109,13 @@ def fingerprint(value: Any) -> str:
 
 
 def replace_folder(aside: Path, path: Path) -> None:
-    """Move a finished folder into place; what was there lies beside it until the new one stands."""
+    """Move a finished folder into place; what was there lies beside it until the new one stands.
+
+    Raises:
+        UserError: When `path` is there and no folder.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is no folder, and writing would replace it; name a new folder")
     for file in sorted(p for p in aside.rglob("*") if p.is_file()):
         fsync_path(file)
     for folder in (*(p for p in aside.rglob("*") if p.is_dir()), aside):

@@ -66,7 +66,9 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     looks_local = path.startswith((".", "/", "~")) or Path(path).exists()
-    if looks_local and not (Path(path).expanduser() / "config.json").is_file():
+    folder = Path(path).expanduser()
+    kinds = ("config.json", "adapter_config.json")  # a whole model, or an adapter that names its base
+    if looks_local and not any((folder / name).is_file() for name in kinds):
         raise UserError(
             f"{path} holds no config.json, so it is not a Hugging Face model folder; "
             "run `sft-dist export` on the run first, or name a folder that has one"
@@ -74,7 +76,7 @@ def load_model(
     name = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            str(Path(path).expanduser()) if looks_local else path,
+            str(folder) if looks_local else path,
             revision=revision,
             dtype=getattr(torch, name),
         )

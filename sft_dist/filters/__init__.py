@@ -15,6 +15,7 @@ from sft_dist.config.filters import FiltersConfig
 from sft_dist.core.records import Drop, Example
 from sft_dist.core.store import fingerprint
 from sft_dist.filters.dedup import Seen, duplicate_key
+from sft_dist.filters.language import Language
 from sft_dist.filters.rules import (
     AnswerRepeatsPrompt,
     BrokenText,
@@ -30,7 +31,7 @@ from sft_dist.filters.rules import (
 
 __all__ = ["FILTERS", "Filter", "Seen", "build_filters", "duplicate_key", "filters_fingerprint"]
 
-RULES_VERSION = 2  # raised when a rule decides otherwise under the same options
+RULES_VERSION = 3  # raised when a rule decides otherwise under the same options
 
 
 class Filter(Protocol):
@@ -54,6 +55,7 @@ FILTERS: dict[str, Callable[..., Filter]] = {
     "refusal": Refusal,
     "repetition": Repetition,
     "answer_repeats_prompt": AnswerRepeatsPrompt,
+    "language": Language,
 }
 
 

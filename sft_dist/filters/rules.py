@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -39,6 +40,18 @@ def answers_of(example: Example) -> list[str]:
         for m in example.messages
         if m.role == "assistant" and m.weight != 0 and (m.content or not m.tool_calls)
     ]
+
+
+def texts_of(example: Example) -> Iterator[tuple[str, str]]:
+    """Yield (what it is, text) of everything that a template may write out."""
+    for number, m in enumerate(example.messages, 1):
+        yield f"turn {number}", m.content
+        if m.reasoning_content:
+            yield f"the reasoning of turn {number}", m.reasoning_content
+        for call in m.tool_calls:
+            yield f"a call of turn {number}", call.arguments
+    for tool in example.tools:
+        yield "the tools", tool
 
 
 def excerpt(text: str) -> str:
@@ -77,10 +90,10 @@ class ControlCharacters:
 
     def __call__(self, example: Example) -> Drop | None:
         """Return `control_characters` or None."""
-        for number, message in enumerate(example.messages, 1):
-            if found := CONTROL.search(message.content):
+        for place, text in texts_of(example):
+            if found := CONTROL.search(text):
                 return Drop(
-                    self.name, f"U+{ord(found.group()):04X} at character {found.start() + 1} of turn {number}"
+                    self.name, f"U+{ord(found.group()):04X} at character {found.start() + 1} of {place}"
                 )
         return None
 
@@ -93,10 +106,9 @@ class BrokenText:
 
     def __call__(self, example: Example) -> Drop | None:
         """Return `broken_text` or None."""
-        for number, message in enumerate(example.messages, 1):
-            text = message.content
+        for place, text in texts_of(example):
             if not text.isascii() and (found := MOJIBAKE.search(text)):
-                return Drop(self.name, f"{found.group()!r} at character {found.start() + 1} of turn {number}")
+                return Drop(self.name, f"{found.group()!r} at character {found.start() + 1} of {place}")
         return None
 
 

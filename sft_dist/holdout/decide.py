@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
@@ -15,7 +16,7 @@ from sft_dist.core.errors import UserError, nearest
 from sft_dist.core.process import logger
 from sft_dist.core.records import Example
 from sft_dist.core.seeds import derive
-from sft_dist.holdout.decision import DATASET, Holdout, fold, input_key
+from sft_dist.holdout.decision import DATASET, Holdout, answer_key, fold, input_key
 from sft_dist.sources.base import RECORD
 from sft_dist.sources.task_files import read_task_list
 
@@ -39,6 +40,7 @@ class _Task:
         self.from_datasets: Counter[frozenset[str]] = Counter()
         self.inputs: dict[str, _Input] = {}
         self.heap: list[tuple[int, str]] = []  # (minus hash, input key): the largest kept hash is on top
+        self.answered = array("Q")  # answer keys of all examples: 8 bytes each
 
     def add(self, example: Example) -> None:
         """Take one example into account; `keep` inputs are remembered, those of prompts without an answer are not."""
@@ -47,6 +49,7 @@ class _Task:
         if example.is_prompt:
             return
         key = input_key(example)
+        self.answered.append(int(answer_key(example, key), 16))
         record = next((o for o in example.origin if o.startswith(RECORD)), None)
         if key not in self.inputs:
             # Tasks that ask the same records in other words choose the same ones: what any of them is evaluated on,
@@ -144,6 +147,7 @@ def decide(
         heldout_inputs=evaluated,
         datasets=frozenset(fold(d) for d in refused),
         ids=frozenset(ids),
+        copies=frozenset(f"{k:016x}" for n in held & set(seen) for k in seen[n].answered),
     )
 
 

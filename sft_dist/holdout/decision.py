@@ -31,6 +31,8 @@ class Holdout:
         datasets: Underlying datasets (folded names) of which nothing is trained on.
         ids: Examples that are evaluated and whose descendants are therefore refused, and the annotated records
             ("record:...") that they were made from: no other question about those is trained on.
+        copies: Answer keys of the examples of held-out tasks, those that are not evaluated too: the same question with
+            the same answer is not trained on, whatever source and task it comes under.
     """
 
     tasks: frozenset[str] = frozenset()
@@ -38,6 +40,7 @@ class Holdout:
     heldout_inputs: Mapping[str, frozenset[str]] = field(default_factory=dict)
     datasets: frozenset[str] = frozenset()
     ids: frozenset[str] = frozenset()
+    copies: frozenset[str] = frozenset()
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready fields, everything sorted."""
@@ -47,6 +50,7 @@ class Holdout:
             "heldout_inputs": {t: sorted(self.heldout_inputs[t]) for t in sorted(self.heldout_inputs)},
             "datasets": sorted(self.datasets),
             "ids": sorted(self.ids),
+            "copies": sorted(self.copies),
         }
 
     @classmethod
@@ -63,6 +67,7 @@ class Holdout:
                 heldout_inputs={t: frozenset(keys) for t, keys in fields["heldout_inputs"].items()},
                 datasets=frozenset(fields["datasets"]),
                 ids=frozenset(fields["ids"]),
+                copies=frozenset(fields["copies"]),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
@@ -91,7 +96,7 @@ def split(example: Example, holdout: Holdout, *, drop_eval_inputs: bool = True) 
 
     Returns:
         "eval_heldout", "eval_seen", "train", or a Drop: `eval_surplus` (of a held-out task, but not among those that
-        are evaluated), `heldout_origin` (descends from what is held out), `eval_record`, `eval_input` (another task is
+        are evaluated), `heldout_origin` (descends from what is held out), `eval_record`, `heldout_copy` (question and answer of a held-out task), `eval_input` (another task is
         evaluated on that input, or this is a prompt without an answer to evaluate).
     """
     key = input_key(example)
@@ -113,6 +118,8 @@ def split(example: Example, holdout: Holdout, *, drop_eval_inputs: bool = True) 
         return Drop("eval_record", f"another example made from {record} is evaluated")
     if drop_eval_inputs and key in holdout.evaluated:
         return Drop("eval_input", f"input {key} is an evaluation input of another task")
+    if holdout.copies and answer_key(example, key) in holdout.copies:
+        return Drop("heldout_copy", f"an example of a held-out task asks input {key} and has the same answer")
     return "train"
 
 
@@ -130,6 +137,12 @@ def input_key(example: Example) -> str:
     texts = [example.input] if example.input else [m.content for m in example.messages if m.role == "user"]
     # \x1f between turns only after folding: it counts as white space itself
     whole = "\x1f".join(" ".join(fold(t).split()) for t in texts)
+    return xxhash.xxh3_64_hexdigest(whole.encode("utf-8", "surrogatepass"))
+
+
+def answer_key(example: Example, key: str) -> str:
+    """Return 16 hex digits for a question and its answer; `key` is the example's input key."""
+    whole = f"{key}\x1f{' '.join(fold(example.output).split())}"
     return xxhash.xxh3_64_hexdigest(whole.encode("utf-8", "surrogatepass"))
 
 

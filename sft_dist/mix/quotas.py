@@ -22,7 +22,7 @@ def quotas(mixture: Mixture, sources: Sequence[SourceMix], cells: Cells) -> NDAr
     Without shares, temperature and `epoch_examples` the rates are counts. Otherwise the epoch has E examples
     (`epoch_examples`, else as many as there are under the caps): a source with a share gets its part of E, one with
     `epochs` its passes, the others divide the rest by rate. Task bounds are kept throughout; what they take from or
-    give to a task is balanced by the other tasks of the same group.
+    give to a task is balanced by the other tasks of the same group, and a share that they make impossible is refused.
 
     Args:
         mixture: The settings.
@@ -38,7 +38,7 @@ def quotas(mixture: Mixture, sources: Sequence[SourceMix], cells: Cells) -> NDAr
     low = mixture.task_min * part
     high = np.full_like(rates, np.inf) if mixture.task_max is None else mixture.task_max * part
     out = np.zeros(len(rates), np.int64)
-    for group, total in _groups(mixture, sources, cells, capped, rates):
+    for group, total in _groups(mixture, sources, cells, capped, rates, (low, high)):
         if total is None:
             exact = np.clip(rates[group], low[group], high[group])
         else:
@@ -48,7 +48,12 @@ def quotas(mixture: Mixture, sources: Sequence[SourceMix], cells: Cells) -> NDAr
 
 
 def _groups(
-    mixture: Mixture, sources: Sequence[SourceMix], cells: Cells, capped: Floats, rates: Floats
+    mixture: Mixture,
+    sources: Sequence[SourceMix],
+    cells: Cells,
+    capped: Floats,
+    rates: Floats,
+    bounds: tuple[Floats, Floats],
 ) -> list[tuple[Bools, float | None]]:
     """Divide the cells into groups, each with the number of examples it gets; None: as its rates say."""
     shares = {k: s.share for k, s in enumerate(sources) if s.share is not None}
@@ -69,6 +74,8 @@ def _groups(
         total = fixed + float(np.round(capped[~pinned].sum()))
     parts = [float(np.round(share * total)) for share in shares.values()]
     groups += [(cells.sources == k, part) for k, part in zip(shares, parts, strict=True)]
+    for k, part in zip(shares, parts, strict=True):
+        _check_bounds(mixture, cells, k, part, *bounds)
     rest = total - fixed - sum(parts)
     rounding = 1.0 + len(shares)
     if rest < -rounding or (rest > rounding and not free.any()):
@@ -78,6 +85,26 @@ def _groups(
             "mix.epoch_examples, or the shares or epochs"
         )
     return [*groups, (free, max(rest, 0.0))]
+
+
+def _check_bounds(
+    mixture: Mixture, cells: Cells, source: int, part: float, low: Floats, high: Floats
+) -> None:
+    """Refuse a share that the bounds of the source's tasks do not allow: one of the two would be ignored."""
+    own = cells.sources == source
+    least, most = float(low[own].sum()), float(high[own].sum())
+    name, tasks = cells.source_names[source], len(np.unique(cells.tasks[own]))
+    asked = f"the share of {name} is {part:,.0f} examples of an epoch"
+    if least > part + 1.0:
+        raise UserError(
+            f"{asked}, but mix.task_min={mixture.task_min} asks for {least:,.0f} of its {tasks} tasks, so one of the two would be ignored; "
+            "raise the share, give the source weight or epochs instead of a share, or lower mix.task_min"
+        )
+    if most < part - 1.0:
+        raise UserError(
+            f"{asked}, but mix.task_max={mixture.task_max} allows {most:,.0f} of its {tasks} tasks, so one of the two would be ignored; "
+            "lower the share, or raise mix.task_max"
+        )
 
 
 def _check_shares(shares: Mapping[int, float], names: Sequence[str], *, others: bool) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sft_dist.core.errors import UserError
@@ -35,9 +35,16 @@ class BaseFiles:
 
     @classmethod
     def find(cls, path: str, revision: str | None) -> BaseFiles | None:
-        """Return the files of a folder or hub id (downloaded when they are not in the cache); None without safetensors."""
+        """Return the files of a folder or hub id (downloaded when they are not in the cache); None without safetensors.
+
+        Raises:
+            UserError: When a file is torn, or one that the index names is not there.
+        """
         if (index := _located(path, INDEX, revision)) is not None:
-            where: dict[str, str] = read_json(index)["weight_map"]
+            try:
+                where: dict[str, str] = read_json(index)["weight_map"]
+            except (ValueError, KeyError):
+                raise UserError(_torn(index)) from None
             files = {name: _located(path, name, revision) for name in sorted(set(where.values()))}
             if absent := [n for n, f in files.items() if f is None]:
                 raise UserError(
@@ -46,14 +53,13 @@ class BaseFiles:
             return cls(file_of={key: Path(files[name]) for key, name in where.items()})  # type: ignore[arg-type]
         if (one := _located(path, ONE, revision)) is None:
             return None
-        with safe_open(one, framework="pt") as f:
-            return cls(file_of=dict.fromkeys(f.keys(), one))
+        return cls(file_of=dict.fromkeys(_opened(one).keys(), one))
 
     def slice(self, key: str) -> Any:
         """Return a lazy tensor: `get_shape()`, `get_dtype()`, and indexing that reads only what is asked for."""
         file = self.file_of[key]
         if file not in self._open:
-            self._open[file] = safe_open(file, framework="pt")
+            self._open[file] = _opened(file)
         return self._open[file].get_slice(key)
 
     def tensor(self, key: str) -> Tensor:
@@ -151,6 +157,19 @@ def commit_of(path: str, revision: str | None) -> str | None:
 
     found = None if Path(path).is_dir() else _located(path, "config.json", revision)
     return extract_commit_hash(str(found), None) if found else None
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError):
+        raise UserError(_torn(file)) from None
+
+
+def _torn(file: Path) -> str:
+    return (
+        f"{file} is torn or no file of this kind, so the base model cannot be read; download or copy it again"
+    )
 
 
 def _located(path: str, name: str, revision: str | None) -> Path | None:

@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from sft_dist.core.errors import UserError
+from sft_dist.core.process import logger
 from sft_dist.model import adapters, attention, memory, partition, rope, support, vocabulary
 from sft_dist.model.adapters import Lora
-from sft_dist.model.files import auto_class, commit_of
+from sft_dist.model.files import BaseFiles, auto_class, commit_of
 from sft_dist.model.packed import PackedLM
 from sft_dist.model.trainable import choose
 from sft_dist.model.ulysses import SequenceGroup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+log = logger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -90,39 +94,6 @@ def attention_needs(config: Any, dtype: torch.dtype, device: str) -> attention.N
     )
 
 
-def create_initial(
-    folder: Path,
-    *,
-    shape: Mapping[str, Any],
-    vocab_size: int,
-    bos_id: int | None,
-    eos_id: int | None,
-    pad_id: int | None,
-    seed: int,
-) -> None:
-    """Write a randomly initialised Llama-type model, a function of shape and seed alone, as a Hugging Face folder."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=shape["hidden_size"],
-        intermediate_size=shape["intermediate_size"],
-        num_hidden_layers=shape["layers"],
-        num_attention_heads=shape["heads"],
-        num_key_value_heads=shape["kv_heads"] or shape["heads"],
-        max_position_embeddings=shape["max_position_embeddings"],
-        rope_parameters={"rope_type": "default", "rope_theta": shape["rope_theta"]},
-        tie_word_embeddings=shape["tie_word_embeddings"],
-        initializer_range=shape["initializer_range"],
-        bos_token_id=bos_id,
-        eos_token_id=eos_id,
-        pad_token_id=pad_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        LlamaForCausalLM(config).float().save_pretrained(folder)
-
-
 def load_packed(
     path: str,
     *,
@@ -148,7 +119,7 @@ def load_packed(
     Args:
         path: Local folder or hub id.
         dtype: float32 or bfloat16, of the weights in forward and backward.
-        backend: A name of `attention.BACKENDS` or auto.
+        backend: A name of `backends.BACKENDS` or auto.
         device: cuda or cpu.
         zero_config: The DeepSpeed config under ZeRO-3, else None. The weights are then partitioned while they are
             loaded, so no rank ever holds the whole model on its device.
@@ -176,7 +147,7 @@ def load_packed(
         seq_len=seq_len,
         rope_scaling=rope_scaling,
     )
-    rows = vocabulary.rows_for(config.get_text_config().vocab_size, min_vocab_size, vocab_multiple, path)
+    rows = support.rows_for(config.get_text_config().vocab_size, min_vocab_size, vocab_multiple, path)
     torch_dtype = DTYPES[dtype]
     chosen, reason = attention.choose(backend, attention_needs(config, torch_dtype, device))
     quantisation = adapters.quantisation(lora, torch_dtype, device)
@@ -245,21 +216,32 @@ def _weights(
     """Return the model with the base's weights."""
     if zero_config is not None and source is not None:
         _refuse_missing(path, source.missing)
+        _tell_unused(path, source.unused)
         empty = partition.build(config, zero_config, dtype, attn, trust_remote_code=trust_remote_code)
         partition.fill(empty, source)
         return empty.eval()
-    found: Any = auto_class(config).from_pretrained(
-        path,
-        config=config,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        dtype=dtype,
-        attn_implementation=attn,
-        output_loading_info=True,
-        **({"quantization_config": quantisation} if quantisation else {}),
-    )
+    BaseFiles.find(path, revision)  # names a file that is torn or absent better than transformers does
+    try:
+        found: Any = auto_class(config).from_pretrained(
+            path,
+            config=config,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            dtype=dtype,
+            attn_implementation=attn,
+            output_loading_info=True,
+            **({"quantization_config": quantisation} if quantisation else {}),
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"the weights of {path} cannot be loaded ({str(error).strip().splitlines()[0]}), so there is nothing to start from; "
+            "its files are missing or torn, or do not belong to its config.json: download or copy it again"
+        ) from error
     hf, info = found
     _refuse_missing(path, sorted(info["missing_keys"]))
+    _tell_unused(path, sorted(info["unexpected_keys"]))
     return hf
 
 
@@ -268,6 +250,17 @@ def _refuse_missing(path: str, missing: list[str]) -> None:
         raise UserError(
             f"{path} lacks {len(missing)} weights (first: {missing[0]}), which would start random; "
             "the files do not belong to this architecture or are incomplete"
+        )
+
+
+def _tell_unused(path: str, unused: list[str]) -> None:
+    if unused:
+        log.info(
+            "%s holds %d tensors that are no part of the model by its config.json (first: %s): they are not trained, the export "
+            "has them as they are",
+            path,
+            len(unused),
+            unused[0],
         )
 
 

@@ -27,11 +27,13 @@ class Source:
         files: The files of the base.
         key_of: Parameter or buffer, second names of tied ones too -> tensor in the files.
         missing: Parameters that no tensor becomes.
+        unused: Tensors that become nothing.
     """
 
     files: BaseFiles
     key_of: dict[str, str]
     missing: list[str]
+    unused: list[str]
 
 
 def find(
@@ -61,7 +63,7 @@ def find(
         if second in key_of:
             key_of.setdefault(first, key_of[second])
     missing = sorted(n for n, _ in model.named_parameters() if n not in key_of)
-    return Source(files=files, key_of=key_of, missing=missing)
+    return Source(files=files, key_of=key_of, missing=missing, unused=names.unused)
 
 
 def build(config: Any, zero_config: Mapping[str, Any], dtype: torch.dtype, attn: str, **options: Any) -> Any:

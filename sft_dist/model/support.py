@@ -78,3 +78,25 @@ def _quantised(quantisation: Any, path: str) -> str:
         cause
         + "set model.path to the original that was quantised (lora.quantize_base=nf4 quantises it on the fly)"
     )
+
+
+def rows_for(base: int, tokens: int, multiple: int | None, path: str) -> int:
+    """Return how many embedding rows to train with.
+
+    Args:
+        base: Rows of the base model.
+        tokens: Largest token id of the tokenizer plus one.
+        multiple: `model.vocab_multiple`.
+        path: The model, for the message.
+
+    Raises:
+        UserError: When the tokenizer has more tokens than the model and no rows may be added.
+    """
+    if multiple is not None:
+        return -(-max(base, tokens) // multiple) * multiple
+    if tokens > base:
+        raise UserError(
+            f"the tokenizer has ids up to {tokens - 1}, the model {path} embeds {base} tokens; training would read beyond the "
+            "embedding. Use the tokenizer that belongs to the model (model.tokenizer=null), or add rows with model.vocab_multiple=64"
+        )
+    return base

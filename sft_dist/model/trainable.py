@@ -1,16 +1,20 @@
-"""Which parameters are trained: all of the text part, or what the config chooses."""
+"""Which parameters are trained: all of the text part, or what the config chooses; and what that saves in FLOPs."""
 
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
 from sft_dist.core.errors import UserError
+from sft_dist.model.memory import layers
+from sft_dist.pack import CostModel
 
 LAYERS = re.compile(r"layers\[(-?\d*):(-?\d*)\]")
 
@@ -64,3 +68,46 @@ def _matching(hf: Any, text: dict[str, nn.Parameter], entry: str, field: str) ->
             f"use embeddings, head, layers[0:2], or a glob over names such as {near}"
         )
     return found
+
+
+def with_backward(cost: CostModel, hf: Any) -> CostModel:
+    """Return a FLOP model whose backward pass is that of what `hf` trains, adapters counted.
+
+    A product with a weight costs the gradient of its input down to the lowest trained layer, and the gradient of the weight
+    where that is trained. Of the lowest layer all inputs count, though its first products need none; layers count by their
+    matrices' elements, so experts of one layer that are trained in part weigh as if every token passed them all.
+
+    Args:
+        cost: Of the model with all of it trained, without adapters.
+        hf: The model, parameters marked by `choose` or `adapters.add`.
+    """
+    below = any(p.requires_grad for p in hf.get_input_embeddings().parameters())
+    size = trained = passed = adapters = 0
+    for layer in layers(hf.get_decoder()):
+        matrices = [(n, p) for n, p in layer.named_parameters() if len(shape_of(p)) > 1]
+        own = sum(numel(p) for n, p in matrices if ".lora_" not in n)
+        size += own
+        trained += sum(numel(p) for n, p in matrices if ".lora_" not in n and p.requires_grad)
+        adapters += sum(numel(p) for n, p in matrices if ".lora_" in n)
+        below = below or any(p.requires_grad for p in layer.parameters())
+        passed += own * below
+    head = hf.get_output_embeddings()
+    above = below or any(p.requires_grad for p in hf.get_decoder().parameters())
+    linear, added = cost.linear_flops_per_token, 2.0 * adapters
+    return replace(
+        cost,
+        linear_flops_per_token=linear + added,
+        linear_backward=(linear * (trained + passed) / max(1, size) + 2.0 * added) / (linear + added),
+        attention_backward=2.0 * passed / max(1, size),
+        head_backward=float(above) + float(any(p.requires_grad for p in head.parameters())),
+    )
+
+
+def shape_of(parameter: Any) -> tuple[int, ...]:
+    """Return the whole shape of a parameter, partitioned or not."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def numel(parameter: Any) -> int:
+    """Return the elements of a whole parameter, partitioned or not."""
+    return math.prod(shape_of(parameter))

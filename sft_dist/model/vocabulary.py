@@ -13,30 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sft_dist.core.errors import UserError
-
-
-def rows_for(base: int, tokens: int, multiple: int | None, path: str) -> int:
-    """Return how many embedding rows to train with.
-
-    Args:
-        base: Rows of the base model.
-        tokens: Largest token id of the tokenizer plus one.
-        multiple: `model.vocab_multiple`.
-        path: The model, for the message.
-
-    Raises:
-        UserError: When the tokenizer has more tokens than the model and no rows may be added.
-    """
-    if multiple is not None:
-        return -(-max(base, tokens) // multiple) * multiple
-    if tokens > base:
-        raise UserError(
-            f"the tokenizer has ids up to {tokens - 1}, the model {path} embeds {base} tokens; training would read beyond the "
-            "embedding. Use the tokenizer that belongs to the model (model.tokenizer=null), or add rows with model.vocab_multiple=64"
-        )
-    return base
-
 
 def grown(weight_VE: Tensor, rows: int) -> Tensor:
     """Return the matrix with rows added up to `rows`, each the mean of the old ones."""

@@ -6,7 +6,7 @@ tokens has l^2/2 (query, key) pairs; over a row only the sum of squared document
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 Count = TypeVar("Count", float, NDArray[np.float64])
 
-# Matrix products of a backward pass cost twice the forward (gradients of input and of weight).
+# Matrix products of a backward pass cost twice the forward: the gradient of the input, and that of the weight (or of the
+# other factor, in attention). A frozen weight needs the first only; what lies below everything trained needs neither.
 BACKWARD = 2.0
 # Fused attention recomputes the scores in backward: five products where forward has two.
 ATTENTION_BACKWARD_DONE = 2.5
@@ -22,17 +23,23 @@ ATTENTION_BACKWARD_DONE = 2.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CostModel:
-    """Forward FLOPs by what they are proportional to.
+    """Forward FLOPs by what they are proportional to, and what a backward pass costs over the forward.
 
     Attributes:
         linear_flops_per_token: Matrix products of all layers, a token.
         attention_flops_per_pair: Scores and weighted sum of all layers, a (query, key) pair.
         head_flops_per_target: The vocabulary projection, which runs over target tokens only.
+        linear_backward: Backward over forward of the layers' matrix products; 2 where all weights are trained.
+        attention_backward: The same of scores and weighted sum.
+        head_backward: The same of the vocabulary projection.
     """
 
     linear_flops_per_token: float
     attention_flops_per_pair: float
     head_flops_per_target: float = 0.0
+    linear_backward: float = BACKWARD
+    attention_backward: float = BACKWARD
+    head_backward: float = BACKWARD
 
     @classmethod
     def of_shape(
@@ -85,15 +92,23 @@ class CostModel:
 
     def useful_flops(self, tokens: float, squared_tokens: float, target_tokens: float) -> float:
         """Return FLOPs of forward and backward that the mathematics needs: the numerator of MFU."""
-        return (1.0 + BACKWARD) * self.row_cost(tokens, squared_tokens, target_tokens)
-
-    def hardware_flops(
-        self, tokens: float, squared_tokens: float, target_tokens: float, *, gradient_checkpointing: bool
-    ) -> float:
-        """Return FLOPs that the device does: with recomputed attention scores and, if so, recomputed layers."""
-        again = 1.0 if gradient_checkpointing else 0.0
         return (
-            (1.0 + BACKWARD + again) * self.linear_flops_per_token * tokens
-            + (1.0 + ATTENTION_BACKWARD_DONE + again) * self.attention_flops_per_pair * 0.5 * squared_tokens
-            + (1.0 + BACKWARD) * self.head_flops_per_target * target_tokens
+            (1.0 + self.linear_backward) * self.linear_flops_per_token * tokens
+            + (1.0 + self.attention_backward) * self.attention_flops_per_pair * 0.5 * squared_tokens
+            + (1.0 + self.head_backward) * self.head_flops_per_target * target_tokens
+        )
+
+    def on_device(self, *, recomputed: bool) -> CostModel:
+        """Return what a device spends, forward and backward together, as a model of its own: for balance, by `row_cost`.
+
+        Args:
+            recomputed: Layers are run again in the backward pass (gradient checkpointing); the vocabulary projection is not.
+        """
+        again = 1.0 if recomputed else 0.0
+        scores = ATTENTION_BACKWARD_DONE if self.attention_backward else 0.0
+        return replace(
+            self,
+            linear_flops_per_token=(1.0 + self.linear_backward + again) * self.linear_flops_per_token,
+            attention_flops_per_pair=(1.0 + scores + again) * self.attention_flops_per_pair,
+            head_flops_per_target=(1.0 + self.head_backward) * self.head_flops_per_target,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -22,12 +21,14 @@ from sft_dist.core.seeds import derive
 from sft_dist.core.store import read_json, replace_folder, write_json
 from sft_dist.model import leak, memory, ulysses
 from sft_dist.model.adapters import Lora
-from sft_dist.model.load import Loaded, create_initial, load_packed, read_config
+from sft_dist.model.initial import create_initial
+from sft_dist.model.load import Loaded, load_packed, read_config
 from sft_dist.model.loss import LossHead, LossOptions
 from sft_dist.model.neftune import add_noise
 from sft_dist.model.packed import PackedLM, to_inputs
+from sft_dist.model.trainable import numel
 from sft_dist.model.ulysses import SequenceGroup
-from sft_dist.pipelines.plan import check_sequence_parallel
+from sft_dist.pipelines.plan import check_ranks
 from sft_dist.render.tokenizer import TextTokenizer
 from sft_dist.train import zero
 from sft_dist.train.ema import Ema
@@ -109,7 +110,7 @@ def assemble(config: RunConfig, folder: RunFolder, tokenizer: TextTokenizer) -> 
     return Assembled(
         engine=engine,
         model_path=model_path,
-        parameters=sum(math.prod(getattr(p, "ds_shape", p.shape)) for p in engine.module.parameters()),
+        parameters=sum(numel(p) for p in engine.module.parameters()),
         backend=loaded.backend,
         reason=loaded.reason,
         sequence=sequence,
@@ -123,9 +124,7 @@ def _note(folder: RunFolder, loaded: Loaded, model_path: str) -> None:
         return
     env = folder.path / "env.json"
     write_json(env, {**read_json(env), "model": {"path": model_path, "commit": loaded.commit}})
-    sizes = [
-        (math.prod(getattr(p, "ds_shape", p.shape)), p.requires_grad) for p in loaded.module.parameters()
-    ]
+    sizes = [(numel(p), p.requires_grad) for p in loaded.module.parameters()]
     trained = sum(n for n, trains in sizes if trains)
     log.info(
         "%s%s: %s of %s parameters are trained",
@@ -215,7 +214,7 @@ def _share_rows(config: RunConfig, model_path: str) -> SequenceGroup:
         model_path, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
     ).get_text_config()
     heads = getattr(text, "num_attention_heads", None)  # a model without is refused when it is loaded
-    check_sequence_parallel(config, ranks=dist.get_world_size(), heads=heads)
+    check_ranks(config, ranks=dist.get_world_size(), heads=heads)
     return ulysses.join(config.train.sequence_parallel, config.deepspeed.timeout_minutes)
 
 

@@ -13,7 +13,7 @@ from sft_dist.evals.tasks import load_eval_sets
 from sft_dist.mix import Corpus
 from sft_dist.pipelines.plan import cost_model, make_planner, open_corpus
 from sft_dist.pipelines.prepare import Prepared, has_eval, prepare
-from sft_dist.pipelines.select import PROMPT, TRAIN
+from sft_dist.pipelines.selection import PROMPT, TRAIN
 from sft_dist.report import card, card_counts
 from sft_dist.report.card_facts import CardFacts, SourceFacts, TaskLabels
 from sft_dist.report.card_texts import Texts

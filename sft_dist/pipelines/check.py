@@ -12,10 +12,21 @@ from rich.console import Console
 from sft_dist.config import RunConfig
 from sft_dist.core.errors import UserError
 from sft_dist.mix import Corpus
-from sft_dist.pipelines.plan import Summary, cost_model, make_planner, open_corpus, summarise
+from sft_dist.model.rope import check_reach
+from sft_dist.model.support import rows_for
+from sft_dist.pipelines.launch import ranks_of
+from sft_dist.pipelines.plan import (
+    Summary,
+    check_ranks,
+    config_json,
+    cost_model,
+    make_planner,
+    open_corpus,
+    summarise,
+)
 from sft_dist.pipelines.prepare import Prepared, prepare
 from sft_dist.pipelines.scaled import Scaled
-from sft_dist.pipelines.select import training_examples
+from sft_dist.pipelines.selection import stored_sources, training_examples
 from sft_dist.shards import Store
 from sft_dist.sources import open_source
 from sft_dist.train.zero import check_extra
@@ -32,6 +43,8 @@ def check(config: RunConfig, *, limit: int) -> Summary:
         UserError: For anything that preparation or planning would refuse.
     """
     check_extra(config.deepspeed.extra)
+    nproc = config.launch.nproc
+    check_ranks(config, ranks=None if nproc == "auto" else nproc * config.launch.nodes)
     model = config.model.path
     if (
         model
@@ -41,7 +54,11 @@ def check(config: RunConfig, *, limit: int) -> Summary:
         raise UserError(
             f"model.path={model} has no config.json, so there is no base model to start from; check the path"
         )
-    if all((Path(config.data.dir) / "stores" / n / "manifest.json").is_file() for n in config.data.sources):
+    if text := config_json(config):
+        scaling = config.model.rope_scaling.model_dump() if config.model.rope_scaling else None
+        check_reach(text, scaling, config.pack.seq_len)
+    built = stored_sources(Path(config.data.dir), config.data.sources)
+    if built and all((Path(config.data.dir) / "stores" / n / "manifest.json").is_file() for n in built):
         prepared = prepare(config, build=False)
         return _summary(config, prepared, open_corpus(prepared.stores))
     with tempfile.TemporaryDirectory(prefix="sft-check-") as scratch:
@@ -93,10 +110,13 @@ def _packed_rows(config: RunConfig, prepared: Prepared) -> list[list[tuple[str, 
 
 
 def _summary(config: RunConfig, prepared: Prepared, corpus: Corpus, *, exact: bool = True) -> Summary:
-    cost = cost_model(config, prepared.renderer.tokenizer.vocab_size)
-    planner = make_planner(config, corpus, world_size=1, cost=cost)
+    tokens = prepared.renderer.tokenizer.vocab_size
+    if rows := config_json(config).get("vocab_size"):
+        rows_for(rows, tokens, config.model.vocab_multiple, str(config.model.path))
+    planner = make_planner(config, corpus, world_size=1, cost=cost_model(config, tokens))
     rendered = {
         name: Counter(store.info["dropped"])
         for name, store in zip(corpus.source_names, corpus.stores, strict=True)
     }
-    return summarise(config, planner, prepared.selected.sources, rendered, exact=exact)
+    ranks = ranks_of(config.launch.nproc) * config.launch.nodes
+    return summarise(config, planner, prepared.selected.sources, rendered, exact=exact, ranks=ranks)

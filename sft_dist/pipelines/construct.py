@@ -34,12 +34,13 @@ from sft_dist.construct import (
 )
 from sft_dist.construct.output import EXAMPLES
 from sft_dist.core.errors import UserError, nearest
-from sft_dist.core.records import BadRecord, Example
+from sft_dist.core.records import Example
 from sft_dist.core.store import append_jsonl, fingerprint
 from sft_dist.holdout import split
-from sft_dist.pipelines.select import Selected, seed_examples, select
+from sft_dist.pipelines.select import make_folder, select
+from sft_dist.pipelines.selection import Selected, seed_examples
 from sft_dist.sources import Source, open_source
-from sft_dist.sources.reading import read_records
+from sft_dist.sources.base import FileSource
 
 Progress = Callable[[str], None]
 
@@ -70,7 +71,7 @@ def construct(
                 f"construct.sets has no {name!r}.{nearest(name, sets) or ' It has: ' + ', '.join(sets)}"
             )
     root = Path(config.data.dir) / "construct"
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
     with _locked(root):
         stats = Stats()
         try:
@@ -213,12 +214,14 @@ def _open_sources(
 
 def _labels(source: Source, field: str) -> dict[str, bool]:
     """Return which instructions are classifications, as far as the records of a source say so."""
+    if not isinstance(source, FileSource):
+        return {}  # the demo set, whose examples are no records
     return {
-        " ".join(raw.fields["instruction"].split()): raw.fields[field]
-        for raw in read_records(source.files())
-        if not isinstance(raw, BadRecord)
-        and isinstance(raw.fields.get(field), bool)
-        and isinstance(raw.fields.get("instruction"), str)
+        " ".join(example.instruction.split()): raw.fields[field]
+        for raw, made in source.read()
+        if raw is not None and isinstance(raw.fields.get(field), bool)
+        for example in made
+        if isinstance(example, Example)
     }
 
 

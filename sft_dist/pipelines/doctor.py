@@ -27,15 +27,14 @@ from rich.table import Table
 from sft_dist.cluster import checks
 from sft_dist.cluster.checks import Check
 from sft_dist.cluster.desk import Desk, Visitor
-from sft_dist.cluster.estimate import checkpoint_bytes, export_bytes
 from sft_dist.cluster.verdict import checks_of, compare_versions, judge_steps
 from sft_dist.config import RunConfig
 from sft_dist.config.load import freeze
 from sft_dist.core.errors import UserError
 from sft_dist.core.paths import resource
 from sft_dist.core.store import write_text
-from sft_dist.pipelines.estimate import model_config, shape_of
 from sft_dist.pipelines.launch import free_port, gpus, ranks_of
+from sft_dist.pipelines.sizes import kept_bytes, model_config, shape_of
 from sft_dist.pipelines.train import absolute
 
 STEP = "sft_dist.pipelines.doctor_step"
@@ -141,9 +140,7 @@ def _examine(config: RunConfig, place: Place, offset_s: float) -> dict[str, Any]
     found += checks.devices(expected)
     need = 0
     with suppress(UserError):  # a model that is not on this node: the step will say so
-        shape = shape_of(config, model_config(config))
-        need = (config.checkpoint.keep_last + 1) * checkpoint_bytes(shape)
-        need += export_bytes(shape, config.model.dtype)
+        need = kept_bytes(config, shape_of(config, model_config(config)))
     found.append(checks.disk("run_root", Path(config.run_root), need))
     found.append(checks.disk("data.dir", Path(config.data.dir)))
     found.append(checks.disk("LOCAL_SCRATCH", Path(os.environ.get("LOCAL_SCRATCH", tempfile.gettempdir()))))

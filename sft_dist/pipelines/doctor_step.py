@@ -32,7 +32,7 @@ from sft_dist.core.store import write_json
 from sft_dist.model.packed import to_inputs
 from sft_dist.pipelines.assemble import assemble
 from sft_dist.pipelines.environment import environment
-from sft_dist.pipelines.estimate import model_config
+from sft_dist.pipelines.sizes import model_config
 from sft_dist.render.tokenizer import TextTokenizer
 from sft_dist.train import zero
 from sft_dist.train.metrics import memory_bytes

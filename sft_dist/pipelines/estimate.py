@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
 import statistics
 from collections.abc import Mapping
@@ -13,27 +13,28 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sft_dist.cluster.estimate import (
-    Measured,
-    Work,
-    as_dict,
-    checkpoint_bytes,
-    export_bytes,
-    needed,
-    suggestions,
-    time_of,
-)
-from sft_dist.cluster.memory import Setup, Shape, memory, with_trained
+from sft_dist.cluster.estimate import Measured, Work, as_dict, needed, suggestions, time_of, with_backward
+from sft_dist.cluster.memory import memory
 from sft_dist.cluster.site import load_site
 from sft_dist.config import RunConfig
+from sft_dist.config.cluster import SiteProfile
 from sft_dist.config.load import read_run
 from sft_dist.core.errors import UserError
 from sft_dist.core.store import read_json, read_jsonl
 from sft_dist.pack import devices
 from sft_dist.pipelines.launch import ranks_of
 from sft_dist.pipelines.plan import Summary, cost_of
+from sft_dist.pipelines.sizes import (
+    GIB,
+    checkpoint_bytes,
+    ema_bytes,
+    kept_bytes,
+    model_config,
+    setup_of,
+    shape_of,
+    unknown_parts,
+)
 
-GIB = 1 << 30
 WARM_UP_STEPS = 3  # the first steps of a run allocate and compile
 
 
@@ -90,7 +91,7 @@ def estimate(
         targets=tokens * setup.target_share,
         squares=tokens * summary.squares_per_token,
     )
-    cost = cost_of(text)
+    cost = with_backward(cost_of(text), shape)
     time = time_of(
         work,
         cost,
@@ -102,9 +103,9 @@ def estimate(
     proposals = suggestions(
         shape, setup, rows=config.train.micro_rows, seq_len=config.pack.seq_len, limit_bytes=limit
     )
-    kept = (config.checkpoint.keep_last + 1) * checkpoint_bytes(shape) + export_bytes(
-        shape, config.model.dtype
-    )
+    per_node = -(-ranks // config.launch.nodes)
+    host = per_node * (usage.host + (checkpoint_bytes(config, shape) + ema_bytes(config, shape)) // ranks)
+    host += per_node * usage.peak if not known else 0
     return {
         "parameters": shape.parameters,
         "trained_parameters": shape.trained,
@@ -119,86 +120,13 @@ def estimate(
         "steps": work.steps,
         "tokens": round(work.tokens * work.steps),
         "time": asdict(time) if time else None,
-        "checkpoint_bytes": checkpoint_bytes(shape),
-        "disk_bytes": kept,
+        "checkpoint_bytes": checkpoint_bytes(config, shape),
+        "disk_bytes": kept_bytes(config, shape),
         "disk_free_bytes": _free(Path(config.run_root)),
-        "host_bytes": usage.host * ranks // config.launch.nodes,
+        "host_bytes": host,
+        "host_limit_bytes": _host_limit(site, here=known is None),
+        "not_found": unknown_parts(config, text),
     }
-
-
-def model_config(config: RunConfig) -> Mapping[str, Any]:
-    """Return the text part of the model's config.json, from disk or the hub's cache.
-
-    Raises:
-        UserError: When it is not on this machine.
-    """
-    if shape := config.model.shape:
-        return {
-            "model_type": "llama",
-            "hidden_size": shape.hidden_size,
-            "intermediate_size": shape.intermediate_size,
-            "num_hidden_layers": shape.layers,
-            "num_attention_heads": shape.heads,
-            "num_key_value_heads": shape.kv_heads or shape.heads,
-            "vocab_size": config.render.train_vocab_size or _tokens_of(config.model.tokenizer),
-            "tie_word_embeddings": shape.tie_word_embeddings,
-        }
-    path = str(config.model.path)
-    file = Path(path) / "config.json"
-    if not file.is_file():
-        from huggingface_hub import try_to_load_from_cache
-
-        found = None if path.startswith(("/", ".", "~")) else try_to_load_from_cache(path, "config.json")
-        if not isinstance(found, str):
-            raise UserError(
-                f"the config.json of model.path={path} is not on this machine, so its size is unknown; "
-                f"give a folder, or run: hf download {path} config.json"
-            )
-        file = Path(found)
-    raw = json.loads(file.read_text(encoding="utf-8"))
-    return raw.get("text_config") or raw
-
-
-def shape_of(config: RunConfig, text: Mapping[str, Any]) -> Shape:
-    """Return the shape that is trained, adapters included."""
-    shape = Shape.of(text)
-    if config.lora is None:
-        return shape
-    # rank x (inputs + outputs) of every adapted matrix: q, k, v, o, gate, up, down where none are named
-    E, A, G, inner = shape.E, shape.A, shape.G, shape.I
-    sides = {
-        "q_proj": E + A,
-        "k_proj": E + G,
-        "v_proj": E + G,
-        "o_proj": A + E,
-        "gate_proj": E + inner,
-        "up_proj": E + inner,
-        "down_proj": inner + E,
-    }
-    adapted = config.lora.target_modules or tuple(sides)
-    return with_trained(shape, shape.L * config.lora.rank * sum(sides.get(name, 0) for name in adapted))
-
-
-def setup_of(config: RunConfig, target_share: float, ranks: int, device: str) -> Setup:
-    """Return how the config trains; `target_share` is that of tokens that carry loss."""
-    zero = config.deepspeed
-    return Setup(
-        ranks=ranks,
-        stage=zero.stage,
-        dtype=config.model.dtype,
-        tokens=config.train.micro_rows * config.pack.seq_len // config.train.sequence_parallel,
-        target_share=target_share,
-        gradient_checkpointing=config.model.gradient_checkpointing,
-        reduce_bucket_size=zero.reduce_bucket_size,
-        max_live_parameters=zero.max_live_parameters,
-        sub_group_size=zero.sub_group_size,
-        offload_optimizer=zero.offload_optimizer != "none",
-        offload_parameters=zero.offload_params != "none",
-        offload_activations=config.model.offload_activations,
-        mlp_tiles=config.model.mlp_tiles,
-        hpz=zero.hpz_partition_size,
-        device=device,
-    )
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
@@ -241,8 +169,22 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         f"a checkpoint {result['checkpoint_bytes'] / GIB:.2f} GiB; all that is kept {disk / GIB:.2f} GiB of {free / GIB:.1f} free{short}",
         soft_wrap=True,
     )
-    if result["host_bytes"]:
-        console.print(f"host memory of a node for offloading: {result['host_bytes'] / GIB:.1f} GiB")
+    host, has = result["host_bytes"], result["host_limit_bytes"]
+    of = f" of {has / GIB:.1f}" if has else ""
+    more = (
+        "; NOT ENOUGH: ask for more (mem of the site profile), or use more nodes"
+        if has and host > has
+        else ""
+    )
+    console.print(
+        f"host memory of a node, with the copy that a checkpoint is written from: {host / GIB:.2f} GiB{of}{more}",
+        soft_wrap=True,
+    )
+    for entry in result["not_found"]:
+        console.print(
+            f"{entry!r} of model.trainable or freeze is no name known here, so it is counted as trained",
+            soft_wrap=True,
+        )
 
 
 def _measured(run_dir: Path) -> Measured:
@@ -255,22 +197,25 @@ def _measured(run_dir: Path) -> Measured:
             f"{run_dir} has no more than {WARM_UP_STEPS} measured steps, so its speed is unknown; name a run that went on longer"
         )
     plan = read_json(facts)
-    share = plan["target_tokens"] / max(1, plan["tokens"])
+    share, text = plan["target_tokens"] / max(1, plan["tokens"]), model_config(config)
     # documents of that run's mean length stand in for its distribution
     mean = plan["tokens"] / max(1, plan["examples"])
     return Measured(
         name=run_dir.name,
         tokens_per_s=statistics.median(m["tokens_per_s"] for m in lines),
         ranks=int(plan["world_size"]),
-        flops_per_token=cost_of(model_config(config)).useful_flops(1.0, mean, share),
+        flops_per_token=with_backward(cost_of(text), shape_of(config, text)).useful_flops(1.0, mean, share),
     )
 
 
-def _tokens_of(tokenizer: str | None) -> int:
-    from sft_dist.render.tokenizer import TextTokenizer
-
-    assert tokenizer is not None
-    return TextTokenizer.load(tokenizer).vocab_size
+def _host_limit(site: SiteProfile | None, *, here: bool) -> int | None:
+    """Memory of a node: what the profile asks for; without one that of this machine, where the run is to be here."""
+    if site is None:
+        return host_memory() if here else None
+    found = re.fullmatch(r"(\d+)([KMGT]?)B?", (site.mem or "").upper())
+    if not found or not int(found[1]):  # 0 asks for all of it, however much that is
+        return None
+    return int(found[1]) << {"K": 10, "": 20, "M": 20, "G": 30, "T": 40}[found[2]]
 
 
 def host_memory() -> int:

@@ -167,7 +167,6 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--run-dir", type=Path, required=True)
     folder = RunFolder(arguments.parse_args().run_dir)
-    config = read_run(folder.path)
     me = process.current()
     import torch
 
@@ -177,6 +176,7 @@ def main() -> int:
         else "cpu"
     )
     try:
+        config = read_run(folder.path)
         work = _Work(config, folder)
         model = load_model(work.model, device=device)
         share: dict[str, Any] = {"rank": me.rank, "world_size": me.world_size}

@@ -6,7 +6,7 @@ from sft_dist.cluster.estimate import needed, suggestions
 from sft_dist.cluster.memory import memory
 from sft_dist.config import RunConfig
 from sft_dist.core.errors import UserError
-from sft_dist.pipelines.estimate import GIB, model_config, setup_of, shape_of
+from sft_dist.pipelines.sizes import GIB, model_config, setup_of, shape_of
 
 WAYS = 3
 MARGIN = 0.9  # of what was not enough: the estimate thought that it would be

@@ -17,6 +17,7 @@ from sft_dist.config import RunConfig
 from sft_dist.core.errors import UserError
 from sft_dist.mix import Corpus, Mixture, SourceMix
 from sft_dist.pack import CostModel
+from sft_dist.pipelines.doubts import doubts
 from sft_dist.pipelines.selection import Selection
 from sft_dist.shards import Store
 
@@ -56,14 +57,25 @@ def cost_model(config: RunConfig, vocab_size: int) -> CostModel:
             intermediate_size=shape.intermediate_size,
             vocab_size=vocab_size,
         )
-    return cost_of(_config_json(config) or DEFAULT_SHAPE)
+    return cost_of(config_json(config) or DEFAULT_SHAPE)
 
 
-def _config_json(config: RunConfig) -> dict[str, Any]:
-    """Return the text part of the model's config.json; empty where it is not at hand."""
+def config_json(config: RunConfig) -> dict[str, Any]:
+    """Return the text part of the model's config.json; empty where it is not at hand.
+
+    Raises:
+        UserError: When it is no JSON object.
+    """
     file = Path(config.model.path or "") / "config.json"
-    raw: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    return raw.get("text_config") or raw
+    try:
+        raw: Any = json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError:
+        raw = None
+    if not isinstance(raw, dict):
+        raise UserError(
+            f"{file} is torn or no model's config, so nothing is known of the model; download or copy it again"
+        )
+    return dict(raw.get("text_config") or raw)
 
 
 def cost_of(shape: Mapping[str, Any]) -> CostModel:
@@ -91,9 +103,14 @@ def cost_of(shape: Mapping[str, Any]) -> CostModel:
     )
 
 
-def check_sequence_parallel(config: RunConfig, *, ranks: int | None = None, heads: int | None = None) -> None:
-    """Refuse ranks or query heads (None: not known here) that `train.sequence_parallel` does not divide."""
-    size = config.train.sequence_parallel
+def check_ranks(config: RunConfig, *, ranks: int | None = None, heads: int | None = None) -> None:
+    """Refuse ranks (None: not known here) or query heads that cannot form the groups that the config asks for."""
+    size, copies = config.train.sequence_parallel, config.deepspeed.hpz_partition_size
+    if ranks is not None and ranks % copies:
+        raise UserError(
+            f"{ranks} ranks cannot form groups of deepspeed.hpz_partition_size={copies}, so the second copy of the weights would be "
+            "missing or wrong; use the ranks of a node, or 1"
+        )
     if ranks is not None and ranks % size:
         raise UserError(
             f"{ranks} ranks cannot form groups of train.sequence_parallel={size}, so some would have no rows; "
@@ -101,7 +118,7 @@ def check_sequence_parallel(config: RunConfig, *, ranks: int | None = None, head
         )
     if heads is None:
         shape = config.model.shape
-        heads = shape.heads if shape else _config_json(config).get("num_attention_heads")
+        heads = shape.heads if shape else config_json(config).get("num_attention_heads")
     if heads is not None and heads % size:
         raise UserError(
             f"the model has {heads} attention heads, which {size} ranks (train.sequence_parallel) cannot share evenly; "
@@ -126,6 +143,7 @@ def make_planner(config: RunConfig, corpus: Corpus, *, world_size: int, cost: Co
         short_first_steps=pack.short_first_steps,
         seed=config.seed,
         cost=cost,
+        micro_cost=cost.on_device(recomputed=bool(config.model.gradient_checkpointing)),
     )
 
 
@@ -154,6 +172,7 @@ class Summary:
         float  # sum of squared document lengths over tokens, in the first rows: what attention costs
     )
     exact: bool = True
+    warnings: tuple[str, ...] = ()
 
     def line(self) -> str:
         """Return the figures in words."""
@@ -175,6 +194,7 @@ def summarise(
     rendered: Mapping[str, Counter[str]],
     *,
     exact: bool = True,
+    ranks: int = 1,
 ) -> Summary:
     """Return what training would consist of.
 
@@ -184,6 +204,7 @@ def summarise(
         selections: What became of every record, by source.
         rendered: Drops while rendering, by source and reason.
         exact: False when the lengths are those of a sample.
+        ranks: Of the whole run, for the warnings.
     """
     first = planner.epoch(0)
     counts = first.counts
@@ -193,15 +214,17 @@ def summarise(
         drops.update(selection.dropped)
         drops["unreadable"] += selection.unreadable
         drops.update(rendered.get(name, {}))
+    steps = total_steps(config, planner, first)
     return Summary(
         examples=counts.examples,
         tokens=counts.tokens,
         target_tokens=counts.target_tokens,
         fill=counts.fill,
-        steps=total_steps(config, planner, first),
+        steps=steps,
         drops={r: n for r, n in drops.items() if n},
         squares_per_token=float((lengths.astype(np.float64) ** 2).sum() / max(1, lengths.sum())),
         exact=exact,
+        warnings=doubts(config, ranks=ranks, steps=steps),
     )
 
 

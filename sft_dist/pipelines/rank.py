@@ -7,14 +7,11 @@ leaves is read by the launcher: status.json first, for exit codes lie under torc
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import socket
 import sys
-import time
-from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -23,10 +20,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from sft_dist.batch.collate import collate, sequence_slice
-from sft_dist.batch.sampler import Planner, SamplerState
-from sft_dist.checkpoint import store as checkpoints
-from sft_dist.checkpoint.background import Saved, Saver
+from sft_dist.batch.plan import EpochPlan
+from sft_dist.batch.sampler import Planner
+from sft_dist.checkpoint.background import Saver
 from sft_dist.checkpoint.export import export_checkpoint
 from sft_dist.checkpoint.remote import Remote
 from sft_dist.checkpoint.store import Keep, Position
@@ -34,28 +30,38 @@ from sft_dist.config import RunConfig
 from sft_dist.config.load import read_run
 from sft_dist.core import process
 from sft_dist.core.errors import BusyError, UserError
-from sft_dist.core.records import Batch, Row, StepMetrics, StepPlan
+from sft_dist.core.records import StepMetrics
 from sft_dist.core.runfolder import RunFolder
-from sft_dist.core.store import append_jsonl, read_json, read_jsonl, write_json
+from sft_dist.core.store import read_json, write_json
 from sft_dist.mix import Corpus
+from sft_dist.model.trainable import with_backward
 from sft_dist.model.ulysses import SequenceGroup
 from sft_dist.pack import CostModel
 from sft_dist.pipelines.assemble import Assembled, assemble, export_base, exports_adapter
+from sft_dist.pipelines.doubts import doubts
 from sft_dist.pipelines.environment import environment
 from sft_dist.pipelines.estimate import host_memory
 from sft_dist.pipelines.heldout import held_out_loss
 from sft_dist.pipelines.memory import out_of_memory
-from sft_dist.pipelines.plan import cost_of, make_planner, open_corpus, plan_facts, total_steps
+from sft_dist.pipelines.plan import (
+    cost_of,
+    make_planner,
+    open_corpus,
+    plan_facts,
+    total_steps,
+)
+from sft_dist.pipelines.record import Record
+from sft_dist.pipelines.resume import held_out_losses, remaining, resume
 from sft_dist.render.tokenizer import TextTokenizer
 from sft_dist.shards.staging import stage
 from sft_dist.train import loop, zero
 from sft_dist.train.guard import Heartbeat, Judge, Policy, Requests
 from sft_dist.train.metrics import Meter, peak_flops
-from sft_dist.train.optim import lr_at, warmup_of
 from sft_dist.train.profile import Profiler
+from sft_dist.train.schedule import lr_at, warmup_of
 from sft_dist.train.tracker import Tracker
 
-log = process.logger("sft_dist.pipelines.rank")  # run as __main__, a name outside the package
+log = process.logger(__name__)
 
 
 def main() -> int:
@@ -105,31 +111,18 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat) -> str:
     tokenizer = TextTokenizer.load(stores["tokenizer"])
     parts = assemble(config, folder, tokenizer)
     log.info("attention: %s (%s)", parts.backend, parts.reason)
-    cost = cost_of(parts.engine.module.hf.config.get_text_config().to_dict())
-    planner = make_planner(config, corpus, world_size=parts.sequence.data_ranks, cost=cost)
-    plan = _Plan.of(config, planner)
+    plan = _Plan.of(config, corpus, parts)
     remote = Remote(config.checkpoint.remote) if config.checkpoint.remote else None
-    start, losses = _resume(config, folder, parts.engine, plan.hash, remote)
+    start, losses = resume(config, folder, parts.engine, plan.hash, remote)
     policy = Policy(**config.train.model_dump(include={"on_nonfinite", "on_spike", "spike_deviations"}))
     if rank == 0:
-        facts = plan_facts(
-            config, planner.epoch(0), corpus, plan.steps, world, parts.parameters, stores["read"]
-        )
+        facts = plan_facts(config, plan.first, corpus, plan.steps, world, parts.parameters, stores["read"])
         write_json(folder.path / "plan.json", facts)
         log.info("%s", _batch_line(config, parts.sequence, plan.steps, parts.parameters))
+        for warning in doubts(config, ranks=world, steps=plan.steps):
+            log.warning("%s", warning)
     position, state, reason = _loop(
-        config,
-        folder,
-        parts,
-        planner,
-        plan,
-        corpus,
-        start,
-        stores["eval_store"],
-        cost,
-        heartbeat,
-        Judge(policy, losses),
-        remote,
+        config, folder, parts, plan, start, Judge(policy, losses), heartbeat, remote, stores["eval_store"]
     )
     if state == "finished" and config.train.export:
         export_checkpoint(
@@ -186,11 +179,18 @@ def _lock(folder: RunFolder) -> IO[str] | None:
 class _Plan:
     """What all ranks agree on before the first step."""
 
+    corpus: Corpus
+    planner: Planner
+    first: EpochPlan
     hash: int
     steps: int
+    cost: CostModel
 
     @classmethod
-    def of(cls, config: RunConfig, planner: Planner) -> _Plan:
+    def of(cls, config: RunConfig, corpus: Corpus, parts: Assembled) -> _Plan:
+        """Plan the first epoch on every rank, and compare."""
+        cost = cost_of(parts.engine.module.hf.config.get_text_config().to_dict())
+        planner = make_planner(config, corpus, world_size=parts.sequence.data_ranks, cost=cost)
         first = planner.epoch(0)
         hashes: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(hashes, first.hash)
@@ -199,148 +199,81 @@ class _Plan:
                 f"the ranks planned different epochs (hashes {hashes}), so they would train on different data; "
                 "the nodes see different token stores or versions: check data.dir on every node"
             )
-        return cls(hash=first.hash, steps=total_steps(config, planner, first))
-
-
-def _resume(
-    config: RunConfig, folder: RunFolder, engine: Any, plan_hash: int, remote: Remote | None
-) -> tuple[Position, list[float]]:
-    """Return where to start, after the newest whole checkpoint or at the beginning, and the last losses before it."""
-    if remote:
-        part = (dist.get_rank(), dist.get_world_size())
-        fetched = remote.fetch(folder.checkpoints, part=part, barrier=dist.barrier)
-        if fetched and dist.get_rank() == 0:
-            folder.event("fetched", checkpoint=fetched.name, url=remote.url)
-    found = checkpoints.newest(
-        folder.checkpoints, lambda path, why: folder.event("bad_checkpoint", path=path.name, reason=why)
-    )
-    if found is None:
-        if config.checkpoint.resume == "required":
-            raise UserError(
-                f"checkpoint.resume=required, but {folder.checkpoints} has no whole checkpoint, so there is nothing to "
-                "continue; use checkpoint.resume=auto to start anew"
-            )
-        return Position(step=0, epoch=0, epoch_step=0), []
-    position, facts = checkpoints.load(engine, found)
-    if facts["plan_hash"] != plan_hash:
-        raise UserError(
-            f"{found} was trained on another data plan (stores, mixture, seq_len or tokens_per_step changed), so continuing "
-            "would repeat or skip examples; restore the settings, or use another name"
-        )
-    if dist.get_rank() == 0:
-        folder.event(
-            "resumed",
-            step=position.step,
-            checkpoint=found.name,
-            world_size=dist.get_world_size(),
-            saved_world_size=facts["world_size"],
-        )
-        log.info("resumed %s (written by %d ranks)", found.name, facts["world_size"])
-    return position, facts["losses"]
+        steps = total_steps(config, planner, first)
+        return cls(corpus=corpus, planner=planner, first=first, hash=first.hash, steps=steps, cost=cost)
 
 
 def _loop(
     config: RunConfig,
     folder: RunFolder,
     parts: Assembled,
-    planner: Planner,
     plan: _Plan,
-    corpus: Corpus,
     start: Position,
-    eval_store: str | None,
-    cost: CostModel,
-    heartbeat: Heartbeat,
     judge: Judge,
+    heartbeat: Heartbeat,
     remote: Remote | None,
+    eval_store: str | None,
 ) -> tuple[Position, str, str]:
     """Wire the loop to the run folder: what is logged, saved and evaluated, and when."""
-    engine, is_main, world = parts.engine, dist.get_rank() == 0, dist.get_world_size()
+    engine, is_main = parts.engine, dist.get_rank() == 0
+    corpus, cost, optim, keep = plan.corpus, plan.cost, config.optim, config.checkpoint
     requests = Requests(folder, is_main=is_main)
     requests.listen()
     evaluator = held_out_loss(config, engine, eval_store, cost, parts.sequence) if eval_store else None
-    optim = config.optim
-    tracking = config.wandb.model_dump(exclude={"mode"})
-    mode = config.wandb.mode if is_main else "disabled"
-
-    def event(kind: str, **facts: Any) -> None:
-        if is_main:
-            _written(folder.event, kind, **facts)
-
-    whole = config.model_dump(mode="json")
-    window = config.train.profile if is_main else None
+    useful = with_backward(cost, engine.module.hf)
     with (
-        Tracker.start(folder.path, mode=mode, name=config.name, config=whole, **tracking) as tracker,
-        closing(Profiler(window, folder.path / "profile", done=start.step)) as profiler,
+        Tracker.start(
+            folder.path,
+            mode=config.wandb.mode if is_main else "disabled",
+            name=config.name,
+            config=config.model_dump(mode="json"),
+            **config.wandb.model_dump(exclude={"mode"}),
+        ) as tracker,
+        closing(
+            Profiler(config.train.profile if is_main else None, folder.path / "profile", done=start.step)
+        ) as profiler,
     ):
-
-        def keep(line: dict[str, Any], *, track: bool = True) -> None:
-            if is_main:
-                _written(append_jsonl, folder.metrics, line)
-                if track:
-                    tracker.log(line)
+        record = Record(
+            folder,
+            tracker,
+            is_main=is_main,
+            steps=plan.steps,
+            log_every=config.train.log_every,
+            remote=keep.remote,
+        )
 
         def on_step(metrics: StepMetrics) -> None:
-            values = {k: _finite(v) for k, v in asdict(metrics).items()}
-            keep(
-                {"kind": "train", "time": time.time(), **values},
-                track=metrics.step % config.train.log_every == 0,
-            )
-            if is_main:
-                _written(folder.set_status, "running", step=metrics.step, steps=plan.steps)
+            record.step(metrics)
             if parts.ema is not None:
                 parts.ema.after(metrics.step)
             profiler.after(metrics.step)
-
-        def on_saved(saved: Saved) -> None:
-            facts = {"step": saved.position.step, "seconds": round(saved.seconds, 3)}
-            if saved.folder is None:
-                log.warning(
-                    "the checkpoint of step %d failed (%s); the last good one stays",
-                    saved.position.step,
-                    saved.error,
-                )
-                event("save_failed", reason=saved.error, **facts)
-            elif saved.phase == "commit":
-                event("saved", stall_s=round(saved.stall_s, 3), **facts)
-            elif saved.error:
-                log.warning(
-                    "step %d was not copied to checkpoint.remote: %s", saved.position.step, saved.error
-                )
-                event("upload_failed", url=config.checkpoint.remote, reason=saved.error, **facts)
-            elif saved.phase == "publish":
-                event("uploaded", url=config.checkpoint.remote, **facts)
 
         def evaluate(step: int) -> float | None:
             if evaluator is None:
                 return None
             scores = evaluator()
-            keep({"kind": "eval", "time": time.time(), "step": step, **scores})
+            record.evaluation(step, scores)
             return float(scores["loss"])
 
-        retention = config.checkpoint
         saver = Saver(
             engine,
             folder.checkpoints,
             facts={"plan_hash": plan.hash},
-            keep=Keep(
-                last=retention.keep_last,
-                best=retention.keep_best,
-                optimizer_last=retention.optimizer_keep_last,
-            ),
-            report=on_saved,
+            keep=Keep(last=keep.keep_last, best=keep.keep_best, optimizer_last=keep.optimizer_keep_last),
+            report=record.saved,
             saved_at=start if start.step else None,
-            losses=_held_out_losses(folder),
+            losses=held_out_losses(folder),
             remote=remote,
             moved=heartbeat.progress,
         )
         return loop.run(
             engine,
-            _work(_steps(config, planner, start), corpus, start, plan.steps, parts.sequence),
+            remaining(config, plan.planner, corpus, start=start, steps=plan.steps, sequence=parts.sequence),
             start=start,
             schedule=loop.Schedule(
                 total_steps=plan.steps,
-                save_every_steps=config.checkpoint.save_every_steps,
-                save_every_minutes=config.checkpoint.save_every_minutes,
+                save_every_steps=keep.save_every_steps,
+                save_every_minutes=keep.save_every_minutes,
                 eval_every=config.train.eval_every,
                 max_skipped_steps=config.train.max_skipped_steps,
             ),
@@ -356,68 +289,14 @@ def _loop(
             meter=Meter(corpus.task_names, engine.device, corpus.source_names),
             requests=requests,
             heartbeat=heartbeat,
-            hooks=loop.Hooks(log=on_step, event=event, evaluate=evaluate),
+            hooks=loop.Hooks(log=on_step, event=record.event, evaluate=evaluate),
             saver=saver,
             judge=judge,
             seed=config.seed,
             clip=optim.clip,
-            useful_flops=lambda tokens, targets, pairs: cost.useful_flops(tokens, pairs, targets),
-            peak_flops=(peak_flops(engine.device) or 0) * world or None,
+            useful_flops=lambda tokens, targets, pairs: useful.useful_flops(tokens, pairs, targets),
+            peak_flops=(peak_flops(engine.device) or 0) * dist.get_world_size() or None,
         )
-
-
-def _written(write: Callable[..., None], *arguments: Any, **facts: Any) -> None:
-    """Write a small file of the run folder; a full disk costs the line, not the run."""
-    try:
-        write(*arguments, **facts)
-    except OSError as error:
-        log.warning("%s; this line of the run's record is lost, training goes on", error)
-
-
-def _held_out_losses(folder: RunFolder) -> dict[int, float]:
-    """Return the held-out losses that were measured before, by step; the same on every rank."""
-    lines = read_jsonl(folder.metrics) if dist.get_rank() == 0 else []
-    box = [
-        {m["step"]: m["loss"] for m in lines if m.get("kind") == "eval" and _finite(m["loss"]) is not None}
-    ]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def _steps(config: RunConfig, planner: Planner, start: Position) -> Iterator[tuple[StepPlan, SamplerState]]:
-    """Yield the plan of every global batch from `start` on, and the state after it."""
-    if not config.train.smoke:
-        state = SamplerState(epoch=start.epoch, step=start.epoch_step)
-        yield from planner.steps(state, config.train.epochs)
-        return
-    epoch = planner.epoch(0)
-    for done, step in enumerate(epoch.heaviest(epoch.n_steps), start=1):
-        yield epoch.step(step), SamplerState(epoch=0, step=done)
-
-
-def _work(
-    planned: Iterator[tuple[StepPlan, SamplerState]],
-    corpus: Corpus,
-    start: Position,
-    steps: int,
-    sequence: SequenceGroup,
-) -> Iterator[tuple[Position, StepPlan, Callable[[], list[Batch]]]]:
-    """Yield every global batch that is trained on; collating waits for the loop's thread."""
-    done = start.step
-    for plan, after in planned:
-        if done >= steps:
-            return
-        done += 1
-        mine = [micro[sequence.data_rank] for micro in plan.micro_rows]
-        yield (
-            Position(step=done, epoch=after.epoch, epoch_step=after.step),
-            plan,
-            partial(_collated, corpus, mine, sequence),
-        )
-
-
-def _collated(corpus: Corpus, micro_rows: list[tuple[Row, ...]], sequence: SequenceGroup) -> list[Batch]:
-    return [sequence_slice(collate(corpus, rows), sequence.place, sequence.size) for rows in micro_rows]
 
 
 def _batch_line(config: RunConfig, sequence: SequenceGroup, steps: int, parameters: int) -> str:
@@ -428,10 +307,6 @@ def _batch_line(config: RunConfig, sequence: SequenceGroup, steps: int, paramete
         f"{parameters:,} parameters, {sequence.data_ranks * sequence.size} ranks{shared}, ZeRO-{config.deepspeed.stage}, {config.model.dtype}; a global batch is "
         f"{rows} rows of {config.pack.seq_len} tokens: {micro} micro-steps of {config.train.micro_rows} rows a rank; {steps} steps"
     )
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 if __name__ == "__main__":

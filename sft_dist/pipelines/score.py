@@ -32,8 +32,10 @@ from sft_dist.model import leak
 from sft_dist.model.load import load_packed
 from sft_dist.model.packed import PackedLM, to_inputs
 from sft_dist.pack import assign_rows
-from sft_dist.pipelines.prepare import make_renderer
-from sft_dist.pipelines.select import Selected, select, training_examples
+from sft_dist.pipelines.assemble import rope_scaling
+from sft_dist.pipelines.renderer import make_renderer
+from sft_dist.pipelines.select import select
+from sft_dist.pipelines.selection import Selected, training_examples
 from sft_dist.pipelines.sift import scores_path
 from sft_dist.render.chat import Renderer
 from sft_dist.shards.format import key_changes
@@ -161,6 +163,9 @@ class _Losses:
             revision=config.model.revision,
             trust_remote_code=config.model.trust_remote_code,
             min_vocab_size=renderer.tokenizer.vocab_size,
+            seq_len=config.pack.seq_len,
+            rope_scaling=rope_scaling(config),
+            vocab_multiple=config.model.vocab_multiple,
         )
         module = loaded.module.to(device).eval()
         vocab = module.hf.config.get_text_config().vocab_size

@@ -9,76 +9,49 @@ others valid (leakage aside: a new source may bring new evaluation examples).
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, closing, suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
-import xxhash
-from numpy.typing import NDArray
 
 from sft_dist.config import RunConfig
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import BadRecord, Drop, Example, example_to_dict
 from sft_dist.core.sample import Sample
 from sft_dist.core.seeds import derive
-from sft_dist.core.store import atomic_path, checksum, fingerprint, read_json, write_json
+from sft_dist.core.store import atomic_path, checksum, fingerprint
 from sft_dist.filters import build_filters, filters_fingerprint
 from sft_dist.filters.leakage import LeakIndex
 from sft_dist.filters.near import NearDuplicates, Sketcher
 from sft_dist.holdout import Holdout, decide, split
 from sft_dist.holdout.decision import Side
 from sft_dist.pipelines.judge import Judge, Judges
-from sft_dist.pipelines.sift import Contaminated, Findings, Sifter, near_index, quality_of, scores_path
+from sft_dist.pipelines.selection import (
+    DROPPED,
+    EVALUATE,
+    PROMPT,
+    STATE,
+    TRAIN,
+    UNREADABLE,
+    Selected,
+    Selection,
+    read_selected,
+    selection_fingerprint,
+    write_codes,
+    write_selected,
+)
+from sft_dist.pipelines.sift import Findings, Sifter, near_index, quality_of, scores_path
 from sft_dist.sources import Source
+from sft_dist.sources.task_files import read_task_list
 
-TRAIN, EVALUATE, DROPPED, UNREADABLE, PROMPT = range(5)
-VERSION = 3
+VERSION = 4
 SAMPLED = 2000  # training examples of each source that show what is template
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Selection:
-    """What becomes of the records of one source.
-
-    Attributes:
-        codes: uint8, one a record in reading order: TRAIN, EVALUATE, DROPPED, UNREADABLE or PROMPT.
-        tasks: Tasks of the training examples, sorted.
-        read: Records.
-        evaluation: Records that are evaluated.
-        unreadable: Records that could not be read.
-        prompts: Records that only ask: `construct` may start from them, nothing is trained on them.
-        dropped: Records that are not kept, by reason.
-        skipped: Reason -> task -> what the reader made no record of, by design: not among `read`.
-        fingerprint: 32 hex digits over codes and tasks.
-    """
-
-    codes: NDArray[np.uint8]
-    tasks: tuple[str, ...]
-    read: int
-    evaluation: int
-    unreadable: int
-    prompts: int
-    dropped: dict[str, int]
-    skipped: dict[str, dict[str, int]]
-    fingerprint: str
-
-    @property
-    def kept(self) -> int:
-        """Training examples."""
-        return self.read - self.evaluation - self.unreadable - self.prompts - sum(self.dropped.values())
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Selected:
-    """The decision, the selection of every source, and which evaluation examples were found in training data."""
-
-    holdout: Holdout
-    sources: dict[str, Selection]
-    contaminated: tuple[Contaminated, ...] = ()
+LEFTOVER_S = 6 * 3600.0  # since its last write: nobody writes this file any more
 
 
 def select(
@@ -98,14 +71,15 @@ def select(
             missing, or nothing is left.
     """
     key = _key(config, sources)
-    state = folder / "selection.json"
-    if state.is_file() and (found := read_json(state)).get("key") == key:
-        return _read(folder, found)
+    if found := read_selected(folder, key):
+        return found
     if not write:
         raise UserError(
-            f"{folder} was prepared with other sources, filters or hold-out since, so what was trained on is not known there any "
-            "more; run `sft-dist prepare --rebuild` with this run's config, or give every config a data.dir of its own"
+            f"{folder} was prepared with other sources, filters or hold-out since (or its selection is damaged), so what was trained "
+            "on is not known there any more; run `sft-dist prepare --rebuild` with this run's config, or give every config a data.dir "
+            "of its own"
         )
+    make_folder(folder)
     options = config.data.filters
     progress("deciding what is held out")
     sizes: Counter[str] = Counter()
@@ -127,6 +101,9 @@ def select(
         else None,
     )
     selections: dict[str, Selection] = {}
+    # From here on the files of an earlier pass are replaced one by one: until all are, none of them counts.
+    (folder / STATE).unlink(missing_ok=True)
+    _remove_leftovers(folder)
     with ExitStack() as stack:
         sets: dict[Side, IO[str]] = {
             "eval_seen": _open(stack, folder / "eval" / "seen.jsonl"),
@@ -144,41 +121,24 @@ def select(
                 quality = quality_of(config, name)
                 sifter = Sifter(source.name, findings, near, quality, exact=options.exact_duplicates)
                 selections[name] = _apply(config, source, judges, sifter, sets, written, rejects)
-                with own.enter_context(atomic_path(folder / f"selection-{name}.npy")).open("wb") as f:
-                    np.save(f, selections[name].codes)
-    contaminated = findings.contaminated()
-    write_json(
-        state,
-        {
-            "key": key,
-            "holdout": holdout.to_dict(),
-            "sources": {
-                n: {k: v for k, v in asdict(s).items() if k != "codes"} for n, s in selections.items()
-            },
-            "contaminated": [asdict(c) for c in contaminated],
-        },
-    )
-    return Selected(holdout=holdout, sources=selections, contaminated=contaminated)
+            write_codes(folder, name, selections[name].codes)
+    selected = Selected(holdout=holdout, sources=selections, contaminated=findings.contaminated())
+    write_selected(folder, key, selected)
+    return selected
 
 
-def training_examples(
-    source: Source, selection: Selection, first: int = 0, last: int | None = None
-) -> Iterator[Example]:
-    """Yield the training examples among records `first` to `last` - 1 of a source."""
-    for number, record in enumerate(source):
-        if last is not None and number >= last:
-            return
-        if number >= first and selection.codes[number] == TRAIN:
-            assert isinstance(record, Example)
-            yield record
+def make_folder(folder: Path) -> None:
+    """Make the folder that everything goes into.
 
-
-def seed_examples(source: Source, selection: Selection) -> Iterator[Example]:
-    """Yield what generation may start from: the training examples and the prompts of a source."""
-    for record, code in zip(source, selection.codes, strict=True):
-        if code in (TRAIN, PROMPT):
-            assert isinstance(record, Example)
-            yield record
+    Raises:
+        UserError: It cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the folder {folder} cannot be made ({error.strerror}), so there is no place for the data; set data.dir to another"
+        ) from None
 
 
 def reject(file: IO[str], drop: Drop, record: Example | BadRecord) -> None:
@@ -263,7 +223,7 @@ def _apply(
         prompts=int((array == PROMPT).sum()),
         dropped=dict(dropped),
         skipped={reason: dict(sorted(tasks.items())) for reason, tasks in sorted(source.skipped.items())},
-        fingerprint=fingerprint([xxhash.xxh3_128_hexdigest(array.tobytes()), sorted(tasks)]),
+        fingerprint=selection_fingerprint(array, tasks),
     )
     _judge(config, source, selection, first_bad)
     return selection
@@ -290,6 +250,15 @@ def _open(stack: ExitStack, path: Path) -> IO[str]:
     return stack.enter_context(aside.open("w", encoding="utf-8", errors="backslashreplace"))
 
 
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what launches that were killed left beside the files they were writing; other nodes may be writing now."""
+    for place in (folder, folder / "eval", folder / "rejects"):
+        for path in place.glob(".*.tmp"):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > LEFTOVER_S:
+                    path.unlink()
+
+
 def _key(config: RunConfig, sources: dict[str, Source]) -> str:
     task_file = config.data.holdout.task_file
     return fingerprint(
@@ -297,7 +266,7 @@ def _key(config: RunConfig, sources: dict[str, Source]) -> str:
             "version": VERSION,
             "sources": {n: s.fingerprint() for n, s in sources.items()},
             "holdout": config.data.holdout.model_dump(mode="json"),
-            "task_file": Path(task_file).read_text() if task_file and Path(task_file).is_file() else None,
+            "task_file": read_task_list(task_file) if task_file else None,
             "seed": config.seed,
             "filters": filters_fingerprint(config.data.filters),
             "eval_inputs": config.data.filters.eval_inputs,
@@ -313,14 +282,3 @@ def _score_files(config: RunConfig, sources: dict[str, Source]) -> list[str]:
         return []
     paths = [scores_path(config, name) for name in sources]
     return [checksum(path) if path.is_file() else "" for path in paths]
-
-
-def _read(folder: Path, state: dict[str, Any]) -> Selected:
-    sources = {
-        name: Selection(
-            **{**fields, "tasks": tuple(fields["tasks"])}, codes=np.load(folder / f"selection-{name}.npy")
-        )
-        for name, fields in state["sources"].items()
-    }
-    contaminated = tuple(Contaminated(**c) for c in state["contaminated"])
-    return Selected(holdout=Holdout.from_dict(state["holdout"]), sources=sources, contaminated=contaminated)

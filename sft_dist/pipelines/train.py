@@ -15,8 +15,14 @@ from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.store import write_json, write_text
 from sft_dist.evals.tasks import SETS
 from sft_dist.pipelines.launch import failure, ranks_of, run_ranks
-from sft_dist.pipelines.plan import cost_model, make_planner, open_corpus, total_steps
-from sft_dist.pipelines.prepare import Prepared, prepare
+from sft_dist.pipelines.plan import (
+    check_ranks,
+    cost_model,
+    make_planner,
+    open_corpus,
+    total_steps,
+)
+from sft_dist.pipelines.prepare import Prepared, prepare, store_url
 from sft_dist.pipelines.watch import Watcher
 from sft_dist.shards import Store
 from sft_dist.train.zero import check_extra
@@ -25,7 +31,7 @@ RANK = "sft_dist.pipelines.rank"
 
 # What may change between the parts of one run: it alters neither the data nor the updates, or (length of the run) is
 # recorded as an event. Everything else decides the trajectory.
-FREE_SECTIONS = {"launch", "wandb", "checkpoint", "eval", "deepspeed"}
+FREE_SECTIONS = {"launch", "cluster", "submit", "sweep", "wandb", "checkpoint", "eval", "deepspeed"}
 FREE_KEYS = {
     "train.epochs",
     "train.max_steps",
@@ -33,13 +39,24 @@ FREE_KEYS = {
     "train.eval_every",
     "train.eval_tokens",
     "train.export",
+    "lora.export",
+    "train.export_ema",
+    "train.profile",
     "train.max_skipped_steps",
+    "train.on_nonfinite",
+    "train.on_spike",
+    "train.spike_deviations",
     "train.threads_per_rank",
     "train.micro_rows",
+    "train.sequence_parallel",
     "model.attention",
     "model.gradient_checkpointing",
+    "model.offload_activations",
+    "model.mlp_tiles",
+    "model.compile",
     "data.processes",
     "data.dir",
+    "data.remote",
     "data.max_bad_share",
 }
 
@@ -68,7 +85,25 @@ def set_up(config: RunConfig, prepared: Prepared, folder: RunFolder) -> None:
             f"checkpoint.resume=required, but {folder.checkpoints} has no checkpoint, so there is nothing to continue; "
             "check name and run_root, or use checkpoint.resume=auto to start anew"
         )
-    config = _absolute(config)
+    config = make_way(config, folder)
+    (folder.path / "control").mkdir(parents=True, exist_ok=True)
+    with folder.lock():
+        _freeze_evaluation(config, folder)
+        write_text(folder.config, freeze(config))
+        write_json(folder.stores, _stores(config, prepared))
+
+
+def make_way(config: RunConfig, folder: RunFolder) -> RunConfig:
+    """Return the config as it is frozen, its paths absolute; put a run aside that it does not continue.
+
+    Raises:
+        UserError: When the folder holds a run that is live, or that this config cannot continue.
+    """
+    config = absolute(config)
+    if Path(config.run_root).exists() and not Path(config.run_root).is_dir():
+        raise UserError(
+            f"run_root={config.run_root} is a file, so no run folder can be made in it; name a folder"
+        )
     if folder.path.exists():
         with folder.lock():
             if config.checkpoint.resume == "never" or not _continues(config, folder):
@@ -79,18 +114,15 @@ def set_up(config: RunConfig, prepared: Prepared, folder: RunFolder) -> None:
         config = config.model_copy(
             update={"checkpoint": config.checkpoint.model_copy(update={"resume": "auto"})}
         )
-    (folder.path / "control").mkdir(parents=True, exist_ok=True)
-    with folder.lock():
-        _freeze_evaluation(config, folder)
-        write_text(folder.config, freeze(config))
-        write_json(folder.stores, _stores(config, prepared))
+    return config
 
 
 def _stores(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     trained = str((Path(config.data.dir) / "tokenizer").resolve())
     return {
         "sources": {
-            n: {"path": str(p.resolve()), "key": prepared.keys[n]} for n, p in prepared.stores.items()
+            n: {"path": str(p.resolve()), "key": prepared.keys[n], "url": store_url(config, n)}
+            for n, p in prepared.stores.items()
         },
         "eval_store": str(prepared.eval_store.resolve()) if prepared.eval_store else None,
         "tokenizer": trained
@@ -114,7 +146,7 @@ def _freeze_evaluation(config: RunConfig, folder: RunFolder) -> None:
             write_text(copy, source.read_text(encoding="utf-8"))
 
 
-def _absolute(config: RunConfig) -> RunConfig:
+def absolute(config: RunConfig) -> RunConfig:
     """Resolve local paths: a run folder is used from any directory. Hub ids stay."""
 
     def local(path: str | None) -> str | None:
@@ -153,6 +185,8 @@ def train(config: RunConfig, console: Console, *, command: str) -> RunFolder:
             f"launch.nodes={config.launch.nodes}, but this command starts ranks on this machine only; "
             "use sbatch slurm/train.sbatch, or launch/multi_node.sh on every node"
         )
+    nproc = ranks_of(config.launch.nproc)
+    check_ranks(config, ranks=nproc)
     with console.status("preparing") as status:
         prepared = prepare(config, command=command, progress=status.update)
     set_up(config, prepared, folder)
@@ -161,7 +195,6 @@ def train(config: RunConfig, console: Console, *, command: str) -> RunFolder:
             f"{folder.path} is finished already; use another name, or checkpoint.resume=never to start anew"
         )
         return folder
-    nproc = ranks_of(config.launch.nproc)
     console.print(f"training in {folder.path} on {nproc} rank{'s' * (nproc > 1)}")
     (folder.path / "status.json").unlink(missing_ok=True)  # an earlier attempt's would speak for this one
     with Watcher(folder, console) as watcher:
@@ -200,6 +233,8 @@ def _read_facts(prepared: Prepared, name: str) -> dict[str, Any]:
         "read": selection.read,
         "unreadable": selection.unreadable,
         "evaluation": selection.evaluation,
+        "prompts": selection.prompts,
+        "skipped": {reason: sum(tasks.values()) for reason, tasks in selection.skipped.items()},
         "dropped": dropped,
         "kept": kept,
     }

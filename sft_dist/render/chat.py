@@ -203,6 +203,8 @@ class Renderer:
                 return Drop(
                     "stop_token", f"turn {a.turn} (assistant) holds {stops} end-of-turn tokens instead of one"
                 )
+        if dropped := sum(_lost_thoughts(conversation, draft)):
+            counts["thoughts_dropped"] += dropped
         bos = self.tokenizer.bos_id
         if bos is not None and bos not in self.stop_ids and sum(p.payload == bos for p in parts) > 1:
             return Drop(
@@ -262,6 +264,15 @@ def _without(draft: Draft, turns: Sequence[int]) -> Draft:
     """Return the draft with no loss on the answers of `turns`."""
     parts = [p._replace(weight=0.0) if p.body and p.turn in turns else p for p in draft.parts]
     return replace(draft, parts=parts)
+
+
+def _lost_thoughts(conversation: Conversation, draft: Draft) -> Iterator[bool]:
+    """Yield for each answer with a reasoning whether the rendering leaves that out, by our policy or the template's own."""
+    for a in draft.answers:
+        if reasoning := (conversation.turns[a.turn].reasoning or "").strip():
+            yield reasoning not in "".join(
+                p.payload for p in draft.parts[a.start : a.end] if isinstance(p.payload, str)
+            )
 
 
 def _why_no_target(conversation: Conversation, draft: Draft) -> str:

@@ -14,7 +14,10 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from sft_dist.core.cpu import cpu_limit
 from sft_dist.core.errors import UserError
+
+CPU_SECONDS = 5.0  # of one rendering, which takes milliseconds; what loops for ever is stopped there
 
 
 class _Generation(Extension):
@@ -110,12 +113,18 @@ class ChatTemplate:
         """Return the rendered conversation.
 
         Raises:
-            jinja2.TemplateError: The template refuses the conversation.
+            jinja2.TemplateError: The template refuses the conversation, does not fit it, or does not end.
         """
-        return self._template.render(
-            messages=messages,
-            tools=list(tools) or None,
-            documents=None,
-            add_generation_prompt=generation,
-            **{**self._specials, **(variables or {})},
-        )
+        try:
+            with cpu_limit(CPU_SECONDS, TemplateError):
+                return self._template.render(
+                    messages=messages,
+                    tools=list(tools) or None,
+                    documents=None,
+                    add_generation_prompt=generation,
+                    **{**self._specials, **(variables or {})},
+                )
+        except TemplateError:
+            raise
+        except Exception as error:  # whatever an expression raises on a conversation it does not fit
+            raise TemplateError(f"{type(error).__name__}: {error}") from error

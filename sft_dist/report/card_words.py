@@ -20,6 +20,7 @@ REASONS = {
     "eval_record": "another example of the same record is evaluated",
     "eval_surplus": "of a held-out task, beyond what is evaluated",
     "exact_duplicate": "an earlier example is equal",
+    "heldout_copy": "the question and answer of a held-out task, under another name",
     "heldout_origin": "made from what is held out",
     "ifd_low": "among the easiest of its task",
     "ifd_too_high": "the prompt does not help the answer",

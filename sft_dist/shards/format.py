@@ -126,8 +126,11 @@ def write_record(folder: Path, record: ShardRecord) -> None:
 
 
 def read_record(path: Path) -> ShardRecord | None:
-    """Read a completion record; None when it is of another format version."""
-    fields = files.read_json(path)
+    """Read a completion record; None when it is of another format version, or damaged."""
+    try:
+        fields = files.read_json(path)
+    except ValueError:
+        return None
     return ShardRecord(**fields) if fields.pop("format", None) == FORMAT_VERSION else None
 
 

@@ -96,11 +96,16 @@ class Store:
         for name, size in sizes.items():
             if problem := _wrong_size(folder / name, size):
                 raise UserError(f"{problem}, so the store is damaged. Rebuild it: {rebuild}")
-        arrays = {
-            # A plain array over the mapping: np.memmap's own class costs microseconds an access.
-            name: np.load(index / f"{name}.npy", mmap_mode="r").view(np.ndarray)
-            for name in layout.INDEX_DTYPES
-        }
+        try:
+            arrays = {
+                # A plain array over the mapping: np.memmap's own class costs microseconds an access.
+                name: np.load(index / f"{name}.npy", mmap_mode="r").view(np.ndarray)
+                for name in layout.INDEX_DTYPES
+            }
+        except ValueError as error:  # of the right size, but no array
+            raise UserError(
+                f"{index} is damaged ({error}), so the store cannot be used. Rebuild it: {rebuild}"
+            ) from None
         return cls(folder, manifest, arrays)
 
     def __len__(self) -> int:
@@ -160,7 +165,12 @@ def _read_manifest(folder: Path, rebuild: str) -> dict[str, Any]:
         shards = len(list(folder.glob("shard-*.json")))
         state = f"is unfinished ({shards} shards so far)" if shards else "holds no token store"
         raise UserError(f"{folder} {state}, so there is nothing to train on. Prepare it: {rebuild}")
-    manifest: dict[str, Any] = files.read_json(path)
+    try:
+        manifest: dict[str, Any] = files.read_json(path)
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}), so the store cannot be used. Rebuild it: {rebuild}"
+        ) from None
     if manifest.get("format") != layout.FORMAT_VERSION:
         raise UserError(
             f"{folder} has store format {manifest.get('format')}, this version reads {layout.FORMAT_VERSION}. "

@@ -83,6 +83,13 @@ def _check_readable(source: Source, *, may_be_prompts: bool) -> None:
             return
         first = first or record
         reasons[record.reason] += 1
+    if first is None and source.skipped:
+        reasons = Counter({reason: sum(tasks.values()) for reason, tasks in source.skipped.items()})
+        shown = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common())
+        raise UserError(
+            f"data.sources.{source.name} gives no example: all of its records are passed over ({shown}), so there is nothing to "
+            "train on; check its templates, variants and field names"
+        )
     if first is None:
         raise UserError(
             f"data.sources.{source.name} holds no records, so there is nothing to train on; check its path"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from os.path import commonpath
 from pathlib import Path
@@ -95,18 +95,23 @@ class FileSource(ABC):
 
     def __iter__(self) -> Iterator[Example | BadRecord]:
         """Yield the examples of every record; a record that cannot be read gives one `BadRecord` instead."""
+        for _, made in self.read():
+            yield from made
+
+    def read(self) -> Iterator[tuple[RawRecord | None, Sequence[Example | BadRecord]]]:
+        """Yield (record, what became of it), record by record; None: not even its fields can be read."""
         self.skipped = {}
         for raw in self.records():
             if isinstance(raw, BadRecord):
-                yield raw
+                yield None, [raw]
                 continue
             fields = {**raw.fields, FILE_FIELD: data_name(raw.file)} if self._names_file else raw.fields
             try:
                 # as a list: a record is taken whole or not at all
-                yield from list(self.convert(fields))
+                yield raw, list(self.convert(fields))
             except RecordError as error:
                 text = repr(raw.fields)[:TEXT_CHARS]
-                yield BadRecord(file=raw.file, line=self.line_of(raw), reason=str(error), text=text)
+                yield raw, [BadRecord(file=raw.file, line=self.line_of(raw), reason=str(error), text=text)]
 
     @abstractmethod
     def records(self) -> Iterator[RawRecord | BadRecord]:

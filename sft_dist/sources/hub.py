@@ -14,7 +14,8 @@ from sft_dist.core.store import fingerprint
 from sft_dist.sources.alpaca import AlpacaFields
 from sft_dist.sources.base import READER_VERSION, FileSource
 from sft_dist.sources.chat import conversation
-from sft_dist.sources.reading import TEXT_CHARS, RawRecord, as_object
+from sft_dist.sources.parsing import as_object
+from sft_dist.sources.reading import TEXT_CHARS, RawRecord
 
 OUR_FIELDS = {
     "alpaca": ("instruction", "input", "output", "system", "history"),

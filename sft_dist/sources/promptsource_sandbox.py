@@ -10,14 +10,10 @@ from __future__ import annotations
 
 import random
 import re
-import signal
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import wraps
 from itertools import repeat
-from types import FrameType
 from typing import Any
 
 from jinja2 import Template, TemplateSyntaxError, Undefined, nodes, pass_context
@@ -25,6 +21,8 @@ from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
+
+from sft_dist.core.cpu import cpu_limit
 
 WORK = 10_000_000  # characters, plus WORK_PER_CHAR for each character of the record
 WORK_PER_CHAR = 1000
@@ -138,7 +136,7 @@ class PromptEnvironment(ImmutableSandboxedEnvironment):
             Exception: Whatever its expressions raise, such as a TypeError.
         """
         self.budget.start(work, seed)
-        with cpu_limit(CPU_SECONDS):
+        with cpu_limit(CPU_SECONDS, TooMuchWork):
             return template.render(variables)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -280,22 +278,3 @@ def most_frequent(items: Sequence[Any]) -> list[Any] | None:
         return None
     counts = Counter(items).most_common()
     return [item for item, count in counts if count == counts[0][1]]
-
-
-@contextmanager
-def cpu_limit(seconds: float) -> Iterator[None]:
-    """Raise `TooMuchWork` after `seconds` of this process' CPU time; in other threads than the main one, do nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  the signal module's protocol
-        raise TooMuchWork(f"it takes more than {seconds:g} s")
-
-    before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)

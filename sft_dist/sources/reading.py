@@ -13,7 +13,6 @@ import gzip
 import io
 import json
 import lzma
-import re
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from typing import IO, Any, NamedTuple, cast
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import BadRecord
 from sft_dist.sources.json_array import Damaged, read_array
+from sft_dist.sources.parsing import NotTextError, as_object, decoded, has_lone_surrogate, parse_object
 
 TEXT_CHARS = 200  # of a bad record that quarantine keeps
 BATCH_ROWS = 1024  # Parquet rows that are Python objects at a time
@@ -34,7 +34,6 @@ TEXT = ".txt"  # a record a line; only where it is named, for folders hold licen
 KINDS = (".json", *LINES, *TABLES, ".parquet", TEXT)
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -74,6 +73,8 @@ def data_files(path: str) -> list[Path]:
     Raises:
         UserError: When nothing is there, or nothing of a kind that we read.
     """
+    if not path.strip():
+        raise UserError("the path is empty, so there is nothing to read; name a file, a folder or a glob")
     place = Path(path).expanduser()
     known = ", ".join(KINDS)
     if place.is_file():
@@ -161,52 +162,6 @@ def _open(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def parse_object(data: bytes, *, texts: bool = False) -> dict[str, Any] | str:
-    """Return the JSON object that `data` holds, or the reason why it is none; `texts` as in `read_records`."""
-    try:
-        value = json.loads(_decoded(data))
-    except json.JSONDecodeError as error:
-        return f"not valid JSON: {error.msg} at character {error.pos + 1}"
-    except (RecursionError, ValueError) as error:
-        return f"not readable as JSON: {error}"
-    except _NotText as error:
-        return str(error)
-    return as_object(value, texts=texts)
-
-
-class _NotText(Exception):  # noqa: N818  a reason, caught in this file
-    """Why some bytes are no text."""
-
-
-def _decoded(data: bytes) -> str:
-    if b"\0" in data:
-        raise _NotText(f"NUL byte at byte {data.index(0) + 1} of the record")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _NotText(f"invalid UTF-8 at byte {error.start + 1} of the record") from None
-
-
-def as_object(value: Any, *, texts: bool = False) -> dict[str, Any] | str:
-    """Return `value` if it is a usable JSON object, else the reason why not; `texts` as in `read_records`."""
-    value = {"text": value} if texts and isinstance(value, str) else value
-    if not isinstance(value, dict):
-        names = {list: "an array", str: "a string", int: "a number", float: "a number", bool: "a boolean"}
-        return f"the record is {names.get(type(value), 'null')}, not an object with fields"
-    if has_lone_surrogate(value):
-        return "a \\u escape stands for half a character (a lone surrogate)"
-    return value
-
-
-def has_lone_surrogate(value: Any) -> bool:
-    """Return whether a string inside `value` holds half a surrogate pair, which no tokenizer can encode."""
-    if isinstance(value, str):
-        return not value.isascii() and _SURROGATE.search(value) is not None
-    if isinstance(value, dict):
-        return any(has_lone_surrogate(k) or has_lone_surrogate(v) for k, v in value.items())
-    return isinstance(value, list) and any(has_lone_surrogate(v) for v in value)
-
-
 def _bad(path: Path, line: int | None, reason: str, data: bytes | str) -> BadRecord:
     text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
     return BadRecord(file=str(path), line=line, reason=reason, text=text[:TEXT_CHARS])
@@ -216,8 +171,8 @@ def _read_text(path: Path) -> Iterator[RawRecord | BadRecord]:
     with open_data(path) as stream:
         for number, raw in enumerate(stream, 1):
             try:
-                line = _decoded(raw.removeprefix(_BOM) if number == 1 else raw).rstrip("\r\n")
-            except _NotText as error:
+                line = decoded(raw.removeprefix(_BOM) if number == 1 else raw).rstrip("\r\n")
+            except NotTextError as error:
                 yield _bad(path, number, str(error), raw)
                 continue
             if line.strip():

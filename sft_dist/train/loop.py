@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from sft_dist.checkpoint.background import Saver
 from sft_dist.checkpoint.store import Position
 from sft_dist.core.records import Batch, StepMetrics, StepPlan
 from sft_dist.core.seeds import derive
 from sft_dist.model.packed import to_inputs
+from sft_dist.train import reasons
 from sft_dist.train.guard import Heartbeat, Judge, Requests, example_losses, guilty
-from sft_dist.train.metrics import Meter, memory_bytes
+from sft_dist.train.metrics import Meter, step_metrics
 from sft_dist.train.zero import update
-
-Work = tuple[StepPlan, list[Batch]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,84 +85,51 @@ def run(
     Returns:
         The last position; finished, stopped or fatal; and the reason of a fatal end.
     """
-    world, rank, device = dist.get_world_size(), dist.get_rank(), engine.device
+    world, rank = dist.get_world_size(), dist.get_rank()
     position, skipped, last_save = start, 0, time.monotonic()
     engine.train()
     for after, plan, batches, waited_s in _prefetched(work):
         began = time.monotonic()
-        torch.manual_seed(
-            derive(seed, "dropout", position.step, rank)
-        )  # exact resume without saving generator states
-        lr = lr_of(position.step)
-        for group in engine.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
-        losses: list[Any] = []
-        for batch in batches:
-            inputs = to_inputs(batch, device)
-            loss_sum, nll_N = engine(*inputs)
-            # world / total target weight: see the algebra in model/loss.py
-            engine.backward(loss_sum * (world / plan.target_weight), scale_wrt_gas=False)
-            meter.add(batch, nll_N, inputs[-1])
-            losses.append(nll_N * inputs[-1])
+        torch.manual_seed(derive(seed, "dropout", position.step, rank))  # resume needs no generator states
+        lr = _set_rate(engine, lr_of(position.step))
+        scale = world / plan.target_weight  # see the algebra in model/loss.py
+        losses = [_micro_step(engine, batch, scale, meter) for batch in batches]
         stop, save = requests.poll()
         written, failed = saver.flags()
         overdue = rank == 0 and time.monotonic() - last_save > 60 * (schedule.save_every_minutes or math.inf)
         sums = meter.reduce(stop=stop, save=save or overdue, written=written, failed=failed)
         saver.agree(sums.written, sums.failed)
-        loss = sums.loss / plan.target_weight
-        cause = judge.wrong(loss)  # before the update, from a figure that is the same on all ranks
-        if cause and not judge.stops(cause):
-            _spoil(engine, batches[0])
-        applied, norm = (False, math.nan) if cause and judge.stops(cause) else update(engine, clip)
-        skipped = 0 if applied else skipped + 1
-        if applied:
-            judge.add(loss)
-        else:
-            cause = cause or "nonfinite"
+        loss = sums.loss / plan.target_weight  # the same on all ranks
+        cause, norm = _update(engine, clip, judge, loss, batches[0])
+        if cause:
             names = guilty(_everywhere(example_losses(batches, losses)))
             hooks.event("skipped_step", step=after.step, cause=cause, loss=_or_none(loss), examples=names)
             if judge.stops(cause):
-                return position, "fatal", _stopped_before(after, position, cause, loss, saver, judge, hooks)
-        position = after
-        step_s = time.monotonic() - began + waited_s
-        flops = useful_flops(sums.tokens, sums.targets, sums.pairs)
+                _keep(position, saver, judge)
+                return _fatal(position, reasons.stopped(after.step, cause, loss, saver.saved_at), hooks)
+        position, skipped = after, skipped + 1 if cause else 0
         hooks.log(
-            StepMetrics(
+            step_metrics(
+                plan,
+                sums,
                 step=position.step,
-                epoch=plan.epoch,
-                loss=loss,
-                grad_norm=norm,
                 lr=lr,
-                tokens=sums.tokens,
-                target_tokens=sums.targets,
-                tokens_per_s=sums.tokens / step_s,
-                mfu=flops / step_s / peak_flops if peak_flops else None,
-                fill=plan.fill,
-                imbalance=plan.imbalance,
-                step_s=step_s,
+                grad_norm=norm,
+                skipped=bool(cause),
+                step_s=time.monotonic() - began + waited_s,
                 data_wait_s=waited_s,
-                memory_bytes=memory_bytes(device),
-                skipped=not applied,
-                task_loss=sums.task_loss,
-                source_loss=sums.source_loss,
-                target_tokens_per_s=sums.targets / step_s,
+                useful_flops=useful_flops(sums.tokens, sums.targets, sums.pairs),
+                peak_flops=peak_flops,
+                device=engine.device,
             )
         )
         heartbeat.progress()
         if skipped >= schedule.max_skipped_steps:
             saver.finish()
-            reason = (
-                f"{skipped} steps in a row were skipped (loss or gradient not finite, or a spike), so training ended at step "
-                f"{position.step}; events.jsonl names the examples, the last good checkpoint is {_name(saver.saved_at)}"
-            )
-            hooks.event("fatal", step=position.step, reason=reason)
-            return position, "fatal", reason
+            return _fatal(position, reasons.skipped(skipped, position.step, saver.saved_at), hooks)
         due = sums.save or sums.stop or _every(position.step, schedule.save_every_steps)
-        if (
-            _every(position.step, schedule.eval_every)
-            and position.step < schedule.total_steps
-            and not sums.stop
-        ):
+        last = sums.stop or position.step == schedule.total_steps  # the last evaluation comes after the loop
+        if _every(position.step, schedule.eval_every) and not last:
             due |= saver.scored(position.step, hooks.evaluate(position.step))
             engine.train()
             heartbeat.progress()
@@ -173,9 +140,7 @@ def run(
         if sums.stop:
             saver.finish()
             hooks.event("stopped", step=position.step, reason=requests.reason)
-            if saver.saved_at != position:
-                return position, "fatal", _unsaved(position, saver)
-            return position, "stopped", ""
+            return _ended(position, "stopped", saver)
         heartbeat.progress()
     if saver.begun_at != position:
         saver.begin(position, {"losses": judge.losses})
@@ -184,52 +149,60 @@ def run(
     if saver.saved_at != position:  # once more: the disk may have room by now
         saver.begin(position, {"losses": judge.losses})
         saver.finish()
-    return (
-        (position, "finished", "")
-        if saver.saved_at == position
-        else (position, "fatal", _unsaved(position, saver))
-    )
+    return _ended(position, "finished", saver)
 
 
-def _spoil(engine: Any, batch: Batch) -> None:
-    """Make the accumulated gradient NaN, so that `update` drops it as it drops any that is not finite. Collective.
+def _set_rate(engine: Any, lr: float) -> float:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+    return lr
 
-    One more backward pass through the engine, because DeepSpeed has no call that forgets gradients, and where it keeps
-    them depends on stage and offload.
+
+def _micro_step(engine: Any, batch: Batch, scale: float, meter: Meter) -> Tensor:
+    """Run forward and backward; return the weighted loss of each target."""
+    inputs = to_inputs(batch, engine.device)
+    loss_sum, nll_N = engine(*inputs)
+    engine.backward(loss_sum * scale, scale_wrt_gas=False)
+    meter.add(batch, nll_N, inputs[-1])
+    return nll_N * inputs[-1]
+
+
+def _update(engine: Any, clip: float | None, judge: Judge, loss: float, batch: Batch) -> tuple[str, float]:
+    """Apply the update unless something is wrong with the step; return what, and the gradient norm. Collective.
+
+    A bad loss is seen before the update. Where its step is skipped, the gradient is made NaN, so that `update` drops it as
+    it drops any that is not finite: one more backward pass through the engine, because DeepSpeed has no call that forgets
+    gradients, and where it keeps them depends on stage and offload.
     """
-    loss_sum, _ = engine(*to_inputs(batch, engine.device))
-    engine.backward(loss_sum * math.nan, scale_wrt_gas=False)
+    cause = judge.wrong(loss)
+    if cause and judge.stops(cause):
+        return cause, math.nan
+    if cause:
+        loss_sum, _ = engine(*to_inputs(batch, engine.device))
+        engine.backward(loss_sum * math.nan, scale_wrt_gas=False)
+    applied, norm = update(engine, clip)
+    if applied:
+        judge.add(loss)
+    return "" if applied else cause or "nonfinite", norm
 
 
-def _stopped_before(
-    after: Position, position: Position, cause: str, loss: float, saver: Saver, judge: Judge, hooks: Hooks
-) -> str:
-    """Keep the state that the bad step has not touched; return why training ended."""
+def _keep(position: Position, saver: Saver, judge: Judge) -> None:
+    """Save the state that a bad step has not touched."""
     if position.step and saver.begun_at != position:
         saver.begin(position, {"losses": judge.losses})
     saver.finish()
-    what, key = (
-        (f"the loss of step {after.step} ({loss:.4g}) is a spike", "train.on_spike")
-        if cause == "spike"
-        else (f"the loss or gradient of step {after.step} is not finite", "train.on_nonfinite")
-    )
-    reason = (
-        f"{what} and {key}=stop, so training ended before its update; events.jsonl names the examples, the last good "
-        f"checkpoint is {_name(saver.saved_at)}: continue with {key}=skip, or without these examples under another name"
-    )
+
+
+def _fatal(position: Position, reason: str, hooks: Hooks) -> tuple[Position, str, str]:
     hooks.event("fatal", step=position.step, reason=reason)
-    return reason
+    return position, "fatal", reason
 
 
-def _name(position: Position | None) -> str:
-    return f"that of step {position.step}" if position else "none"
-
-
-def _unsaved(position: Position, saver: Saver) -> str:
-    return (
-        f"the checkpoint of step {position.step} could not be written (events.jsonl says why), so the steps after the last "
-        f"good checkpoint ({_name(saver.saved_at)}) are lost; make room and run the same command"
-    )
+def _ended(position: Position, state: str, saver: Saver) -> tuple[Position, str, str]:
+    """Return how training ended: as it should, if the last state is on disk."""
+    if saver.saved_at != position:
+        return position, "fatal", reasons.unsaved(position.step, saver.saved_at)
+    return position, state, ""
 
 
 def _prefetched(

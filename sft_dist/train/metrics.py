@@ -16,7 +16,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sft_dist.core.records import Batch
+from sft_dist.core.records import Batch, StepMetrics, StepPlan
 from sft_dist.pack import devices
 
 FIXED = 8
@@ -95,6 +95,57 @@ class Meter:
         if len(self._names) > self._n_tasks:
             doc_N = batch.cu_seqlens[1:].searchsorted(batch.offset + batch.target_positions, side="right")
             yield self._n_tasks + np.array(batch.doc_sources, np.int64)[doc_N]
+
+
+def step_metrics(
+    plan: StepPlan,
+    sums: Sums,
+    *,
+    step: int,
+    lr: float,
+    grad_norm: float,
+    skipped: bool,
+    step_s: float,
+    data_wait_s: float,
+    useful_flops: float,
+    peak_flops: float | None,
+    device: torch.device,
+) -> StepMetrics:
+    """Return the line of a step.
+
+    Args:
+        plan: Of its global batch.
+        sums: Over all ranks.
+        step: Optimizer steps done, this one included.
+        lr: Learning rate.
+        grad_norm: Before clipping.
+        skipped: The update was not applied.
+        step_s: Seconds of the step, waiting for data included.
+        data_wait_s: Seconds of that.
+        useful_flops: Of the global batch, forward and backward.
+        peak_flops: Of all devices together, or None.
+        device: This rank's.
+    """
+    return StepMetrics(
+        step=step,
+        epoch=plan.epoch,
+        loss=sums.loss / plan.target_weight,
+        grad_norm=grad_norm,
+        lr=lr,
+        tokens=sums.tokens,
+        target_tokens=sums.targets,
+        tokens_per_s=sums.tokens / step_s,
+        mfu=useful_flops / step_s / peak_flops if peak_flops else None,
+        fill=plan.fill,
+        imbalance=plan.imbalance,
+        step_s=step_s,
+        data_wait_s=data_wait_s,
+        memory_bytes=memory_bytes(device),
+        skipped=skipped,
+        task_loss=sums.task_loss,
+        source_loss=sums.source_loss,
+        target_tokens_per_s=sums.targets / step_s,
+    )
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -117,7 +117,25 @@ def zero_config(
         }  # else micro-steps add up in bf16: 1e-2 error at 64 of them
     if communication_dtype is not None:
         config["communication_data_type"] = communication_dtype
-    return _merged(config, extra)
+    config = _merged(config, extra)
+    _check_schema(config)
+    return config
+
+
+def _check_schema(config: Mapping[str, Any]) -> None:
+    """Let DeepSpeed look at the part that it has a schema for, where `extra` may have put an unknown key."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    try:
+        DeepSpeedZeroConfig(**config["zero_optimization"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"DeepSpeed refuses deepspeed.extra.zero_optimization.{key} ({first['msg']}), so the engine cannot be made; "
+            "correct or remove it"
+        ) from None
 
 
 def _offload(device: str, nvme_path: str | None) -> dict[str, Any]:

@@ -285,6 +285,21 @@ def test_balance_orders_micro_steps_by_cost(random_corpus):
     assert in_window < by_default < np.mean(random)
 
 
+def test_what_a_device_spends_deals_rows_to_micro_steps_but_does_not_choose_them(random_corpus):
+    corpus = random_corpus(600, longest=256)
+    by_pairs = CostModel(linear_flops_per_token=0.0, attention_flops_per_pair=1.0)
+    plain, dealt_by_pairs = (
+        planner(corpus, world_size=2, balance_window=4, micro_cost=cost).epoch(0) for cost in (None, by_pairs)
+    )
+    assert plain.hash == dealt_by_pairs.hash
+    orders = [
+        [[row.docs.tolist() for row in dealt(plan.step(i))] for i in range(plan.n_steps)]
+        for plan in (plain, dealt_by_pairs)
+    ]
+    assert orders[0] != orders[1]
+    assert [sorted(step) for step in orders[0]] == [sorted(step) for step in orders[1]]
+
+
 def test_nothing_here_imports_torch():
     import subprocess
 

@@ -102,6 +102,8 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
         device="cpu",
         zero_config=settings if case["stage"] == 3 else None,
         gradient_checkpointing=case["gradient_checkpointing"],
+        trainable=case.get("trainable", ()),
+        freeze=case.get("freeze", ()),
     )
     with LiveBytes() as memory:
         groups = parameter_groups(loaded.module, 0.0)

@@ -9,8 +9,9 @@ import pytest
 from sft_dist.cli import main
 from sft_dist.config.load import freeze, load_config
 from sft_dist.core.errors import UserError
-from sft_dist.pipelines.estimate import estimate, model_config
+from sft_dist.pipelines.estimate import estimate, host_memory
 from sft_dist.pipelines.plan import Summary
+from sft_dist.pipelines.sizes import model_config
 
 SUMMARY = Summary(
     examples=100, tokens=4000, target_tokens=1000, fill=0.5, steps=10, drops={}, squares_per_token=40.0
@@ -62,10 +63,62 @@ def test_adapters_train_little(tmp_path):
     (tmp_path / "base" / "config.json").write_text(
         json.dumps(base | {"num_attention_heads": 4, "vocab_size": 2048})
     )
-    config = load_config([*DEMO, "model.shape=null", "model.path=base", "+lora.rank=4"])
+    whole = [*DEMO, "model.shape=null", "model.path=base"]
+    config = load_config([*whole, "+lora.rank=4"])
     said = estimate(config, SUMMARY, ranks=2, device="H100")
+    # four of six FLOPs where a weight is frozen; attention has none to freeze
+    full = estimate(load_config(whole), SUMMARY, ranks=2, device="H100")
+    assert 2 / 3 < said["time"]["hours"] / full["time"]["hours"] < 0.7
     assert said["trained_parameters"] == layers * 4 * (4 * 2 * E + 3 * (E + inner))
     assert said["checkpoint_bytes"] == 12 * said["trained_parameters"]
+
+
+def test_parts_that_are_frozen_need_no_state():
+    def said(*overrides: str) -> dict:
+        return estimate(load_config([*DEMO, *overrides]), SUMMARY, ranks=2, device="H100")
+
+    whole, part = said(), said("model.trainable=[layers[2:]]")
+    assert part["trained_parameters"] < whole["trained_parameters"]
+    assert part["checkpoint_bytes"] == 12 * part["trained_parameters"]
+    assert part["time"]["step_s"] < whole["time"]["step_s"]
+    assert said("model.freeze=[nothing.*]")["not_found"] == ["nothing.*"]
+
+
+def test_host_memory_and_disk(tmp_path):
+    P = 1_115_264
+
+    def said(*overrides: str, **given) -> dict:
+        return estimate(load_config([*DEMO, *overrides]), SUMMARY, ranks=2, **{"device": "H100"} | given)
+
+    assert said()["host_bytes"] == 12 * P  # the copy that a checkpoint is written from
+    assert said("optim.ema_decay=0.9")["host_bytes"] == 16 * P
+    assert said("deepspeed.offload_optimizer=cpu")["host_bytes"] == 12 * P + 16 * P
+    assert said("launch.nodes=2")["host_bytes"] == 6 * P
+    here = said(device="cpu")
+    assert (here["host_limit_bytes"], here["host_bytes"] > 2 * here["memory"]["peak"]) == (
+        host_memory(),
+        True,
+    )
+    for mem, limit in (("1M", 1 << 20), ("480G", 480 << 30), ("'0'", None)):
+        (tmp_path / "juno.yaml").write_text(f"{{gpus_per_node: 2, gpu_type: a100, mem: {mem}}}")
+        assert said("cluster=juno")["host_limit_bytes"] == limit
+    export = 4 * P if load_config(DEMO).model.dtype == "float32" else 2 * P
+    assert said("checkpoint.keep_last=2")["disk_bytes"] == 3 * 12 * P + export
+    assert (
+        said("checkpoint.keep_last=2", "checkpoint.keep_best=1", "train.eval_every=5")["disk_bytes"]
+        == 4 * 12 * P + export
+    )
+    assert (
+        said("checkpoint.keep_last=3", "checkpoint.optimizer_keep_last=1")["disk_bytes"]
+        == (2 * 12 + 2 * 4) * P + export
+    )
+
+
+def test_too_little_host_memory_is_said(tmp_path, capsys):
+    (tmp_path / "juno.yaml").write_text("{gpus_per_node: 2, gpu_type: a100, mem: 1M}")
+    small = ["experiment=demo", "data.sources.demo.examples_per_task=5"]
+    assert main(["estimate", *small, "cluster=juno"]) == 0
+    assert "NOT ENOUGH: ask for more (mem of the site profile)" in capsys.readouterr().out
 
 
 def test_steps_tokens_and_time():

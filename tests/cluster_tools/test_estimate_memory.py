@@ -6,12 +6,22 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sft_dist.cluster.estimate import Measured, Work, checkpoint_bytes, export_bytes, suggestions, time_of
-from sft_dist.cluster.memory import CHUNK_LOGITS, Setup, Shape, memory, with_trained
+from sft_dist.cluster.estimate import (
+    Measured,
+    Work,
+    export_bytes,
+    state_bytes,
+    suggestions,
+    time_of,
+    with_backward,
+)
+from sft_dist.cluster.memory import CHUNK_LOGITS, Setup, Shape, memory
+from sft_dist.cluster.trained import adapted, partly, sizes
 from sft_dist.pack import CostModel, devices
 
 HERE = Path(__file__).parent
@@ -38,11 +48,14 @@ CASES = {
         BASE | {"stage": 2},
         BASE | {"stage": 1, "dtype": "float32"},
         BASE | {"stage": 0, "dtype": "float32", "gradient_checkpointing": True},
+        BASE | {"trainable": ["layers[3:]", "head"], "freeze": ["*norm*"]},
+        BASE | {"stage": 2, "freeze": ["embeddings", "layers[:4]"], "gradient_checkpointing": True},
     ],
     "tied": [
         BASE | {"dtype": "float32"},
         BASE | {"gradient_checkpointing": True},
         BASE | {"stage": 2, "gradient_checkpointing": True},
+        BASE | {"dtype": "float32", "trainable": ["layers[2:]"]},
     ],
 }
 
@@ -87,9 +100,12 @@ def test_estimate_is_within_a_tenth_of_what_steps_hold(measured):
     shape = Shape.of(SHAPES[name])
     errors = {}
     for case, seen in zip(CASES[name], found, strict=True):
-        said = memory(shape, setup(case))
+        chosen = case.get("trainable", []), case.get("freeze", [])
+        said = memory(partly(shape, SHAPES[name], *chosen)[0], setup(case))
         assert shape.parameters == seen["parameters"]
-        where = f"stage {case['stage']} {case['dtype']} checkpointing {case['gradient_checkpointing']}"
+        where = (
+            f"stage {case['stage']} {case['dtype']} checkpointing {case['gradient_checkpointing']} {chosen}"
+        )
         peak = max(seen["forward_peak"], seen["backward_peak"], seen["step_peak"])
         head = said.phases["backward of the head"]
         kept = head["activations"] + head["gathered parameters"]
@@ -125,6 +141,54 @@ def test_parameters_of_known_models():
     assert Shape.of(qwen3_06).parameters == 596_049_920
     assert Shape.of(llama_8).parameters == 8_030_261_248
     assert Shape.of(qwen25_7).parameters == 7_615_616_512
+    for config in (qwen3_06, llama_8, qwen25_7):
+        shape = Shape.of(config)
+        assert sum(sizes(shape, config).values()) == shape.parameters
+
+
+def test_what_is_trained_is_counted_as_the_trainer_chooses_it(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from sft_dist.model.trainable import choose
+    from sft_dist.model.trainable import with_backward as of_live
+
+    config = SHAPES["grouped"]
+    hf = LlamaForCausalLM(LlamaConfig(**config))
+    cost = CostModel(linear_flops_per_token=8.0, attention_flops_per_pair=1.0, head_flops_per_target=1.0)
+    for trainable, freeze in (
+        ([], []),
+        (["layers[4:]"], []),
+        (["head"], []),
+        (["embeddings"], []),
+        (["model.layers.*.mlp"], ["layers[:2]"]),
+        (["*.bias", "*norm*", "layers[-1:]"], ["*q_proj*"]),
+        ([], ["embeddings", "layers[0:3]", "head"]),
+    ):
+        known = [e for e in trainable if e != "*.bias"]  # which this model lacks, and choose() refuses
+        choose(hf, known, freeze)
+        live = sum(p.numel() for p in hf.parameters() if p.requires_grad)
+        shape, unknown = partly(SHAPE, config, known, freeze)
+        assert (shape.trained, unknown) == (live, []), (trainable, freeze)
+        said, real = with_backward(cost, shape), of_live(cost, hf)
+        assert said.useful_flops(1, 1, 1) == pytest.approx(real.useful_flops(1, 1, 1)), (trainable, freeze)
+        assert partly(SHAPE, config, trainable, freeze)[1] == [e for e in trainable if e == "*.bias"]
+
+
+def test_adapters_and_whole_modules_beside_them():
+    config, E, G, inner, L, V = SHAPES["grouped"], 128, 64, 352, 6, 2048
+
+    def trained(**changes) -> int:
+        given = {"rank": 2, "target_modules": (), "modules_to_save": (), "dora": False}
+        return adapted(SHAPE, config, **given | changes).trained
+
+    every = 2 * L * (2 * E + 2 * (E + G) + 2 * E + 3 * (E + inner))
+    assert trained() == every
+    assert trained(target_modules=("q_proj",)) == 2 * L * 2 * E
+    assert trained(target_modules=("q_proj",), dora=True) == 2 * L * 2 * E + L * E
+    assert trained(modules_to_save=("lm_head", "embed_tokens")) == every + 2 * V * E
+    assert trained(modules_to_save=("norm",)) == every + E
+    with_head = adapted(SHAPE, config, rank=2, target_modules=(), modules_to_save=("lm_head",), dora=False)
+    assert (with_head.trains_head, with_head.parameters) == (True, SHAPE.parameters + every + V * E)
 
 
 SHAPE = Shape.of(SHAPES["grouped"])
@@ -145,7 +209,8 @@ def test_each_part_answers_to_its_setting():
     offloaded = memory(SHAPE, setup(BASE, device="cuda", offload_optimizer=True, offload_parameters=True))
     assert sum(offloaded.states.values()) == 1_000_000
     assert offloaded.host == 9 * P
-    adapters = memory(with_trained(SHAPE, 1000), GPU).states
+    assert memory(SHAPE, setup(BASE, offload_optimizer=True, on_nvme=True)).host == 0
+    adapters = memory(replace(SHAPE, trained=1000), GPU).states
     assert (adapters["gradients"], adapters["optimizer"]) == (2000, 6000)
 
 
@@ -187,8 +252,8 @@ def test_time_from_a_peak_and_from_a_run():
 
 
 def test_sizes_on_disk():
-    assert checkpoint_bytes(SHAPE) == 12 * SHAPE.parameters
-    assert checkpoint_bytes(with_trained(SHAPE, 10)) == 120
+    assert state_bytes(SHAPE) == 12 * SHAPE.parameters
+    assert state_bytes(replace(SHAPE, trained=10)) == 120
     assert export_bytes(SHAPE, "bfloat16") == 2 * SHAPE.parameters
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -159,6 +160,9 @@ TORCH_FREE = (
     "sft_dist.report.run",
     "sft_dist.pipelines.check",
     "sft_dist.pipelines.train",
+    "sft_dist.pipelines.submit",
+    "sft_dist.pipelines.doctor",
+    "sft_dist.pipelines.sweep",
     "sft_dist.cli",
 )
 
@@ -176,3 +180,25 @@ load_config()
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("launch=null", "'launch=null' picks nothing from launch/; use one of gpu8, or ~launch for none"),
+        ("experiment=", "use one of demo, mixture, or ~experiment for none"),
+        ("experiment=missing", "experiment has: demo, mixture"),
+        ("+=3", "cannot be composed"),
+        ("optim.lr=1e-5,2e-5", "'optim.lr=1e-5,2e-5' has several values(.*)sft-dist sweep"),
+        ("optim.lr=range(1,5)", "'optim.lr=range(1,5)' has several values"),
+        ("optim.lr=[1", "cannot be composed: no viable alternative"),
+        ("optim.lr=${nope}", "Interpolation key 'nope' not found"),
+        ("hydra.run.dir=x", "sets Hydra itself"),
+    ],
+)
+def test_what_cannot_be_composed_is_one_line(override: str, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_config([override])
+    assert re.search(re.escape(said).replace(re.escape("(.*)"), ".*"), str(error.value))
+    assert "\n" not in str(error.value)
+    assert "multirun" not in str(error.value)

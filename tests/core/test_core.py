@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from sft_dist.core.errors import UserError, nearest
+from sft_dist.core.process import logger
 from sft_dist.core.records import (
     Message,
     ToolCall,
@@ -19,7 +23,15 @@ from sft_dist.core.records import (
 )
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.seeds import derive, generator
-from sft_dist.core.store import append_jsonl, atomic_path, checksum, fingerprint, read_jsonl, write_json
+from sft_dist.core.store import (
+    append_jsonl,
+    atomic_path,
+    checksum,
+    fingerprint,
+    read_jsonl,
+    replace_folder,
+    write_json,
+)
 
 
 def test_the_three_part_view_of_a_single_turn() -> None:
@@ -75,6 +87,29 @@ def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
     assert path.read_text() == '{\n "b": 1,\n "a": 2\n}\n'
 
 
+def test_only_files_are_replaced(tmp_path: Path) -> None:
+    """Anything else stays what it is: `--html /dev/null`, run by root, once left a page where the device had been."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link", tmp_path):
+        with pytest.raises(UserError, match="writing would replace it; name a file"):
+            write_json(path, {})
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "pipe"]
+    (tmp_path / "new").mkdir()
+    with pytest.raises(UserError, match="is no folder"):
+        replace_folder(tmp_path / "new", pipe)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    write_json(tmp_path / "link", 1)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "1\n"
+
+
 def test_a_torn_line_is_left_out_and_the_next_append_starts_a_new_one(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     append_jsonl(path, {"a": 1})
@@ -126,3 +161,11 @@ def test_status_and_controls(tmp_path: Path) -> None:
     assert folder.asked("stop")
     folder.clear("stop")
     assert not folder.asked("stop")
+
+
+def test_a_module_that_is_run_logs_under_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m sft_dist.x` calls it __main__, and a logger of that name would show nothing."""
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=SimpleNamespace(name="sft_dist.x")))
+    assert logger("__main__").name == "sft_dist.x"
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=None))
+    assert logger("__main__").name == "__main__"

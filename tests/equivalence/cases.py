@@ -33,7 +33,8 @@ from sft_dist.model.ulysses import SequenceGroup
 from sft_dist.train import loop, zero
 from sft_dist.train.guard import Heartbeat, Judge, Policy, Requests
 from sft_dist.train.metrics import Meter
-from sft_dist.train.optim import lr_at, parameter_groups
+from sft_dist.train.optim import parameter_groups
+from sft_dist.train.schedule import lr_at
 
 VOCAB = 128
 SEED = 7

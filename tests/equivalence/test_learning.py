@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sft_dist.model import attention
+from sft_dist.model.adapters import Lora
 from sft_dist.model.load import load_packed
 from sft_dist.model.packed import PackedLM, to_inputs
 from sft_dist.pack import CostModel
@@ -101,3 +102,60 @@ def test_flops_are_those_that_torch_counts() -> None:
     assert counter.get_total_flops() == pytest.approx(cost.useful_flops(T, 2 * T**2, N), rel=0.01)
     head = 3 * cost.head_flops_per_target * N  # its gradients are made in the forward pass
     assert forward_and_loss == pytest.approx(cost.row_cost(T, 2 * T**2) + head, rel=0.01)
+
+
+SMALL = {
+    "hidden_size": 128,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+    "intermediate_size": 384,
+    "vocab_size": 1000,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.mark.parametrize(
+    "trained",
+    [
+        {},
+        {"freeze": ("embeddings",)},
+        {"trainable": ("layers[4:]",)},
+        {"trainable": ("head",)},
+        {"trainable": ("*norm*",)},
+        {"lora": Lora(rank=4, alpha=8)},
+        {"lora": Lora(rank=16, alpha=8, target_modules=("q_proj", "v_proj"), modules_to_save=("lm_head",))},
+    ],
+    ids=["all", "no embeddings", "upper half", "head", "norms", "lora", "lora and head"],
+)
+def test_flops_of_what_is_trained_are_those_that_torch_counts(trained: dict[str, Any]) -> None:
+    """The lowest layer counts its first products in full: 3 % at eight layers."""
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoModelForCausalLM, Qwen3Config
+
+    from sft_dist.model import adapters, trainable
+    from sft_dist.pipelines.plan import cost_of
+
+    T, N = 256, 64
+    attention.register()
+    with torch.device("meta"):
+        hf = AutoModelForCausalLM.from_config(
+            Qwen3Config(**SMALL), attn_implementation=attention.registered_name("sdpa_dense")
+        )
+        module = PackedLM(hf).train()
+        if "lora" in trained:
+            adapters.add(hf, trained["lora"], 0)
+        else:
+            trainable.choose(hf, trained.get("trainable", ()), trained.get("freeze", ()))
+        ids = torch.zeros(1, T, dtype=torch.long)
+        positions = torch.zeros(1, T, dtype=torch.long)
+        cu = torch.zeros(2, dtype=torch.int32)
+        targets = torch.zeros(N, dtype=torch.long)
+        with FlopCounterMode(display=False) as counter:
+            module(ids, positions, cu, T, targets, targets, torch.zeros(N))[0].backward()
+    cost = trainable.with_backward(cost_of(SMALL), hf)
+    counted = counter.get_total_flops()
+    assert cost.useful_flops(T, 2 * T**2, N) == pytest.approx(counted, rel=0.035)
+    if trained and "freeze" not in trained:
+        assert counted < 0.8 * cost_of(SMALL).useful_flops(T, 2 * T**2, N)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sft_dist.model import attention, leak
+from sft_dist.model import attention, backends, leak
 from sft_dist.model.load import load_packed
 from sft_dist.model.packed import PackedLM, to_inputs
 
@@ -144,7 +144,7 @@ def test_a_planted_leak_is_caught(tiny_model: Path, monkeypatch: pytest.MonkeyPa
     from transformers import LlamaForCausalLM
 
     if bug == "causal across documents":
-        monkeypatch.setitem(attention.BACKENDS, "sdpa_per_doc", causal_across_documents)
+        monkeypatch.setitem(backends.BACKENDS, "sdpa_per_doc", causal_across_documents)
         module = packed(tiny_model, "sdpa_per_doc")
     else:
         module = packed(tiny_model, "sdpa_per_doc")

@@ -6,7 +6,9 @@ import random
 
 import pytest
 
+from sft_dist.core.errors import UserError
 from sft_dist.core.records import Drop, Message, ToolCall, make_example, single_turn
+from sft_dist.filters.language import Language
 from sft_dist.filters.rules import (
     AnswerRepeatsPrompt,
     BrokenText,
@@ -259,3 +261,41 @@ def test_longest_common_equals_the_obvious_search():
             assert longest_common(a, b, more_than=more_than) == (
                 expected if expected > more_than or expected == len(a) else 0
             )
+
+
+def test_control_characters_are_looked_for_in_everything_that_is_rendered():
+    rule = ControlCharacters()
+    thought = Message(role="assistant", content="4", reasoning_content="2+2\x00")
+    call = Message(role="assistant", content="", tool_calls=(ToolCall(name="f", arguments='"a\x1bb"'),))
+    assert rule(chat("q", thought)).detail == "U+0000 at character 4 of the reasoning of turn 2"
+    assert rule(chat("q", call)).detail == "U+001B at character 3 of a call of turn 2"
+    assert (
+        BrokenText()(chat("q", Message(role="assistant", content="4", reasoning_content="\ufffd")))
+        is not None
+    )
+
+
+GERMAN = "Die Hauptstadt von Frankreich ist Paris, und die Stadt liegt an der Seine im Norden des Landes."
+ENGLISH = "The capital of France is Paris, and the city lies on the river Seine in the north of the country."
+
+
+def test_language():
+    rule = Language(allow=("en",))
+    assert rule(single(ENGLISH, ENGLISH)) is None
+    drop = rule(single(ENGLISH, GERMAN))
+    assert drop.reason == "language"
+    assert drop.detail.startswith("de with probability ")
+    assert rule(single(GERMAN, ENGLISH)).reason == "language"
+    assert Language(allow=("en", "de"))(single(GERMAN, ENGLISH)) is None
+    assert rule(single(ENGLISH, "Guten Morgen!")) is None  # too short to tell
+    assert (
+        Language(allow=("en",), min_letters=5)(single(ENGLISH, "Das ist aber nicht gut!")).reason
+        == "language"
+    )
+    code = "def add(x, y):\n    return [a + b for a, b in zip(x, y, strict=True)]"
+    assert rule(single(ENGLISH, code)) is None  # in no language for sure
+
+
+def test_a_language_that_cannot_be_told_is_refused():
+    with pytest.raises(UserError, match="'english', which is no language that can be told apart"):
+        Language(allow=("english",))

@@ -8,7 +8,7 @@ import pytest
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import Drop, Message, make_example, single_turn
-from sft_dist.holdout import Holdout, descend, input_key, split
+from sft_dist.holdout import Holdout, decide, descend, input_key, split
 
 
 def example(task="t", given="x", *, instruction="Do.", output="o", origin=()):
@@ -108,6 +108,21 @@ def test_descendants_of_what_is_held_out_are_refused_whatever_their_task():
     seen = example(given="seen")
     holdout = Holdout(inputs=HOLDOUT.inputs, ids=frozenset({seen.id}))
     assert split(example(given="new", origin=descend([seen])), holdout).reason == "heldout_origin"
+
+
+def test_the_question_and_answer_of_a_held_out_task_under_another_name():
+    held = example(task="held", given="fresh")
+    holdout = decide(
+        [("s", held), ("s", example(task="free", given="other"))], tasks=["held"], max_eval_per_task=1, seed=0
+    )
+    assert len(holdout.copies) == 1
+    only_copies = Holdout(copies=holdout.copies)
+    assert (
+        split(example(task="free", given=" FRESH ", instruction="Reworded."), only_copies).reason
+        == "heldout_copy"
+    )
+    assert split(example(task="free", given="other"), only_copies) == "train"
+    assert Holdout.from_dict(holdout.to_dict()) == holdout
 
 
 def test_descend_names_each_parent_once():

@@ -242,6 +242,14 @@ def test_t0_divides_the_cap_of_a_large_dataset_by_its_templates(make_corpus, mon
         (Mixture(cap=3), "mix.cap has no effect"),
         (Mixture(temperature=2.0), "mix.temperature has no effect"),
         (Mixture(task_min=5, task_max=4), "below mix.task_min"),
+        (
+            Mixture(sources={"a": SourceMix(share=0.1)}, task_min=5),
+            "share of a is 2 .* mix.task_min=5 asks for 5",
+        ),
+        (
+            Mixture(sources={"a": SourceMix(share=0.5)}, task_max=4),
+            "share of a is 10 .* mix.task_max=4 allows 4",
+        ),
         (Mixture(preset="flan2020"), "Did you mean 'flan202"),
         (Mixture(preset="t0", rate="proportional"), "sets the rates itself"),
         (Mixture(sources={"a": SourceMix(epochs=3.0)}, epoch_examples=10), "does not add up"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sft_dist.core.errors import UserError
-from sft_dist.model import attention
+from sft_dist.model import attention, backends
 from sft_dist.model.attention import Needs
 
 CU = torch.tensor([0, 3, 4, 11], dtype=torch.int32)
@@ -29,7 +29,7 @@ def qkv(heads: int = 4, kv: int = 2) -> tuple[torch.Tensor, ...]:
 )
 def test_per_document_equals_the_dense_twin(options: dict[str, object]) -> None:
     outs, grads = [], []
-    for attend in (attention.sdpa_dense, attention.sdpa_per_doc):
+    for attend in (backends.sdpa_dense, backends.sdpa_per_doc):
         q, k, v = qkv()
         out, _ = attend(None, q, k, v, None, scaling=0.3, cu_seq_lens_q=CU, **options)
         (out * torch.arange(out.numel()).view(out.shape)).sum().backward()
@@ -45,22 +45,22 @@ def test_the_dense_twin_by_eye() -> None:
     q = k = torch.zeros(1, 1, 4, 1)
     v = torch.tensor([1.0, 3.0, 10.0, 20.0]).view(1, 1, 4, 1)
     cu = torch.tensor([0, 2, 4], dtype=torch.int32)
-    assert attention.sdpa_dense(None, q, k, v, scaling=1.0, cu_seq_lens_q=cu)[0].flatten().tolist() == [
+    assert backends.sdpa_dense(None, q, k, v, scaling=1.0, cu_seq_lens_q=cu)[0].flatten().tolist() == [
         1.0,
         2.0,
         10.0,
         15.0,
     ]
-    assert attention.sdpa_dense(None, q, k, v, scaling=1.0, cu_seq_lens_q=cu, sliding_window=1)[
+    assert backends.sdpa_dense(None, q, k, v, scaling=1.0, cu_seq_lens_q=cu, sliding_window=1)[
         0
     ].flatten().tolist() == [1.0, 3.0, 10.0, 20.0]
 
 
-@pytest.mark.parametrize("name", sorted(attention.BACKENDS))
+@pytest.mark.parametrize("name", sorted(backends.BACKENDS))
 def test_no_backend_guesses_document_borders(name: str) -> None:
     q, k, v = qkv()
     with pytest.raises((RuntimeError, ImportError), match="documents would see one another|flash_attn"):
-        attention.BACKENDS[name](None, q, k, v, None, scaling=0.3)
+        backends.BACKENDS[name](None, q, k, v, None, scaling=0.3)
 
 
 GPU = Needs(head_dim=64, dtype=torch.bfloat16, device="cuda")
@@ -108,7 +108,7 @@ def test_flex_counts_sinks_as_the_twin_does(monkeypatch: pytest.MonkeyPatch, win
     """The forward pass, uncompiled: its backward pass needs a CUDA device."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    monkeypatch.setattr(attention, "_compiled_flex", lambda: flex_attention)
+    monkeypatch.setattr(backends, "_compiled_flex", lambda: flex_attention)
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, n, 128, 16, generator=g) for n in (4, 2, 2))
     cu = torch.tensor([0, 30, 31, 128], dtype=torch.int32)
@@ -120,7 +120,7 @@ def test_flex_counts_sinks_as_the_twin_does(monkeypatch: pytest.MonkeyPatch, win
     }
     with torch.no_grad():
         ours, reference = (
-            attend(None, q, k, v, **options)[0] for attend in (attention.flex, attention.sdpa_dense)
+            attend(None, q, k, v, **options)[0] for attend in (backends.flex, backends.sdpa_dense)
         )
     torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)
 
@@ -135,10 +135,8 @@ def test_gpu_backends_equal_the_twin(name: str) -> None:
         torch.randn(1, n, 128, 64, generator=g, device="cuda", dtype=torch.bfloat16) for n in (8, 2, 2)
     )
     cu = torch.tensor([0, 30, 31, 128], dtype=torch.int32, device="cuda")
-    reference = attention.sdpa_dense(None, q.float(), k.float(), v.float(), scaling=0.125, cu_seq_lens_q=cu)[
-        0
-    ]
-    out = attention.BACKENDS[name](None, q, k, v, None, scaling=0.125, cu_seq_lens_q=cu, max_length_q=97)[0]
+    reference = backends.sdpa_dense(None, q.float(), k.float(), v.float(), scaling=0.125, cu_seq_lens_q=cu)[0]
+    out = backends.BACKENDS[name](None, q, k, v, None, scaling=0.125, cu_seq_lens_q=cu, max_length_q=97)[0]
     assert float((out.float() - reference).norm() / reference.norm()) < 1e-2
 
 
@@ -148,7 +146,7 @@ def test_flex_gradients_of_sinks_equal_the_twin() -> None:
         pytest.skip("no CUDA device")
     cu = torch.tensor([0, 30, 31, 128], dtype=torch.int32, device="cuda")
     grads = []
-    for attend in (attention.flex, attention.sdpa_dense):
+    for attend in (backends.flex, backends.sdpa_dense):
         g = torch.Generator("cuda").manual_seed(0)
         q, k, v = (
             torch.randn(1, n, 128, 64, generator=g, device="cuda", requires_grad=True) for n in (8, 2, 2)

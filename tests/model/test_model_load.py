@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -18,7 +19,9 @@ from torch import nn
 from sft_dist.core.errors import UserError
 from sft_dist.model import load as load_module
 from sft_dist.model import partition, support
-from sft_dist.model.load import create_initial, load_packed, read_config
+from sft_dist.model.files import BaseFiles
+from sft_dist.model.initial import create_initial
+from sft_dist.model.load import load_packed, read_config
 
 SHAPE = {
     "hidden_size": 16, "intermediate_size": 32, "layers": 2, "heads": 2, "kv_heads": None, "max_position_embeddings": 64, "rope_theta": 1e4,
@@ -170,3 +173,32 @@ def test_every_weight_of_an_image_text_model_is_found_under_its_older_names(tmp_
     }
     assert not names.fused
     assert not names.unused
+
+
+@pytest.mark.parametrize("stage_3", [False, True])
+def test_torn_and_absent_files_are_refused(model: Path, stage_3: bool) -> None:
+    def read() -> None:
+        if stage_3:  # as model.partition does; without the files it is transformers that looks for them
+            BaseFiles.find(str(model), None)
+        if not stage_3 or not any(model.glob("*.safetensors*")):
+            load(model)
+
+    file, index = model / "model.safetensors", model / "model.safetensors.index.json"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="torn"):
+        read()
+    file.unlink()
+    with pytest.raises(UserError, match="cannot be loaded .*no file named model.safetensors"):
+        read()
+    if stage_3:
+        index.write_text('{"weight')
+        with pytest.raises(UserError, match="index.json is torn"):
+            read()
+
+
+def test_a_config_of_other_shapes_is_refused(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
+    with pytest.raises(UserError, match="do not belong to its config.json"):
+        load(model)

@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 
 from sft_dist.batch import sequence_slice
 from sft_dist.core.records import Batch
-from sft_dist.model import attention, ulysses
+from sft_dist.model import attention, backends, ulysses
 from sft_dist.model.load import load_packed
 from sft_dist.model.packed import to_inputs
 from sft_dist.model.ulysses import SequenceGroup
@@ -59,14 +59,14 @@ def compare(rank: int, folder: str) -> None:
         shares.append((group.size, group.place, group.data_rank, group.data_ranks))
         if size == 1:
             continue
-        attend = ulysses.across(attention.sdpa_per_doc, group)
+        attend = ulysses.across(backends.sdpa_per_doc, group)
         mine = slice(T // size * group.place, T // size * (group.place + 1))
         for heads, kv_heads in HEADS:
             whole = tensors(heads, kv_heads)
             upstream = torch.arange(T * heads * D).view(1, T, heads, D) / (T * heads * D)
             parts = {n: t if n == "s_aux" else t[:, :, mine] for n, t in whole.items()}
             for options in OPTIONS:
-                out, grads = run(attention.sdpa_per_doc, whole, options, upstream)
+                out, grads = run(backends.sdpa_per_doc, whole, options, upstream)
                 out_part, grads_part = run(attend, parts, options, upstream[:, mine])
                 if "s_aux" in grads:  # a parameter: every rank adds the share of its heads
                     dist.all_reduce(grads_part["s_aux"], group=group.group)

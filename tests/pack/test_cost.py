@@ -62,11 +62,22 @@ def test_known_models(model, document, giga_per_token):
     assert flops / 1e9 == pytest.approx(giga_per_token, rel=0.003)
 
 
-def test_hardware_adds_recomputed_scores_and_recomputed_layers():
+def test_a_device_does_more_recomputed_scores_and_recomputed_layers():
     model = CostModel(linear_flops_per_token=10, attention_flops_per_pair=2, head_flops_per_target=100)
     assert model.useful_flops(4, 16, 1) == 3 * (40 + 16 + 100)
-    assert model.hardware_flops(4, 16, 1, gradient_checkpointing=False) == 3 * 40 + 3.5 * 16 + 300
-    assert model.hardware_flops(4, 16, 1, gradient_checkpointing=True) == 4 * 40 + 4.5 * 16 + 300
+    assert model.on_device(recomputed=False).row_cost(4, 16, 1) == 3 * 40 + 3.5 * 16 + 300
+    assert model.on_device(recomputed=True).row_cost(4, 16, 1) == 4 * 40 + 4.5 * 16 + 300
+
+
+def test_frozen_weights_need_the_gradient_of_their_input_only():
+    model = CostModel(
+        linear_flops_per_token=10,
+        attention_flops_per_pair=2,
+        head_flops_per_target=100,
+        linear_backward=1.0,
+        head_backward=1.0,
+    )
+    assert model.useful_flops(4, 16, 1) == 2 * 40 + 3 * 16 + 2 * 100
 
 
 def test_many_rows_at_once():

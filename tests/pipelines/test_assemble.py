@@ -81,14 +81,13 @@ def test_every_field_reaches_the_loader(
 
 def test_every_field_reaches_the_export(project: Path) -> None:
     config = load_config(
-        [*LORA, *MODEL, "lora.dora=true", "lora.rslora=true", "lora.export=adapter", "model.revision=abc"],
-        project / "my.yaml",
+        [*LORA, *MODEL, "lora.dora=true", "lora.rslora=true", "model.revision=abc"], project / "my.yaml"
     )
     base = assemble.export_base(config, "m")
     assert (base.path, base.revision, base.vocab_multiple) == ("m", "abc", 64)
     assert (base.lora, base.rope_scaling) == (WANTED, {"type": "linear", "factor": 2.0})
-    assert assemble.exports_adapter(config)
-    assert not assemble.exports_adapter(load_config(LORA, project / "my.yaml"))
+    assert not assemble.exports_adapter(config)
+    assert assemble.exports_adapter(load_config([*LORA, "lora.export=adapter"], project / "my.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -97,6 +96,14 @@ def test_every_field_reaches_the_export(project: Path) -> None:
         (["lora.rank=4", "model.freeze=[head]"], "so it is unclear what is trained"),
         (["lora.rank=4", "lora.quantize_base=nf4"], "cannot partition 4-bit weights; use deepspeed.stage=2"),
         (["model.rope_scaling.factor=1"], "model.rope_scaling.factor"),
+        (
+            ["lora.export=adapter", "model.rope_scaling.factor=2"],
+            "lora.export=adapter would lose model.rope_scaling",
+        ),
+        (
+            ["lora.export=adapter", "model.vocab_multiple=64"],
+            "lora.export=adapter would lose model.vocab_multiple",
+        ),
     ],
 )
 def test_what_contradicts_itself_is_refused(project: Path, overrides: list[str], message: str) -> None:

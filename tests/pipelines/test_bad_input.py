@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from sft_dist.checkpoint.store import FORMAT
 
 Sft = Callable[..., tuple[int, str, str]]
 
@@ -151,10 +154,6 @@ def test_a_run_that_does_not_exist(sft: Sft, words: list[str]) -> None:
     assert "runs/none" in refused(sft, *words)
 
 
-def test_a_slice_that_is_none(sft: Sft) -> None:
-    assert "--slice 3/2 is not I/N" in refused(sft, "prepare", "my.yaml", "--slice", "3/2")
-
-
 def test_slices_build_a_store_together(sft: Sft, project: Path) -> None:
     words = ("prepare", "my.yaml", "data.shard_examples=10")
     code, out, _ = sft(*words, "--slice", "0/2")
@@ -163,3 +162,139 @@ def test_slices_build_a_store_together(sft: Sft, project: Path) -> None:
     assert sft(*words, "--slice", "1/2")[0] == 0
     assert (project / "data/stores/records/manifest.json").is_file()
     assert sft(*words, "--verify")[0] == 0
+
+
+def test_a_source_name_that_is_no_folder_name(sft: Sft, project: Path) -> None:
+    text = (project / "my.yaml").read_text().replace("    chats:", "    ../chats:")
+    (project / "my.yaml").write_text(text)
+    assert "data: sources: '../chats' cannot be the name of a folder" in refused(sft, "check", "my.yaml")
+
+
+def test_a_take_that_is_neither_share_nor_number(sft: Sft) -> None:
+    assert "take=1.5 is neither a share up to 1 nor a whole number" in refused(
+        sft, "check", "my.yaml", "data.sources.chats.take=1.5"
+    )
+
+
+def test_a_section_that_is_given_as_a_value(sft: Sft) -> None:
+    err = refused(sft, "check", "my.yaml", "data.filters.near_duplicates=true", "data.holdout.tasks=x")
+    assert "data.filters.near_duplicates=true: this is a section of its own, not one value; write {}" in err
+    assert 'data.holdout.tasks="x": this is a list; put brackets around it' in err
+
+
+def test_a_data_folder_that_cannot_be(sft: Sft) -> None:
+    assert "the folder my.yaml cannot be made" in refused(sft, "prepare", "my.yaml", "data.dir=my.yaml")
+    assert "data.dir" in refused(sft, "prepare", "my.yaml", "data.dir=''")
+
+
+def test_a_task_file_that_is_no_text(sft: Sft, project: Path) -> None:
+    (project / "tasks.txt").write_bytes(b"one\n\xff\xfe\n")
+    assert "tasks.txt is not text" in refused(sft, "prepare", "my.yaml", "data.holdout.task_file=tasks.txt")
+
+
+@pytest.mark.parametrize("given", ["3/3", "1", "a/b", "\u00b2/3"])
+def test_a_slice_that_is_none(sft: Sft, given: str) -> None:
+    assert f"--slice {given} is not I/N" in refused(sft, "prepare", "my.yaml", "--slice", given)
+
+
+def test_overrides_may_stand_behind_options(sft: Sft) -> None:
+    assert "data.dirr: unknown key" in refused(sft, "prepare", "my.yaml", "--rebuild", "data.dirr=x")
+    with pytest.raises(SystemExit, match="2"):
+        sft("prepare", "my.yaml", "--rebild", "data.dir=x")
+
+
+def test_a_damaged_manifest(sft: Sft, project: Path) -> None:
+    assert sft("prepare", "my.yaml")[0] == 0
+    (project / "data/stores/chats/manifest.json").write_text('{"format":')
+    assert "manifest.json is damaged" in refused(sft, "prepare", "my.yaml")
+    assert sft("prepare", "my.yaml", "--rebuild")[0] == 0
+
+
+def test_a_full_disk_names_file_and_remedy(sft: Sft, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("numpy.save", full)
+    code, _, err = sft("prepare", "my.yaml")
+    assert code == 1
+    assert "selection-records.npy: No space left on device; what is whole is kept: make room" in err
+    assert not (project / "data/selection.json").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(project)
+    assert sft("prepare", "my.yaml")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train.sequence_parallel=2", "launch.nproc=3"], "3 ranks cannot form groups of train.sequence_parallel=2"),
+        (["deepspeed.hpz_partition_size=4"], "2 ranks cannot form groups of deepspeed.hpz_partition_size=4"),
+        (["pack.seq_len=512"], "pack.seq_len=512 is more than the 256 positions"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_is_said_by_check(sft: Sft, words: list[str], message: str) -> None:
+    assert message in refused(sft, "check", "my.yaml", *words)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(sft: Sft, project: Path) -> None:
+    from sft_dist.render.tokenizer import train_tokenizer
+
+    train_tokenizer(["many other words that make more merges than the model has rows for"] * 3, 340).save(
+        project / "larger"
+    )
+    words = (f"model.tokenizer={project / 'larger'}", "render.template=chatml")
+    assert "training would read beyond the embedding" in refused(sft, "check", "my.yaml", *words)
+    assert sft("check", "my.yaml", *words, "model.vocab_multiple=64")[0] == 0
+
+
+def test_a_torn_config_of_the_model(sft: Sft, project: Path, base_model: Path) -> None:
+    import shutil
+
+    torn = project / "torn"
+    shutil.copytree(base_model, torn)
+    (torn / "config.json").write_text((torn / "config.json").read_text()[:100])
+    assert "torn/config.json is torn" in refused(sft, "check", "my.yaml", f"model.path={torn}")
+
+
+def test_a_run_root_that_is_a_file(sft: Sft, project: Path) -> None:
+    assert "is a file, so no run folder can be made in it" in refused(
+        sft, "train", "my.yaml", f"run_root={project / 'my.yaml'}"
+    )
+
+
+def test_a_global_batch_of_fewer_rows_than_run_side_by_side_is_warned_of(sft: Sft) -> None:
+    code, _, err = sft("check", "my.yaml", "train.tokens_per_step=128")
+    assert code == 0
+    assert "run 4 side by side, so 1 of 2 have none in every step; use train.tokens_per_step=512" in err
+    assert sft("check", "my.yaml")[2] == ""
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("optim.warmup=5", "optim.warmup fills 5 steps of 2, so the learning rate never leaves its warm-up"),
+        ("optim.warmup_tokens=1024", "optim.warmup_tokens fills 2 steps of 2"),
+        ("train.profile=[3,4]", "train.profile=[3, 4] begins after the last of 2 steps"),
+    ],
+)
+def test_what_is_hardly_meant_is_warned_of(sft: Sft, word: str, message: str) -> None:
+    code, _, err = sft("check", "my.yaml", "train.max_steps=2", word)
+    assert code == 0
+    assert message in err
+
+
+def test_a_damaged_checkpoint_is_not_exported(sft: Sft, project: Path) -> None:
+    run, checkpoint = project / "runs/mine", project / "runs/mine/checkpoints/step-00000002"
+    assert sft("prepare", "my.yaml")[0] == 0
+    assert sft("freeze", "my.yaml", "--run-dir", str(run))[0] == 0
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "rank-00000.weights.safetensors").write_text("rotten")
+    files = {
+        "rank-00000.weights.safetensors": {"kind": "weights", "slices": {}, "checksum": "that of what was"}
+    }
+    (checkpoint / "index.json").write_text(json.dumps({"format": FORMAT, "files": files, "optimizer": False}))
+    (checkpoint.parent / "LATEST").write_text(checkpoint.name)
+    assert "rank-00000.weights.safetensors does not match its checksum" in refused(sft, "export", str(run))
+    (checkpoint / "index.json").write_text("{")
+    assert "step-00000002 is damaged" in refused(sft, "export", str(run))
+    assert not (run / "export").exists()

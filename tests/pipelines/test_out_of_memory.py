@@ -12,7 +12,7 @@ from sft_dist.cluster.estimate import needed
 from sft_dist.cluster.memory import memory
 from sft_dist.config import RunConfig
 from sft_dist.config.load import validate
-from sft_dist.pipelines.estimate import GIB, model_config, setup_of, shape_of
+from sft_dist.pipelines.sizes import GIB, model_config, setup_of, shape_of
 from sft_dist.pipelines.memory import out_of_memory
 
 SHAPE = {

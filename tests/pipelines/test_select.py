@@ -169,6 +169,27 @@ def test_nothing_held_out_is_trained_on_whatever_the_source(tmp_path: Path):
         assert not any(held_text.lower() in said for held_text in seen)
 
 
+@pytest.mark.parametrize("eval_inputs", [True, False])
+def test_a_copy_of_a_held_out_task_is_not_trained_on_though_only_part_of_it_is_evaluated(
+    tmp_path: Path, eval_inputs: bool
+):
+    data = rows()
+    held = [r for r in data["main"] if r["task"] == "held"]
+    data["other"] += [
+        {"instruction": "Another wording.", "input": "  " + r["input"].upper(), "output": r["output"]}
+        for r in held
+    ]
+    data["other"].append(
+        {"instruction": "Reverse it.", "input": held[0]["input"], "output": "its own answer"}
+    )
+    config = write(tmp_path, data, eval_inputs=eval_inputs)
+    few = config.data.holdout.model_copy(update={"max_eval_per_task": 4})
+    config = config.model_copy(update={"data": config.data.model_copy(update={"holdout": few})})
+    dropped = run(config)[1].sources["other"].dropped
+    assert dropped["heldout_copy"] == (11 if eval_inputs else 15)
+    assert sum(dropped.values()) in (15, 16)  # the last one only if its input is among the four
+
+
 def test_a_relaunch_keeps_counts_and_a_change_decides_anew(tmp_path: Path, monkeypatch):
     data = rows()
     held = next(r for r in data["main"] if r["task"] == "held")

@@ -225,7 +225,9 @@ def test_thinking_policy(name, thinking, trained, inline, tokenizer):
         example = chat(
             *((m.role[0], merge(m) if m.reasoning_content else m.content) for m in THOUGHT.messages)
         )
-    assert rendered(Renderer(tokenizer, template=name, thinking=thinking), example)[1] == trained
+    renderer = Renderer(tokenizer, template=name, thinking=thinking)
+    assert rendered(renderer, example)[1] == trained
+    assert renderer.counts["thoughts_dropped"] == sum("<think>" not in t for t in trained)
 
 
 def test_an_empty_think_block_is_context_unless_it_is_trained(tokenizer):

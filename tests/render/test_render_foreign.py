@@ -350,3 +350,20 @@ def test_renderings_of_one_shape_are_cached(renderer_of, monkeypatch):
     monkeypatch.setattr(ForeignTemplate, "_sentinels", lambda *a: calls.append(1) or original(*a))
     renderer.render([chat(("u", f"question {i}"), ("a", f"answer {i}")) for i in range(20)])
     assert len(calls) <= 2  # the whole and the prompt, once (none if the probe had this shape)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{% for i in range(10 ** 9) %}{% endfor %}" + LOOP, "OverflowError: Range too big"),
+        ("{{ messages[0].content + 1 }}" + LOOP, "TypeError"),
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}" + LOOP,
+            "more than 0.3 s",
+        ),
+    ],
+)
+def test_a_template_that_fails_or_never_ends_is_refused(renderer_of, monkeypatch, text, why):
+    monkeypatch.setattr("sft_dist.render.jinja.CPU_SECONDS", 0.3)
+    with pytest.raises(UserError, match=why):
+        renderer_of(text.replace("CONTENT", "{{ m.content }}") + PROMPT)

@@ -15,7 +15,8 @@ from sft_dist.core.errors import UserError
 from sft_dist.core.records import BadRecord, Example
 from sft_dist.core.store import read_jsonl
 from sft_dist.holdout import Holdout, split
-from sft_dist.pipelines.select import TRAIN, select
+from sft_dist.pipelines.select import select
+from sft_dist.pipelines.selection import TRAIN
 from sft_dist.sources import flan_patterns as patterns
 from sft_dist.sources import open_source
 from sft_dist.sources.flan import FITS, PATTERNS, FlanReader

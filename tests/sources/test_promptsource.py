@@ -16,7 +16,8 @@ from sft_dist.config.sources import AlpacaSource, PromptsourceSource
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import BadRecord, Example
 from sft_dist.core.store import read_jsonl
-from sft_dist.pipelines.select import TRAIN, select
+from sft_dist.pipelines.select import select
+from sft_dist.pipelines.selection import TRAIN
 from sft_dist.sources import open_source, promptsource_sandbox
 from sft_dist.sources.promptsource import PromptsourceReader
 from sft_dist.sources.promptsource_render import CompiledTemplate, PromptRecord

@@ -26,6 +26,10 @@ def fields(path, **options):
     return [r.fields for r in read(path, **options)]
 
 
+def fields_of_good(path):
+    return [r.fields for r in read(path) if isinstance(r, RawRecord)]
+
+
 def bad(path, **options):
     return [(r.line, r.reason) for r in read(path, **options) if isinstance(r, BadRecord)]
 
@@ -267,3 +271,33 @@ def test_file_kind(tmp_path):
     assert file_kind(tmp_path / "a.JSON") == (".json", "")
     assert file_kind(tmp_path / "a.gz") == ("", "")
     assert file_kind(tmp_path / "json") == ("", "")
+
+
+@pytest.mark.parametrize("levels", [300, 900, 100_000])
+def test_a_record_nested_too_deeply_is_bad_and_the_next_is_read(tmp_path, levels):
+    deep = f'{{"q": "x", "a": {"[" * levels}{"]" * levels}}}'
+    (tmp_path / "x.jsonl").write_text(f'{deep}\n{{"q": "fine", "a": "y"}}\n')
+    assert [
+        (line, "levels deep" in why or "recursion" in why) for line, why in bad(tmp_path / "x.jsonl")
+    ] == [(1, True)]
+    assert fields_of_good(tmp_path / "x.jsonl") == [{"q": "fine", "a": "y"}]
+
+
+def test_a_record_nested_as_deeply_as_conversations_are_is_read(tmp_path):
+    value = {"q": "x"}
+    for _ in range(90):
+        value = {"replies": [value]}
+    (tmp_path / "x.jsonl").write_text(json.dumps(value))
+    assert fields(tmp_path / "x.jsonl") == [value]
+
+
+def test_half_a_character_is_found_at_any_depth(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"q": [{"deep": ["ok", "\\ud800"]}]}\n{"q": {"\\udc00": 1}}\n')
+    assert [why for _, why in bad(tmp_path / "x.jsonl")] == [
+        "a \\u escape stands for half a character (a lone surrogate)"
+    ] * 2
+
+
+def test_an_empty_path_is_refused():
+    with pytest.raises(UserError, match="the path is empty"):
+        data_files(" ")

@@ -12,7 +12,8 @@ from torch import nn
 from sft_dist.config.root import RunConfig
 from sft_dist.core.errors import UserError
 from sft_dist.train import zero
-from sft_dist.train.optim import lr_at, make_optimizer, parameter_groups, steps_of, warmup_of
+from sft_dist.train.optim import make_optimizer, parameter_groups
+from sft_dist.train.schedule import lr_at, steps_of, warmup_of
 from sft_dist.train.zero import DERIVED, zero_config
 
 
@@ -232,3 +233,8 @@ def test_checkpointing_takes_a_switch_a_number_or_selective(value: Any) -> None:
     values = {**SHAPE, "model": model, "deepspeed": {"stage": 2}}
     read = RunConfig.model_validate(values).model.gradient_checkpointing
     assert (read, type(read)) == (value, type(value))
+
+
+def test_a_key_that_deepspeed_does_not_know_is_refused() -> None:
+    with pytest.raises(UserError, match="deepspeed.extra.zero_optimization.nonesuch"):
+        make(extra={"zero_optimization": {"nonesuch": 1}})

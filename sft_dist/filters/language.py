@@ -1,0 +1,59 @@
+"""Which language a text is in, by py3langid: naive Bayes over byte n-grams, 140 languages, no network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+from sft_dist.core.errors import UserError, nearest
+from sft_dist.core.records import Drop, Example
+from sft_dist.filters.rules import answers_of, excerpt, prompt_of
+from sft_dist.filters.tables import LETTER
+
+JUDGED_CHARS = 1000  # of a text: a language shows in fewer, and the time goes with the length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Language:
+    """Prompts and answers that are clearly in another language; each is judged by itself, short ones are not.
+
+    Raises:
+        UserError: A code in `allow` is none that can be told.
+    """
+
+    name: ClassVar[str] = "language"
+    allow: tuple[str, ...] = ("en",)
+    min_probability: float = 0.9
+    min_letters: int = 40
+
+    def __post_init__(self) -> None:
+        known = _identifier().labels
+        for code in self.allow:
+            if code not in known:
+                raise UserError(
+                    f"data.filters.language.allow names {code!r}, which is no language that can be told apart, so all of its texts would "
+                    f"be dropped; use ISO 639 codes, of {', '.join(sorted(known))}.{nearest(code, known)}"
+                )
+
+    def __call__(self, example: Example) -> Drop | None:
+        """Return `language` or None."""
+        for text in (prompt_of(example), *answers_of(example)):
+            judged = text[:JUDGED_CHARS]
+            if len(LETTER.findall(judged)) < self.min_letters:
+                continue
+            language, probability = _identifier().classify(judged)
+            if language not in self.allow and probability >= self.min_probability:
+                return Drop(
+                    self.name,
+                    f"{language} with probability {probability:.2f} >= {self.min_probability}: {excerpt(text)}",
+                )
+        return None
+
+
+@lru_cache(maxsize=1)
+def _identifier() -> Any:
+    """Return the identifier; its model takes a second to load, so only where the rule is on."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

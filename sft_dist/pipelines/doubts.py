@@ -1,0 +1,49 @@
+"""What a config allows and hardly means: said by `check` and at the start of a run, never refused."""
+
+from __future__ import annotations
+
+from sft_dist.config import RunConfig
+from sft_dist.train.schedule import warmup_of
+
+
+def doubts(config: RunConfig, *, ranks: int, steps: int) -> tuple[str, ...]:
+    """Return what is allowed and hardly meant: ranks without work, a rate that never arrives, a trace of no step.
+
+    Args:
+        config: The run's config.
+        ranks: Of the whole run.
+        steps: Optimizer steps of the whole run.
+    """
+    optim, window = config.optim, config.train.profile
+    found = [_thin_batch(config, ranks)]
+    warm = warmup_of(optim.warmup, optim.warmup_tokens, config.train.tokens_per_step)
+    if warm > 1 and warm >= steps:
+        field = "warmup" if optim.warmup_tokens is None else "warmup_tokens"
+        found.append(
+            f"optim.{field} fills {warm:g} steps of {steps}, so the learning rate never leaves its warm-up; use optim.warmup=0.03"
+        )
+    if window is not None and window[0] > steps:
+        found.append(
+            f"train.profile={list(window)} begins after the last of {steps} steps, so nothing is recorded; use earlier steps"
+        )
+    return tuple(text for text in found if text)
+
+
+def _thin_batch(config: RunConfig, ranks: int) -> str:
+    """Say that a global batch has fewer rows than the ranks run side by side; an empty string where it has enough."""
+    rows = config.train.tokens_per_step // config.pack.seq_len
+    groups = max(1, ranks // config.train.sequence_parallel)
+    side_by_side = groups * config.train.micro_rows
+    if rows >= side_by_side:
+        return ""
+    idle = (
+        f"{groups - rows} of {groups} have none in every step"
+        if rows < groups
+        else "micro-steps are not full"
+    )
+    return (
+        f"train.tokens_per_step={config.train.tokens_per_step} is {rows} row{'s' * (rows > 1)} of pack.seq_len={config.pack.seq_len}, "
+        f"but {groups} {'ranks' if groups == ranks else 'groups of ranks'} x train.micro_rows={config.train.micro_rows} run "
+        f"{side_by_side} side by side, so {idle}; use train.tokens_per_step={side_by_side * config.pack.seq_len}, fewer ranks or "
+        "fewer micro_rows"
+    )

@@ -1,0 +1,148 @@
+"""What lies in data.dir after a launch that was killed, or that a disk damaged: done anew, never believed."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from sft_dist.config.load import load_config
+from sft_dist.pipelines import select as selecting
+from sft_dist.pipelines.construct import _labels
+from sft_dist.pipelines.selection import STATE, TRAIN, read_selected, stored_sources
+from sft_dist.sources import open_source
+from sft_dist.sources.alpaca import AlpacaReader
+from sft_dist.sources.hub import HubReader
+
+Sft = Callable[..., tuple[int, str, str]]
+OTHER = ("data.holdout.examples_per_task=0", "data.filters.length={min_answer_chars: 3}")
+
+
+def codes(project: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in (project / "data").glob("selection*")}
+
+
+def test_a_launch_that_is_killed_between_the_files_of_a_selection_leaves_none(
+    sft: Sft, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the settings before it would be answered with its codes under their own counts."""
+    assert sft("prepare", "my.yaml")[0] == 0
+    before = codes(project)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(selecting, "write_selected", killed)
+        assert sft("prepare", "--rebuild", "my.yaml", *OTHER)[0] == 130
+    assert codes(project)["selection-records.npy"] != before["selection-records.npy"]
+    assert not (project / "data" / STATE).exists()
+    assert sft("prepare", "my.yaml")[0] == 0
+    assert codes(project) == before
+
+
+@pytest.mark.parametrize("damage", [b"junk", b"", None])
+@pytest.mark.parametrize("name", ["selection-records.npy", STATE])
+def test_a_damaged_selection_is_made_anew(sft: Sft, project: Path, name: str, damage: bytes | None) -> None:
+    assert sft("prepare", "my.yaml")[0] == 0
+    before = codes(project)
+    if damage is None:
+        (project / "data" / name).unlink()
+    else:
+        (project / "data" / name).write_bytes(damage)
+    assert sft("card", "my.yaml")[0] == 0
+    assert codes(project) == before
+
+
+def test_codes_that_are_not_those_of_the_counts_are_noticed(sft: Sft, project: Path) -> None:
+    assert sft("prepare", "my.yaml")[0] == 0
+    key = json.loads((project / "data" / STATE).read_text())["key"]
+    assert read_selected(project / "data", key) is not None
+    file = project / "data/selection-records.npy"
+    found = np.load(file)
+    found[found != TRAIN] = TRAIN  # as if what is held out were trained on
+    np.save(file, found)
+    assert read_selected(project / "data", key) is None
+
+
+def test_what_killed_launches_left_is_removed_unless_it_may_still_be_written(sft: Sft, project: Path) -> None:
+    old, new = (project / f"data/rejects/.{n}.jsonl.1.tmp" for n in ("old", "new"))
+    old.parent.mkdir(parents=True)
+    old.touch()
+    new.touch()
+    os.utime(old, (time.time() - 1e5,) * 2)
+    assert sft("prepare", "my.yaml")[0] == 0
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_rejects_of_shards_that_a_store_has_no_more_are_removed(sft: Sft, project: Path) -> None:
+    assert sft("prepare", "my.yaml", "data.shard_examples=20")[0] == 0
+    assert len(list((project / "data/rejects").glob("records-render-*"))) == 3
+    assert sft("prepare", "my.yaml", "--rebuild")[0] == 0
+    assert [p.name for p in (project / "data/rejects").glob("records-render-*")] == [
+        "records-render-00000.jsonl"
+    ]
+
+
+def test_a_source_without_a_store_is_no_fault(sft: Sft, project: Path) -> None:
+    """All of it is held out: `--verify` and `check` look at the stores that there are."""
+    held = ("data.holdout.tasks=[chats]", "data.sources.chats.share=null", "data.sources.records.share=null")
+    config = load_config(held, project / "my.yaml")
+    assert stored_sources(project / "data", config.data.sources) is None
+    code, _, err = sft("prepare", "--verify", "my.yaml", *held)
+    assert (code, "was not prepared with all sources" in err) == (2, True)
+    assert sft("prepare", "my.yaml", *held)[0] == 0
+    assert stored_sources(project / "data", config.data.sources) == ["records"]
+    assert sft("prepare", "--verify", "my.yaml", *held)[:2] == (0, "1 stores match their checksums\n")
+    code, out, _ = sft("check", "my.yaml", *held)
+    assert code == 0
+    assert "about" not in out  # counted in the stores
+
+
+def test_a_trained_tokenizer_of_another_size_is_refused_until_rebuilt(sft: Sft, project: Path) -> None:
+    words = ("render.template=chatml", "render.train_vocab_size=300")
+    assert sft("prepare", "my.yaml", *words)[0] == 0
+    tokenizer = project / "data/tokenizer/tokenizer.json"
+    before = tokenizer.read_bytes()
+    code, _, err = sft("prepare", "my.yaml", *words[:1], "render.train_vocab_size=280")
+    assert (code, "was trained with render.train_vocab_size=300, and now it is 280" in err) == (2, True)
+    assert tokenizer.read_bytes() == before
+    assert sft("prepare", "--rebuild", "my.yaml", *words[:1], "render.train_vocab_size=280")[0] == 0
+    assert len(json.loads(tokenizer.read_text())["model"]["vocab"]) < len(
+        json.loads(before)["model"]["vocab"]
+    )
+
+
+def test_a_tokenizer_whose_writing_was_interrupted_is_trained_anew(sft: Sft, project: Path) -> None:
+    words = ("my.yaml", "render.template=chatml", "render.train_vocab_size=300")
+    (project / "data/tokenizer").mkdir(parents=True)
+    (project / "data/tokenizer/tokenizer.json").write_text("{}")  # and nothing that names its special tokens
+    assert sft("prepare", *words)[0] == 0
+
+
+ROWS = [{"task_text": "Is it red?", "output": "yes", "is_classification": True},
+        {"task_text": "Tell a story.", "output": "Once.", "is_classification": False}]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["alpaca", "hub"])
+def test_classifications_are_told_apart_whatever_reads_the_seeds(tmp_path: Path, kind: str) -> None:
+    if kind == "hub":
+        Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
+        source = HubReader(
+            "s", path=str(tmp_path / "saved"), format="alpaca", fields={"instruction": "task_text"}
+        )
+    else:
+        (tmp_path / "x.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ROWS))
+        source = AlpacaReader("s", path=str(tmp_path / "x.jsonl"), instruction_field="task_text")
+    assert _labels(source, "is_classification") == {"Is it red?": True, "Tell a story.": False}
+
+
+def test_the_demo_set_has_no_records_that_could_say_it() -> None:
+    config = load_config(["data.sources={d: {kind: demo}}"])
+    assert _labels(open_source("d", config.data.sources["d"]), "is_classification") == {}

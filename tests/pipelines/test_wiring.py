@@ -1,0 +1,177 @@
+"""Every field of how it trains reaches the part that it is for: the planner, the loop, the saver, the tracker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from sft_dist.checkpoint.store import Keep, Position
+from sft_dist.config.load import load_config
+from sft_dist.core.records import StepMetrics
+from sft_dist.core.runfolder import RunFolder
+from sft_dist.core.store import read_jsonl
+from sft_dist.mix import Mixture
+from sft_dist.model.ulysses import SequenceGroup
+from sft_dist.pack import CostModel
+from sft_dist.pipelines import plan, rank
+from sft_dist.pipelines.heldout import held_out_loss
+from sft_dist.pipelines.record import Record
+
+Sft = Callable[..., tuple[int, str, str]]
+COST = CostModel(linear_flops_per_token=10.0, attention_flops_per_pair=2.0, head_flops_per_target=100.0)
+
+
+class Called(Exception):
+    """Stands in for what would follow."""
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_pack_and_mix_reach_the_planner(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def planned(*overrides: str) -> dict[str, Any]:
+        monkeypatch.setattr(plan, "Planner", lambda corpus, **options: {"corpus": corpus, **options})
+        corpus: Any = SimpleNamespace(source_names=[])
+        config = load_config(overrides, project / "my.yaml")
+        made: Any = plan.make_planner(config, corpus, world_size=2, cost=COST)
+        return {k: v for k, v in made.items() if k not in ("corpus", "cost")}
+
+    changed = planned(
+        "pack.seq_len=64", "pack.too_long=drop", "pack.window=7", "pack.packing=false", "pack.balance_window=3",
+        "pack.short_first_steps=2", "train.tokens_per_step=640", "train.micro_rows=5", "seed=9", "mix.cap=11", "mix.preset=null",
+        "mix.task_min=1", "mix.task_max=12", "mix.epoch_examples=13", "mix.drop_duplicates=false",
+        "model.gradient_checkpointing=true",
+    )  # fmt: skip
+    assert changed == {
+        "mixture": Mixture(sources={}, cap=11, preset=None, task_min=1, task_max=12, epoch_examples=13, drop_duplicates=False),
+        "seq_len": 64, "too_long": "drop", "window": 7, "packing": False, "rows_per_step": 10, "micro_rows": 5, "world_size": 2,
+        "balance_window": 3, "short_first_steps": 2, "seed": 9, "micro_cost": COST.on_device(recomputed=True),
+    }  # fmt: skip
+    assert planned()["micro_cost"] == COST.on_device(recomputed=False)
+
+
+def test_optim_train_and_checkpoint_reach_loop_saver_and_tracker(
+    project: Path, group: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def catch(name: str, result: Any) -> Callable[..., Any]:
+        def called(*arguments: Any, **options: Any) -> Any:
+            seen[name] = (arguments, options)
+            return result
+
+        return called
+
+    monkeypatch.setattr(
+        rank.loop, "run", catch("run", (Position(step=0, epoch=0, epoch_step=0), "stopped", ""))
+    )
+    monkeypatch.setattr(rank, "Saver", catch("saver", None))
+    monkeypatch.setattr(rank.Tracker, "start", catch("tracker", nullcontext()))
+    monkeypatch.setattr(rank, "with_backward", lambda cost, _hf: cost)
+    monkeypatch.setattr(rank, "Profiler", catch("profiler", SimpleNamespace(close=lambda: None)))
+    config = load_config(
+        [
+            "optim.lr=1.0", "optim.schedule=wsd", "optim.decay=2", "optim.min_lr_share=0.5", "optim.warmup=2", "optim.clip=0.3",
+            "train.eval_every=7", "train.max_skipped_steps=3", "train.profile=[2,3]", "seed=9", "checkpoint.save_every_steps=4",
+            "checkpoint.save_every_minutes=5", "checkpoint.keep_last=6", "checkpoint.keep_best=1", "checkpoint.optimizer_keep_last=2",
+            "wandb.mode=offline", "wandb.project=p", "wandb.entity=e", "wandb.group=g", "wandb.tags=[t]",
+        ],
+        project / "my.yaml",
+    )  # fmt: skip
+    engine = SimpleNamespace(device=torch.device("cpu"), module=SimpleNamespace(hf=None))
+    parts: Any = SimpleNamespace(engine=engine, ema=None, sequence=None)
+    corpus = SimpleNamespace(task_names=["t"], source_names=["s"])
+    made: Any = SimpleNamespace(corpus=corpus, planner=None, hash=5, steps=10, cost=COST)
+    start = Position(step=0, epoch=0, epoch_step=0)
+    none: Any = None
+    rank._loop(
+        config, RunFolder(project), parts, made, start, none, SimpleNamespace(progress=None), None, None
+    )
+    options = seen["run"][1]
+    assert [options["lr_of"](step) for step in (0, 1, 2, 8, 9, 10)] == [0.5, 1.0, 1.0, 1.0, 0.75, 0.5]
+    assert (options["seed"], options["clip"]) == (9, 0.3)
+    assert options["schedule"] == rank.loop.Schedule(
+        total_steps=10, save_every_steps=4, save_every_minutes=5.0, eval_every=7, max_skipped_steps=3
+    )
+    assert options["useful_flops"](4, 1, 16) == 3 * (40 + 16 + 100)
+    assert seen["saver"][1]["keep"] == Keep(last=6, best=1, optimizer_last=2)
+    assert seen["profiler"][0][0] == (2, 3)
+    tracked = {k: seen["tracker"][1][k] for k in ("mode", "name", "project", "entity", "group", "tags")}
+    assert tracked == {
+        "mode": "offline", "name": "mine", "project": "p", "entity": "e", "group": "g", "tags": ("t",),
+    }  # fmt: skip
+
+
+def test_threads_of_a_rank(project: Path, group: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(_: Any) -> None:
+        raise Called
+
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(rank, "read_json", stop)
+    heartbeat: Any = None
+    for words in (["train.threads_per_rank=3"], []):
+        with pytest.raises(Called):
+            rank.train(load_config(words, project / "my.yaml"), RunFolder(project), heartbeat)
+    assert asked == [3]
+
+
+def test_the_tracker_gets_every_nth_step_and_the_file_all(tmp_path: Path) -> None:
+    tracked: list[dict[str, Any]] = []
+    tracker: Any = SimpleNamespace(log=tracked.append)
+    folder = RunFolder(tmp_path)
+    record = Record(folder, tracker, is_main=True, steps=5, log_every=2, remote=None)
+    other = Record(folder, tracker, is_main=False, steps=5, log_every=1, remote=None)
+    for step in range(1, 6):
+        for each in (record, other):
+            each.step(metrics(step))
+    record.evaluation(5, {"loss": 1.0})
+    lines = read_jsonl(folder.metrics)
+    assert [(m["kind"], m["step"]) for m in lines] == [*(("train", s) for s in range(1, 6)), ("eval", 5)]
+    assert [(m["kind"], m["step"]) for m in tracked] == [("train", 2), ("train", 4), ("eval", 5)]
+    assert lines[0]["grad_norm"] is None  # NaN is no JSON
+    assert folder.status()["step"] == 5
+
+
+def metrics(step: int) -> StepMetrics:
+    return StepMetrics(
+        step=step, epoch=0, loss=1.0, grad_norm=float("nan"), lr=0.1, tokens=1, target_tokens=1, tokens_per_s=1.0, mfu=None, fill=1.0,
+        imbalance=1.0, step_s=1.0, data_wait_s=0.0, memory_bytes=1, skipped=False, task_loss={}, source_loss={},
+        target_tokens_per_s=1.0,
+    )  # fmt: skip
+
+
+def test_the_held_out_loss_looks_at_as_many_tokens_as_it_may(sft: Sft, project: Path, group: None) -> None:
+    assert sft("prepare", "my.yaml")[0] == 0
+
+    def passes(eval_tokens: int) -> int:
+        calls = []
+
+        class Engine:
+            device = torch.device("cpu")
+            train = eval = staticmethod(lambda: None)
+
+            def __call__(self, *inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+                calls.append(inputs[0].shape)
+                return torch.zeros(()), torch.ones(len(inputs[4]))
+
+        words = [f"train.eval_tokens={eval_tokens}", "pack.seq_len=64", "train.micro_rows=1"]
+        config = load_config(words, project / "my.yaml")
+        sequence = SequenceGroup(size=1, place=0, data_rank=0, data_ranks=1, group=None)
+        scores = held_out_loss(config, Engine(), "data/eval/store", COST, sequence)()
+        assert scores["loss"] == pytest.approx(1.0)
+        return len(calls)
+
+    assert (passes(1), passes(64), passes(130)) == (1, 1, 2)
+    assert passes(1_000_000) > 2  # all there is
