@@ -12,6 +12,14 @@ if [ -z "${PYTHON:-}" ]; then
 fi
 export PYTHON
 
+# Prints a folder on a disk of this node: the first of these that can be made and written.
+local_disk() {
+  local folder
+  for folder in "${LOCAL_SCRATCH:-}" "${SLURM_TMPDIR:-}" "${TMPDIR:-}" /tmp; do
+    if [ -n "$folder" ] && mkdir -p "$folder" 2>/dev/null && [ -w "$folder" ]; then echo "$folder"; return; fi
+  done
+}
+
 # The last lines of a rank that is killed reach its log, and a segmentation fault leaves Python stacks there.
 export PYTHONUNBUFFERED=${PYTHONUNBUFFERED:-1} PYTHONFAULTHANDLER=${PYTHONFAULTHANDLER:-1}
 # torch 2.13 warns at every collective that DeepSpeed 0.19 makes, thousands of lines a minute.

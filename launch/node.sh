@@ -66,10 +66,7 @@ fi
 # On one's own machine the usual caches under the home folder are right, and outlast the run.
 scratch=
 if [ -n "${SLURM_JOB_ID:-}" ] || [ "$nnodes" -gt 1 ]; then
-  for folder in "${LOCAL_SCRATCH:-}" "${SLURM_TMPDIR:-}" "${TMPDIR:-}" /tmp; do
-    if [ -n "$folder" ] && [ -w "$folder" ]; then break; fi
-  done
-  scratch=$folder/sft_dist-${SLURM_JOB_ID:-$$}-$node
+  scratch=$(local_disk)/sft_dist-${SLURM_JOB_ID:-$$}-$node
   mkdir -p "$scratch" || exit 1
   export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch/triton} TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$scratch/inductor}
   export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$scratch/torch_extensions}

@@ -32,6 +32,20 @@ if [ -n "${CONTAINER:-}" ]; then
   read -ra container <<<"${CONTAINER_OPTIONS:---nv}"
   container=(apptainer exec "${container[@]}" "$CONTAINER")
 fi
+
+# The environment on each node's own disk, in the same place on all; unpacked once, and found there by later jobs.
+if [ -n "${STAGE_ENV:-}" ]; then
+  if [ -n "${CONTAINER:-}" ] || [[ ${SRUN_OPTIONS:-} == *--container-image* ]]; then
+    die "STAGE_ENV and a container are two environments; set one of them"
+  fi
+  [ -f "$STAGE_ENV" ] || die "STAGE_ENV=$STAGE_ENV is no file, so there is no environment to unpack; launch/stage_env.sh says how to make it"
+  staged=$(local_disk)/sft_dist-env-$(id -un)-$(stat -c '%n %s %Y' "$STAGE_ENV" | cksum | cut -d ' ' -f 1)
+  srun --ntasks-per-node=1 --kill-on-bad-exit=1 --quiet ${options[@]+"${options[@]}"} \
+    bash "$SFT_ROOT/launch/stage_env.sh" "$STAGE_ENV" "$staged" ||
+    die "the environment $STAGE_ENV could not be unpacked on every node, see above" 1
+  export PYTHON=$staged/bin/python
+fi
+
 # Prefixes of commands. Arrays, not functions: what runs in the background is then srun itself and not a subshell.
 # shellcheck disable=SC2034  # used by the scripts that source this
 on_first=(srun --nodes=1 --ntasks=1 -w "${hosts[0]}" ${options[@]+"${options[@]}"} ${container[@]+"${container[@]}"})

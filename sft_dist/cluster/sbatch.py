@@ -96,6 +96,8 @@ def environment(site: SiteProfile, job: Job, root: Path) -> list[str]:
     python = site.python or (None if site.container else sys.executable)
     if python:
         values["PYTHON"] = python
+    if site.stage_env:
+        values["STAGE_ENV"] = site.stage_env
     srun = list(site.srun)
     if site.container:
         values |= _container(site.container, job, root, srun)

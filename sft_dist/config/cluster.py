@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from sft_dist.config.base import Section
 
@@ -145,6 +145,10 @@ class SiteProfile(Section):
         default=None,
         description="Interpreter on the nodes; null: the one that submits (in a container: python3).",
     )
+    stage_env: str | None = Field(
+        default=None,
+        description="Archive of the environment, unpacked once a node on its own disk; null: it is used where it lies.",
+    )
     env: dict[str, str] = Field(default_factory=dict, description="Environment variables of every job.")
     container: ContainerProfile | None = None
     srun: tuple[str, ...] = Field(default=(), description="Further srun options.")
@@ -170,6 +174,12 @@ class SiteProfile(Section):
     )
     _time = field_validator("time")(_check_time)
     _options = field_validator("sbatch", "srun")(_check_options)
+
+    @model_validator(mode="after")
+    def _one_environment(self) -> SiteProfile:
+        if self.stage_env and self.container:
+            raise ValueError("stage_env and container are two environments; set one of them")
+        return self
 
     @field_validator("env")
     @classmethod

@@ -43,13 +43,7 @@ from sft_dist.pipelines.environment import environment
 from sft_dist.pipelines.estimate import host_memory
 from sft_dist.pipelines.heldout import held_out_loss
 from sft_dist.pipelines.memory import out_of_memory
-from sft_dist.pipelines.plan import (
-    cost_of,
-    make_planner,
-    open_corpus,
-    plan_facts,
-    total_steps,
-)
+from sft_dist.pipelines.plan import cost_of, make_planner, open_corpus, plan_facts, total_steps
 from sft_dist.pipelines.record import Record
 from sft_dist.pipelines.resume import held_out_losses, remaining, resume
 from sft_dist.render.tokenizer import TextTokenizer
@@ -233,7 +227,7 @@ def _loop(
             Profiler(config.train.profile if is_main else None, folder.path / "profile", done=start.step)
         ) as profiler,
     ):
-        record = Record(
+        lines = Record(
             folder,
             tracker,
             is_main=is_main,
@@ -243,7 +237,7 @@ def _loop(
         )
 
         def on_step(metrics: StepMetrics) -> None:
-            record.step(metrics)
+            lines.step(metrics)
             if parts.ema is not None:
                 parts.ema.after(metrics.step)
             profiler.after(metrics.step)
@@ -252,7 +246,7 @@ def _loop(
             if evaluator is None:
                 return None
             scores = evaluator()
-            record.evaluation(step, scores)
+            lines.evaluation(step, scores)
             return float(scores["loss"])
 
         saver = Saver(
@@ -260,7 +254,7 @@ def _loop(
             folder.checkpoints,
             facts={"plan_hash": plan.hash},
             keep=Keep(last=keep.keep_last, best=keep.keep_best, optimizer_last=keep.optimizer_keep_last),
-            report=record.saved,
+            report=lines.saved,
             saved_at=start if start.step else None,
             losses=held_out_losses(folder),
             remote=remote,
@@ -289,7 +283,7 @@ def _loop(
             meter=Meter(corpus.task_names, engine.device, corpus.source_names),
             requests=requests,
             heartbeat=heartbeat,
-            hooks=loop.Hooks(log=on_step, event=record.event, evaluate=evaluate),
+            hooks=loop.Hooks(log=on_step, event=lines.event, evaluate=evaluate),
             saver=saver,
             judge=judge,
             seed=config.seed,

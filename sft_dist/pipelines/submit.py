@@ -69,7 +69,16 @@ def submit(config: RunConfig, console: Console, *, command: str, limit: int, dry
 
 
 def at_site(config: RunConfig, site: SiteProfile) -> RunConfig:
-    """Return the config with what the site decides where the user left it open."""
+    """Return the config with what the site decides where the user left it open.
+
+    Raises:
+        UserError: When the archive of its environment is not there.
+    """
+    if site.stage_env and not Path(site.stage_env).is_file():
+        raise UserError(
+            f"stage_env={site.stage_env} of the site profile is no file, so jobs would have no environment; make it "
+            "(launch/stage_env.sh says how), or take the key out"
+        )
     own = "run_root" in config.model_fields_set or site.run_root is None
     root = config.run_root if own else str(site.run_root)
     changed: dict[str, object] = {"run_root": str(Path(root).expanduser().resolve())}

@@ -39,6 +39,11 @@ DERIVED = {
     "zero_optimization.zero_hpz_partition_size": "deepspeed.hpz_partition_size",
     "zero_optimization.zero_quantized_weights": "deepspeed.quantized_weights",
     "zero_optimization.zero_quantized_gradients": "deepspeed.quantized_gradients",
+    "prescale_gradients": "nothing: the loss algebra is exact with DeepSpeed's mean over ranks",
+    "gradient_predivide_factor": "nothing: the loss algebra is exact with DeepSpeed's mean over ranks",
+    "gradient_allreduce_op": "nothing: the loss algebra is exact with DeepSpeed's mean over ranks",
+    "data_types": "nothing: micro-steps add up in fp32",
+    "sequence_parallel_size": "train.sequence_parallel",
     "zero_force_ds_cpu_optimizer": "nothing: torch's fused AdamW updates on the host as well",
 }
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
+import venv
 from pathlib import Path
 
 import pytest
@@ -58,6 +61,29 @@ def test_two_nodes_finish(cluster, tmp_path):
     assert "1: [default0]:rank 2 on" in log
     assert len(rank_logs(run, "0.1", 0)) == len(rank_logs(run, "0.1", 1)) == 4  # two ranks, stdout and stderr
     assert not list((cluster.root / "local").iterdir())
+
+
+def test_environment_on_the_disk_of_each_node(cluster, tmp_path):
+    """Packed on the login node, unpacked by each node on its own disk; the ranks run from there."""
+    made = tmp_path / "made"
+    venv.create(made, with_pip=False, symlinks=True)
+    site = next((made / "lib").glob("python*/site-packages"))
+    (site / "here.pth").write_text("\n".join(p for p in sys.path if p.endswith("site-packages")) + "\n")
+    archive = tmp_path / "env.tar"
+    subprocess.run(["tar", "-C", str(made), "-cf", str(archive), "."], check=True)
+    job, run = train(cluster, tmp_path, "steps=5", STAGE_ENV=str(archive))
+    assert cluster.wait(job)["JobState"] == "COMPLETED", log_of(tmp_path, job)
+    assert status_of(run)["state"] == "finished"
+    for node in (1, 2):
+        name = f"{cluster.environment['PFX']}-node{node}"
+        found = cluster.call(
+            "srun", "-w", name, "bash", "-c", f"ls -d {cluster.root}/local/sft_dist-env-*/.whole"
+        )
+        assert found.count("\n") == 0
+        cluster.call("srun", "-w", name, "bash", "-c", f"rm -rf {cluster.root}/local/*")
+    said = [p.read_text() for p in run.glob("logs/attempt-0.1/*/*/attempt_0/*/stdout.log")]
+    assert len(said) == 4
+    assert all(f" by {found.removesuffix('/.whole')}/bin/python\n" in text for text in said)
 
 
 def test_signal_stops_requeues_and_resumes_with_the_same_arguments(cluster, tmp_path):

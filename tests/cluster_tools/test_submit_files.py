@@ -140,6 +140,19 @@ def test_containers():
     )
 
 
+def test_an_environment_of_each_node(tmp_path):
+    site = SiteProfile(stage_env=str(tmp_path / "env.tar"))
+    assert f"export STAGE_ENV={tmp_path}/env.tar" in environment(site, TRAIN, Path("/repo"))
+    with pytest.raises(UserError, match="stage_env=.* is no file"):
+        at_site(load_config(["experiment=demo"]), site)
+    (tmp_path / "env.tar").touch()
+    at_site(load_config(["experiment=demo"]), site)
+    with pytest.raises(ValueError, match="two environments"):
+        SiteProfile.model_validate(
+            {"stage_env": "/e.tar", "container": {"runtime": "apptainer", "image": "/i.sif"}}
+        )
+
+
 def test_the_file_runs_our_script_with_its_arguments():
     job = Job(kind="train", name="x", folder=Path("/my runs/50%"), arguments=("a b.yaml", "x=1"))
     lines = render(SiteProfile(), job).splitlines()

@@ -303,6 +303,32 @@ def test_container_and_site_settings(job):
 PYXIS = "--container-image=/images/sft.sqsh --container-mounts=/shared:/shared"
 
 
+def test_the_environment_is_unpacked_on_every_node_before_it_is_used(job):
+    (job.folder / "env.tar").touch()
+    given = {"STAGE_ENV": str(job.folder / "env.tar"), "LOCAL_SCRATCH": str(job.folder / "disk")}
+    assert job.submit("a=1", plan="finished 1 0", **given).returncode == 0
+    calls = job.calls("srun")
+    assert "--ntasks-per-node=1" in calls[0]
+    target = calls[0].split()[-1]
+    assert target.startswith(f"{job.folder}/disk/sft_dist-env-")
+    assert f"launch/stage_env.sh {job.folder}/env.tar {target}" in calls[0]
+    assert f"{target}/bin/python -m sft_dist freeze" in calls[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"STAGE_ENV": "/nowhere.tar"}, "STAGE_ENV=/nowhere.tar is no file"),
+        ({"STAGE_ENV": "/nowhere.tar", "CONTAINER": "x.sif"}, "two environments"),
+        ({"STAGE_ENV": "/nowhere.tar", "SRUN_OPTIONS": "--container-image=x"}, "two environments"),
+    ],
+)
+def test_an_environment_that_cannot_be_unpacked(job, given, said):
+    done = job.submit("a=1", **given)
+    assert (done.returncode, said in done.stdout) == (2, True)
+    assert not job.calls("srun")
+
+
 def test_pyxis_starts_every_step_of_ours_in_the_container(job):
     """Slurm's own client commands stay outside: scontrol is not in an image."""
     (job.folder / "site.env").write_text(f"SRUN_OPTIONS='{PYXIS}'\n")

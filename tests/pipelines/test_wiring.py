@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from sft_dist.checkpoint.store import Keep, Position
-from sft_dist.config.load import load_config
+from sft_dist.config.load import load_config, read_run
 from sft_dist.core.records import StepMetrics
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.store import read_jsonl
@@ -21,6 +22,7 @@ from sft_dist.mix import Mixture
 from sft_dist.model.ulysses import SequenceGroup
 from sft_dist.pack import CostModel
 from sft_dist.pipelines import plan, rank
+from sft_dist.pipelines.evaluate import _Work
 from sft_dist.pipelines.heldout import held_out_loss
 from sft_dist.pipelines.record import Record
 
@@ -175,3 +177,12 @@ def test_the_held_out_loss_looks_at_as_many_tokens_as_it_may(sft: Sft, project: 
 
     assert (passes(1), passes(64), passes(130)) == (1, 1, 2)
     assert passes(1_000_000) > 2  # all there is
+
+
+def test_evaluation_takes_so_many_examples_of_a_task(sft: Sft, project: Path) -> None:
+    assert sft("prepare", "my.yaml")[0] == 0
+    for most in (1, 2):
+        run = project / "runs" / f"most-{most}"
+        assert sft("freeze", "my.yaml", f"eval.max_examples_per_task={most}", "--run-dir", str(run))[0] == 0
+        work = _Work(read_run(run), RunFolder(run))
+        assert set(Counter(e.task for e in work.examples).values()) == {most}

@@ -419,7 +419,7 @@ def test_the_same_twice(built):
 
 
 def test_a_pool_counts_what_one_process_counts(built, tmp_path, monkeypatch):
-    monkeypatch.setattr("sft_dist.pipelines.prepare.CHUNK", 5)  # so that few examples are enough for a pool
+    monkeypatch.setattr("sft_dist.pipelines.build.CHUNK", 5)  # so that few examples are enough for a pool
     command = [
         "prepare",
         str(built[0] / "my.yaml"),

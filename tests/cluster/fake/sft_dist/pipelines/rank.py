@@ -10,6 +10,7 @@ import faulthandler
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def main() -> None:
     asked: list[int] = []
     signal.signal(signal.SIGUSR1, lambda *_: asked.append(1))
     faulthandler.register(signal.SIGUSR2, all_threads=True)
-    print(f"rank {rank} on {os.uname().nodename}", flush=True)
+    print(f"rank {rank} on {os.uname().nodename} by {sys.executable}", flush=True)
     checkpoint = run / "checkpoint"
     step = int(checkpoint.read_text()) if checkpoint.exists() else 0
 
