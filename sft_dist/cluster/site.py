@@ -13,6 +13,12 @@ from sft_dist.config.cluster import SiteProfile
 from sft_dist.core.errors import UserError, nearest
 
 VARIABLE = "SFT_DIST_CLUSTERS"
+# what pydantic says of these would not help: YAML made a number of what looked like one, even of 24:00:00
+HINTS = {
+    "string_type": "this is a text; put quotes around it",
+    "tuple_type": "this is a list; put brackets around it, as in [x]",
+    "model_type": "this is a section; give its keys, as in {key: value}",
+}
 
 
 def profiles() -> Path:
@@ -66,8 +72,10 @@ def _missing(name: str, file: Path, is_path: bool) -> str:
 
 def _explain(loc: tuple[int | str, ...], kind: str, message: str) -> str:
     path = ".".join(str(p) for p in loc)
+    if kind in HINTS:
+        return f"{path}: {HINTS[kind]}"
     if kind != "extra_forbidden":
-        return f"{path}: {message.removeprefix('Value error, ')}"
+        return f"{path}: {message.removeprefix('Value error, ')}".removeprefix(": ")
     model: type[pydantic.BaseModel] = SiteProfile
     for key in loc[:-1]:
         annotation = model.model_fields[str(key)].annotation

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from sft_dist.core.errors import UserError
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
+
+
+AT_MOST = 1000  # trials of a grid: each is validated beforehand, and Slurm's arrays end there too (MaxArraySize 1001)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +80,12 @@ def parameter(key: str, expression: str) -> Values | Interval:
                 f"{key}={expression} is empty; give a lower and a higher end{', above zero for a log scale' if log else ''}"
             )
         return Interval(low=low, high=high, log=log, integer=isinstance(low, int) and isinstance(high, int))
-    texts = tuple(override.sweep_string_iterator())
+    texts = tuple(islice(override.sweep_string_iterator(), AT_MOST + 1))
+    if len(texts) > AT_MOST:
+        raise UserError(
+            f"{key}={expression} has more than {AT_MOST} values, too many to try; give fewer, or search between two ends with "
+            f"sweep.method=optuna {key}=interval(LOW,HIGH)"
+        )
     if not texts:
         raise UserError(f"{key}={expression} has no value; a range ends before its second number")
     return Values(texts=texts, numeric=isinstance(value, RangeSweep) and not value.shuffle)
@@ -86,16 +95,24 @@ def combinations(space: Mapping[str, str]) -> list[dict[str, str]]:
     """Return every combination of a space of lists, the last parameter turning fastest, as Hydra's own sweeper does.
 
     Raises:
-        UserError: When a parameter is an interval.
+        UserError: When a parameter is an interval, or there are more than `AT_MOST`.
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
+    count = 1
     for key, expression in space.items():
-        if isinstance(parameter(key, expression), Interval):
+        found = parameter(key, expression)
+        if isinstance(found, Interval):
             raise UserError(
                 f"{key}={expression} has no list of values, which a grid needs; "
                 "use choice() or range(), or sweep.method=optuna"
             )
+        count *= len(found.texts)
+    if count > AT_MOST:
+        raise UserError(
+            f"the grid has {count:,} combinations, and more than {AT_MOST:,} are no sweep that ends; give fewer values, or draw some of "
+            "them with sweep.method=optuna"
+        )
     points = BasicSweeper.split_arguments([_parse(f"{k}={e}") for k, e in space.items()], None)[0]
     return [dict(word.split("=", 1) for word in point) for point in points]
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.outcome import FIGURES, Curve, curve_of
@@ -100,6 +100,9 @@ class Definition:
     seed: int
 
 
+Noun = TypeVar("Noun", Trial, Definition)
+
+
 @dataclass(frozen=True, slots=True)
 class SweepFolder:
     """Paths and small files of a sweep."""
@@ -120,13 +123,13 @@ class SweepFolder:
         """Read sweep.json.
 
         Raises:
-            UserError: When the folder is no sweep.
+            UserError: When the folder is no sweep, or its file is damaged.
         """
         if not self.file.is_file():
             raise UserError(
                 f"{self.path} is not a sweep (it has no sweep.json); name a folder that `sft-dist sweep` made, such as runs/sweep"
             )
-        return Definition(**read_json(self.file))
+        return _read(self.file, Definition)
 
     def define(self, definition: Definition) -> None:
         """Write sweep.json."""
@@ -144,12 +147,12 @@ class SweepFolder:
     def trial(self, number: int) -> Trial | None:
         """Return the record of a trial, its state as it is now; None where it is not defined yet."""
         file = self._record(number)
-        return self._now(Trial(**read_json(file))) if file.is_file() else None
+        return self._now(_read(file, Trial)) if file.is_file() else None
 
     def trials(self) -> list[Trial]:
         """Return all records in order, each state as it is now."""
         files = sorted((self.path / "trials").glob("trial-*.json"))
-        return sorted((self._now(Trial(**read_json(f))) for f in files), key=lambda t: t.number)
+        return sorted((self._now(_read(f, Trial)) for f in files), key=lambda t: t.number)
 
     def curve(self, trial: Trial, metric: str) -> Curve:
         """Return the course of a metric."""
@@ -187,3 +190,13 @@ class SweepFolder:
         if beat.exists() and time.time() - beat.stat().st_mtime > SILENT_S:
             return replace(trial, state="interrupted", step=status.get("step"))
         return replace(trial, step=status.get("step"))
+
+
+def _read(file: Path, kind: type[Noun]) -> Noun:
+    try:
+        return kind(**read_json(file))
+    except (ValueError, TypeError):
+        raise UserError(
+            f"{file} is damaged or of another version, so the sweep cannot be read; remove it and repeat the command that made the "
+            "sweep, which writes what is missing"
+        ) from None

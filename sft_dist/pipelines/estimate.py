@@ -61,6 +61,10 @@ def estimate(
         UserError: For a model whose shape is not on this machine, an unknown device, or a run without measurements.
     """
     site = load_site(config.cluster) if config.cluster else None
+    if (ranks is not None and ranks < 1) or (memory_gib is not None and memory_gib <= 0):
+        raise UserError(
+            "--ranks and --memory must be above zero, or there is nothing to compute; leave them out for the config's own"
+        )
     if ranks is None:
         nproc = config.launch.nproc
         per_node = site.gpus_per_node if nproc == "auto" and site and site.gpus_per_node else ranks_of(nproc)

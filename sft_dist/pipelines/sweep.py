@@ -122,8 +122,17 @@ def submit_sweep(folder: SweepFolder, console: Console, *, dry_run: bool) -> Non
 
 
 def due_numbers(folder: SweepFolder, definition: Definition) -> list[int]:
-    """Return the numbers of the trials that have something to do."""
+    """Return the numbers of the trials that have something to do.
+
+    Raises:
+        UserError: When the record of a grid's trial is gone, and with it what it was to try.
+    """
     known = {t.number: t for t in folder.trials()}
+    if gone := [n for n in range(definition.trials) if definition.method == "grid" and n not in known]:
+        raise UserError(
+            f"{folder.path} has no record of trial-{gone[0]:03d}, so it is unknown what it was to try; "
+            "repeat the command that made the sweep, which adds what is missing"
+        )
     return [n for n in range(definition.trials) if due(known.get(n), definition.retries)]
 
 

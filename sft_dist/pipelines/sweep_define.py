@@ -11,6 +11,7 @@ from typing import Any
 
 import pydantic
 
+from sft_dist.cluster.submit import FOLDER
 from sft_dist.cluster.sweep import combinations, corners, split
 from sft_dist.cluster.sweep_search import check_installed
 from sft_dist.config import RunConfig
@@ -67,7 +68,7 @@ def define(file: Path | None, overrides: Sequence[str]) -> SweepFolder:
         seed=base.seed,
     )
     folder = SweepFolder(Path(base.run_root).resolve() / sweep.name)
-    if (folder.path / "config.json").is_file():
+    if any((folder.path / name).is_file() for name in ("config.json", f"{FOLDER}/train.sbatch")):
         raise UserError(
             f"{folder.path} is a run's folder, and a sweep there would mix with it; use another sweep.name"
         )

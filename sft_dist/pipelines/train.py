@@ -13,6 +13,7 @@ from sft_dist.config.load import freeze, read_run
 from sft_dist.core.errors import UserError
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.store import write_json, write_text
+from sft_dist.core.sweepfolder import SweepFolder
 from sft_dist.evals.tasks import SETS
 from sft_dist.pipelines.launch import failure, ranks_of, run_ranks
 from sft_dist.pipelines.plan import (
@@ -103,6 +104,10 @@ def make_way(config: RunConfig, folder: RunFolder) -> RunConfig:
     if Path(config.run_root).exists() and not Path(config.run_root).is_dir():
         raise UserError(
             f"run_root={config.run_root} is a file, so no run folder can be made in it; name a folder"
+        )
+    if SweepFolder(folder.path).file.exists():
+        raise UserError(
+            f"{folder.path} is the folder of a sweep, and a run there would mix with its trials; use another name"
         )
     if folder.path.exists():
         with folder.lock():

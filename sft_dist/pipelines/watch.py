@@ -17,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from sft_dist.core.errors import UserError
 from sft_dist.core.runfolder import RunFolder
 
 SILENT_S = 900.0  # without a heartbeat; a step, save or evaluation may be long
@@ -83,7 +84,15 @@ class Watcher:
 
 
 def watch(run_dir: Path, console: Console) -> str:
-    """Follow a run until its status is no longer running; return the status."""
+    """Follow a run until its status is no longer running; return the status.
+
+    Raises:
+        UserError: When there is no such folder.
+    """
+    if not run_dir.is_dir():
+        raise UserError(
+            f"{run_dir} is not a folder, so there is no run to follow; name one under run_root, such as runs/demo"
+        )
     folder = RunFolder(run_dir)
     with Watcher(folder, console, from_start=True) as watcher:
         while True:

@@ -147,6 +147,12 @@ def test_the_speed_of_an_earlier_run(tmp_path):
     assert "earlier" in said["time"]["basis"]
 
 
+@pytest.mark.parametrize("given", [{"ranks": 0}, {"ranks": -1}, {"memory_gib": 0.0}])
+def test_nothing_is_no_number_of_ranks(given):
+    with pytest.raises(UserError, match="must be above zero"):
+        estimate(load_config(DEMO), SUMMARY, **given)
+
+
 def test_what_is_unknown_is_said(tmp_path):
     with pytest.raises(UserError, match="the device 'X1' is unknown"):
         estimate(load_config(DEMO), SUMMARY, ranks=2, device="X1")

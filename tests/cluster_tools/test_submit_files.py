@@ -211,6 +211,14 @@ def test_what_the_site_decides(tmp_path):
     [
         ("acount: p1", "acount: unknown key. Did you mean 'account'?"),
         ("prepare: {tim: 1}", "prepare.tim: unknown key. Did you mean 'time'?"),
+        ("time: 24:00:00", "time: this is a text; put quotes around it"),
+        ("modules: cuda", "modules: this is a list; put brackets around it"),
+        ("prepare: cpu", "prepare: this is a section; give its keys"),
+        ("container: apptainer", "container: this is a section"),
+        (
+            "{stage_env: a, container: {runtime: apptainer, image: i}}",
+            "used: stage_env and container are two",
+        ),
         ("time: tomorrow", "'tomorrow' is no time limit of Slurm"),
         ("partition: a b", "write one word as sbatch takes it"),
         ("sbatch: [nice]", "'nice' is no option"),

@@ -52,7 +52,11 @@ def test_a_run_that_shares_rows_is_the_run_that_does_not(sft: Sft, project: Path
             ("train.sequence_parallel=4", "launch.nproc=4"),
             "the model has 2 attention heads, which 4 ranks",
         ),
-        ("check", ("train.sequence_parallel=3",), "the model has 2 attention heads, which 3 ranks"),
+        (
+            "check",
+            ("train.sequence_parallel=3", "launch.nproc=3"),
+            "the model has 2 attention heads, which 3 ranks",
+        ),
     ],
 )
 def test_what_cannot_be_shared_is_refused_before_anything_starts(

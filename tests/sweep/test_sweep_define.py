@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from sft_dist.config.load import load_config
 from sft_dist.core.errors import UserError
+from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.sweepfolder import SweepFolder
+from sft_dist.pipelines.sweep import due_numbers
 from sft_dist.pipelines.sweep_define import define, trial_config
+from sft_dist.pipelines.train import make_way
 
 RATES = "optim.lr=1e-3,2e-3"
 
@@ -146,6 +150,36 @@ def test_a_runs_folder_is_left_alone(tmp_path):
     with pytest.raises(UserError, match="is a run's folder"):
         define(None, [RATES, "sweep.name=lr"])
     assert len(list((tmp_path / "runs" / "lr").iterdir())) == 1
+
+
+def test_a_submitted_run_that_waits_is_left_alone_too(tmp_path):
+    (tmp_path / "runs" / "lr" / "slurm").mkdir(parents=True)
+    (tmp_path / "runs" / "lr" / "slurm" / "train.sbatch").touch()
+    with pytest.raises(UserError, match="is a run's folder"):
+        define(None, [RATES, "sweep.name=lr"])
+
+
+def test_a_run_is_not_put_into_a_sweep():
+    folder = define(None, [RATES, "sweep.name=lr"])
+    with pytest.raises(UserError, match="is the folder of a sweep"):
+        make_way(load_config(["name=lr"]), RunFolder(folder.path))
+    assert len(folder.trials()) == 2
+
+
+def test_a_damaged_definition_or_record_is_named():
+    folder = define(None, [RATES, "sweep.name=lr"])
+    record = folder.path / "trials" / "trial-001.json"
+    record.write_text("{torn")
+    with pytest.raises(UserError, match=r"trial-001\.json is damaged"):
+        folder.trials()
+    record.unlink()
+    with pytest.raises(UserError, match="no record of trial-001"):
+        due_numbers(folder, folder.definition())
+    define(None, [RATES, "sweep.name=lr"])  # which writes it again
+    assert due_numbers(folder, folder.definition()) == [0, 1]
+    folder.file.write_text('{"method": "grid"}')
+    with pytest.raises(UserError, match=r"sweep\.json is damaged"):
+        folder.definition()
 
 
 def test_several_nodes_are_for_slurm(monkeypatch):
