@@ -199,12 +199,8 @@ def _command(options: argparse.Namespace, name: str) -> str:
 
 def _run(options: argparse.Namespace, console: Console) -> int:
     from sft_dist.pipelines.evaluate import evaluate
-    from sft_dist.pipelines.smoke import smoke
     from sft_dist.pipelines.train import train
 
-    if options.smoke:
-        smoke(_load(options), console, command=_command(options, "prepare"))
-        return 0
     folder = train(_load(options), console, command=_command(options, "prepare"))
     if folder.status()["state"] != "finished":
         return 0

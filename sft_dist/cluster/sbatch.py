@@ -159,7 +159,13 @@ def _gpus(site: SiteProfile, job: Job) -> list[str]:
 
 def _container(image: ContainerProfile, job: Job, root: Path, srun: list[str]) -> dict[str, str]:
     """Return the variables that slurm/job.sh reads for Apptainer; pyxis takes options of srun, which are added."""
-    mounts = [*image.mounts, str(root), job.exports.get("RUN_DIR", str(job.folder))]
+    own = [str(root), job.exports.get("RUN_DIR", str(job.folder))]
+    if odd := [m for m in own if re.search(r"[\s,:]", m)]:
+        raise UserError(
+            f"{odd[0]} would be mounted in the container, and no list of mounts can carry its blanks, commas or colons; "
+            "use another folder"
+        )
+    mounts = [*image.mounts, *own]
     mounts = [m if ":" in m else f"{m}:{m}" for m in dict.fromkeys(mounts)]
     if image.runtime == "pyxis":
         srun += [f"--container-image={image.image}", f"--container-mounts={','.join(mounts)}", *image.options]
@@ -178,4 +184,7 @@ def _percent(path: str) -> str:
 
 
 def _quoted(value: str) -> str:
-    return f'"{value}"' if re.search(r"\s", value) else value
+    """Quote a word of a #SBATCH line where it has what sbatch would read otherwise: white space, quotes, a comment."""
+    if not re.search(r"[\s\"'#\\]", value):
+        return value
+    return '"' + value.replace("\\", r"\\").replace('"', r"\"") + '"'

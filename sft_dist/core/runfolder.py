@@ -13,6 +13,10 @@ from typing import IO, Any, Literal
 from sft_dist.core.errors import BusyError
 from sft_dist.core.store import append_jsonl, read_json, write_json
 
+SILENT_S = 900.0
+"""A running run is taken for dead after this time without progress (the heartbeat's age; train/silence.py): a step, a
+checkpoint or an evaluation may be long. The batch script ends it later, after HEARTBEAT_MAX."""
+
 State = Literal["running", "stopped", "finished", "fatal"]
 
 

@@ -17,13 +17,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from sft_dist.core.errors import UserError
+from sft_dist.core.errors import BusyError, UserError
 from sft_dist.core.outcome import FIGURES, Curve, curve_of
-from sft_dist.core.runfolder import RunFolder
+from sft_dist.core.runfolder import SILENT_S, RunFolder
 from sft_dist.core.store import read_json, write_json
 
 TrialState = Literal["waiting", "running", "interrupted", "finished", "pruned", "failed"]
-SILENT_S = 900.0  # without progress; a step, a checkpoint or an evaluation may be long
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,6 +172,23 @@ class SweepFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / f".{name}").open("a") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def hold(self, number: int) -> Iterator[None]:
+        """Hold a trial for this process from its settings to its outcome.
+
+        Raises:
+            BusyError: When another process on this machine does.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / f".trial-{number:03d}.lock").open("a") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BusyError(
+                    f"trial-{number:03d} of {self.path} is trained by another command on this sweep, so it is left to that one"
+                ) from None
             yield
 
     def _record(self, number: int) -> Path:

@@ -198,22 +198,26 @@ class _Runner:
     def run(self, numbers: list[int], progress: Callable[[str], None]) -> None:
         """Run them all; a failed one goes to the end of the queue while it may be begun again."""
         queue, interrupts = list(numbers), 0
-        while self._live or (queue and not interrupts):
-            try:
-                while queue and self._free and not interrupts:
-                    self._start(queue.pop(0))
-                ended = [n for n, (p, _) in self._live.items() if p.poll() is not None]
-                queue.extend([n for n in ended if self._collect(n)])
-                progress(self._line(queue))
-                time.sleep(POLL_S)
-            except KeyboardInterrupt:
-                interrupts += 1
-                for process, _ in self._live.values():
-                    os.kill(process.pid, signal.SIGINT)
-                if interrupts == 1:
-                    self._console.print(
-                        "stopping the live trials at their next step, with a checkpoint; press Ctrl-C again to end at once"
-                    )
+        try:
+            while self._live or (queue and not interrupts):
+                try:
+                    while queue and self._free and not interrupts:
+                        self._start(queue.pop(0))
+                    ended = [n for n, (p, _) in self._live.items() if p.poll() is not None]
+                    queue.extend([n for n in ended if self._collect(n)])
+                    progress(self._line(queue))
+                    time.sleep(POLL_S)
+                except KeyboardInterrupt:
+                    interrupts += 1
+                    for process, _ in self._live.values():
+                        os.kill(process.pid, signal.SIGINT)
+                    if interrupts == 1:
+                        self._console.print(
+                            "stopping the live trials at their next step, with a checkpoint; press Ctrl-C again to end at once"
+                        )
+        finally:
+            for process, _ in self._live.values():  # something of ours failed, or the folder was removed
+                process.send_signal(signal.SIGINT)
         if interrupts:
             self._console.print("interrupted; the same command continues")
             raise KeyboardInterrupt

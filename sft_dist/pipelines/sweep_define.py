@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,11 @@ def define(file: Path | None, overrides: Sequence[str]) -> SweepFolder:
             definition = _lengthened(folder, definition)
         if file is not None:
             shutil.copyfile(file, folder.config)
-        known = [t.settings for t in folder.trials()]
+        trials = folder.trials()
+        known, taken = [t.settings for t in trials], {t.number for t in trials}
         new = [p for p in points if p not in known] if sweep.method == "grid" else []
-        for number, settings in enumerate(new, len(known)):
+        free = (n for n in count() if n not in taken)  # a record that was lost leaves a gap
+        for number, settings in zip(free, new, strict=False):
             folder.write(Trial(number=number, settings=settings))
         if sweep.method == "grid":
             definition = replace(definition, trials=len(known) + len(new))

@@ -194,17 +194,24 @@ def _outcome(definition: Definition, run: RunFolder) -> dict[str, object]:
 
 
 def run_here(folder: SweepFolder, number: int) -> Trial | None:
-    """Do all of a trial with ranks on this machine."""
-    config = begin(folder, number, build=True)
-    if config is None:
-        return folder.trial(number)
-    run = folder.run(number)
-    if not _is_done(run):
-        (run.path / "status.json").unlink(missing_ok=True)  # an earlier attempt's would speak for this one
-        pruner = Pruner(folder, number)
-        nproc = ranks_of(config.launch.nproc)
-        run_ranks(run, RANK, nproc=nproc, port=config.launch.port, watch=pruner.poll)
-    return end(folder, number)
+    """Do all of a trial with ranks on this machine.
+
+    Raises:
+        BusyError: When another process does; the ranks' own lock would come too late to keep its status apart.
+    """
+    with folder.hold(number):
+        config = begin(folder, number, build=True)
+        if config is None:
+            return folder.trial(number)
+        run = folder.run(number)
+        if not _is_done(run):
+            (run.path / "status.json").unlink(
+                missing_ok=True
+            )  # an earlier attempt's would speak for this one
+            pruner = Pruner(folder, number)
+            nproc = ranks_of(config.launch.nproc)
+            run_ranks(run, RANK, nproc=nproc, port=config.launch.port, watch=pruner.poll)
+        return end(folder, number)
 
 
 def _is_done(run: RunFolder) -> bool:

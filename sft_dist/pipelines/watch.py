@@ -18,9 +18,8 @@ from rich.progress import (
 )
 
 from sft_dist.core.errors import UserError
-from sft_dist.core.runfolder import RunFolder
+from sft_dist.core.runfolder import SILENT_S, RunFolder
 
-SILENT_S = 900.0  # without a heartbeat; a step, save or evaluation may be long
 QUIET_EVERY_S = 20.0  # without a terminal, a line this often
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sft_dist.core.runfolder import SILENT_S
 from sft_dist.report.read import RunFiles, number
 from sft_dist.report.text import duration
 
@@ -22,9 +23,6 @@ EDGE_SHARE = 0.05
 
 UNITS = {"target_tokens": "tokens with loss", "tokens": "tokens", "examples": "examples"}
 """Key of plan.json -> what shares of a mixture are of, the finest first."""
-
-SILENT_S = 600.0
-"""A running run touches its heartbeat every few seconds; after this time it is taken for dead."""
 
 RARE_SHARE = 0.25
 """A task with less than this part of an equal share is under-represented."""

@@ -6,8 +6,10 @@ with its manifest. So a killed build opens as nothing, and a relaunch does only 
 
 from __future__ import annotations
 
+import fcntl
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,35 +89,52 @@ def finish_store(
     wanted = [records[s] for s in sorted(shards if shards is not None else records)]
     dtypes = {r.dtype for r in wanted}
     assert len(dtypes) <= 1, f"shards of one key have dtypes {dtypes}"
-    layout.remove_manifest(folder)
-    _remove_leftovers(folder, keep={r.shard for r in wanted})
-    _write_index(folder, wanted, n_tasks=len(tasks), n_sources=len(sources))
-    index = folder / layout.INDEX
-    manifest = {
-        "format": layout.FORMAT_VERSION,
-        "key": dict(key),
-        "dtype": dtypes.pop() if dtypes else "int32",
-        "tasks": list(tasks),
-        "sources": list(sources),
-        "examples": sum(r.examples for r in wanted),
-        "tokens": sum(r.tokens for r in wanted),
-        "spans": sum(r.spans for r in wanted),
-        "target_tokens": sum(r.target_tokens for r in wanted),
-        "target_weight": sum(r.target_weight for r in wanted),
-        "info": dict(info or {}),
-        "index": {
-            name: {
-                "bytes": (index / f"{name}.npy").stat().st_size,
-                "xxh3": files.checksum(index / f"{name}.npy"),
-            }
-            for name in layout.INDEX_DTYPES
-        },
-        "shards": [
-            {"file": r.file, "examples": r.examples, "tokens": r.tokens, "bytes": r.bytes, "xxh3": r.xxh3}
-            for r in wanted
-        ],
-    }
-    files.write_json(folder / layout.MANIFEST, manifest)
+    with _closing(folder) as first:
+        # the slices of an array may all find everything finished, at the same moment
+        if not first and is_whole(folder, key):
+            return
+        layout.remove_manifest(folder)
+        _remove_leftovers(folder, keep={r.shard for r in wanted})
+        _write_index(folder, wanted, n_tasks=len(tasks), n_sources=len(sources))
+        index = folder / layout.INDEX
+        manifest = {
+            "format": layout.FORMAT_VERSION,
+            "key": dict(key),
+            "dtype": dtypes.pop() if dtypes else "int32",
+            "tasks": list(tasks),
+            "sources": list(sources),
+            "examples": sum(r.examples for r in wanted),
+            "tokens": sum(r.tokens for r in wanted),
+            "spans": sum(r.spans for r in wanted),
+            "target_tokens": sum(r.target_tokens for r in wanted),
+            "target_weight": sum(r.target_weight for r in wanted),
+            "info": dict(info or {}),
+            "index": {
+                name: {
+                    "bytes": (index / f"{name}.npy").stat().st_size,
+                    "xxh3": files.checksum(index / f"{name}.npy"),
+                }
+                for name in layout.INDEX_DTYPES
+            },
+            "shards": [
+                {"file": r.file, "examples": r.examples, "tokens": r.tokens, "bytes": r.bytes, "xxh3": r.xxh3}
+                for r in wanted
+            ],
+        }
+        files.write_json(folder / layout.MANIFEST, manifest)
+
+
+@contextmanager
+def _closing(folder: Path) -> Iterator[bool]:
+    """Hold the right to close a store against other processes and nodes; yield False after another one had it."""
+    with (folder / ".close.lock").open("a") as held:
+        first = True
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            first = False
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield first
 
 
 def _remove_leftovers(folder: Path, keep: set[int]) -> None:

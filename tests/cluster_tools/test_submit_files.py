@@ -153,6 +153,27 @@ def test_an_environment_of_each_node(tmp_path):
         )
 
 
+def test_a_folder_that_no_list_of_mounts_can_carry():
+    site = SiteProfile.model_validate({"container": {"runtime": "apptainer", "image": "/i.sif"}})
+    job = Job(kind="train", name="x", folder=RUN, exports={"RUN_DIR": "/my runs/x"})
+    with pytest.raises(UserError, match="/my runs/x would be mounted"):
+        environment(site, job, Path("/repo"))
+
+
+@pytest.mark.parametrize(
+    ("folder", "written"),
+    [
+        ("/a b", '"/a b/%x-%j.out"'),
+        ("/50%", "/50%%/%x-%j.out"),
+        ("/it's #1", '"/it\'s #1/%x-%j.out"'),
+        ('/"a"', '"/\\"a\\"/%x-%j.out"'),
+    ],
+)
+def test_output_is_written_as_sbatch_reads_it(folder, written):
+    job = Job(kind="train", name="x", folder=Path(folder))
+    assert f"--output={written}" in options(SiteProfile(), job)
+
+
 def test_the_file_runs_our_script_with_its_arguments():
     job = Job(kind="train", name="x", folder=Path("/my runs/50%"), arguments=("a b.yaml", "x=1"))
     lines = render(SiteProfile(), job).splitlines()

@@ -1,5 +1,6 @@
 """A store gives back what was written, says what is wrong with it, and never opens half-built."""
 
+import multiprocessing
 import os
 import pickle
 import sys
@@ -356,6 +357,29 @@ def test_several_processes_write_shards_of_one_store(tmp_path):
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
     assert build(tmp_path) == [0, 1]
     assert [Store.open(tmp_path).read(i).ids[0] for i in range(3)] == [5, 9, 1]
+
+
+def close_together(folder, barrier):
+    barrier.wait()
+    finish_store(folder, key=KEY, tasks=["sum", "copy"], sources=["demo"], shards=range(len(SHARDS)))
+
+
+def test_several_processes_close_one_store_at_the_same_moment(tmp_path):
+    """The slices of an array that end together all find the shards whole. Without a lock they took each other's files away."""
+    for number, docs in enumerate(SHARDS):
+        write_shard(tmp_path, number, docs)
+    forked = multiprocessing.get_context("fork")
+    for _ in range(5):
+        barrier = forked.Barrier(4)
+        closing = [forked.Process(target=close_together, args=(tmp_path, barrier)) for _ in range(4)]
+        for process in closing:
+            process.start()
+        for process in closing:
+            process.join(30)
+        assert [process.exitcode for process in closing] == [0] * 4
+        (tmp_path / "manifest.json").unlink()
+        close_together(tmp_path, forked.Barrier(1))
+        assert not Store.open(tmp_path).verify()
 
 
 def test_killed_while_a_whole_store_is_closed_again(tmp_path):

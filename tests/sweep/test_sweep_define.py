@@ -168,15 +168,18 @@ def test_a_run_is_not_put_into_a_sweep():
 
 def test_a_damaged_definition_or_record_is_named():
     folder = define(None, [RATES, "sweep.name=lr"])
-    record = folder.path / "trials" / "trial-001.json"
+    first, record = (folder.path / "trials" / f"trial-00{i}.json" for i in (0, 1))
+    whole, tried = record.read_text(), settings(folder)
     record.write_text("{torn")
     with pytest.raises(UserError, match=r"trial-001\.json is damaged"):
         folder.trials()
-    record.unlink()
-    with pytest.raises(UserError, match="no record of trial-001"):
+    record.write_text(whole)
+    first.unlink()
+    with pytest.raises(UserError, match="no record of trial-000"):
         due_numbers(folder, folder.definition())
     define(None, [RATES, "sweep.name=lr"])  # which writes it again
     assert due_numbers(folder, folder.definition()) == [0, 1]
+    assert settings(folder) == tried
     folder.file.write_text('{"method": "grid"}')
     with pytest.raises(UserError, match=r"sweep\.json is damaged"):
         folder.definition()

@@ -149,6 +149,18 @@ def test_a_trial_that_another_process_holds_is_left_alone(monkeypatch):
     assert folder.trial(0) == before
 
 
+def test_a_trial_belongs_to_one_command_from_beginning_to_end(built, monkeypatch):
+    """Its ranks take their lock only seconds after its status was removed."""
+    folder = define(None, RATES)
+    runs = trained(monkeypatch, "finished", [(50, 1.5)])
+    with folder.hold(0):
+        with pytest.raises(BusyError, match="trained by another command"):
+            run_here(folder, 0)
+        run_here(folder, 1)
+    assert [r.name for r in runs] == ["trial-001"]
+    assert run_here(folder, 0).state == "finished"
+
+
 def test_a_search_asks_once_and_remembers(built):
     pytest.importorskip("optuna")
     words = ["sweep.method=optuna", "sweep.trials=2", "optim.lr=tag(log,interval(1e-4,1e-2))"]
