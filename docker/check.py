@@ -19,11 +19,12 @@ NEEDED = (
     "datasets",
     "pyarrow",
     "numba",
+    "peft",
     "pydantic",
     "wandb",
     "sft_dist",
 )
-OPTIONAL = ("flash_attn", "liger_kernel", "peft")
+OPTIONAL = ("flash_attn",)
 
 
 def imports() -> str:

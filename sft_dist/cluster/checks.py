@@ -221,6 +221,14 @@ def network(address: str, *, several: bool) -> Check:
         return Check(
             name="interface", level="fail", found=f"{name or 'none'} towards {address}", remedy=remedy
         )
+    present = [n for _, n in socket.if_nameindex()]
+    if absent := [n for n in name.split(",") if n and n not in present]:  # Gloo takes a list
+        return Check(
+            name="interface",
+            level="fail",
+            found=f"GLOO_SOCKET_IFNAME={name}, but {absent[0]} is not on this node ({', '.join(present)})",
+            remedy="set GLOO_SOCKET_IFNAME to one of these, or leave it out: it is found by the route to node 0",
+        )
     speed = Path(f"/sys/class/net/{name}/speed")
     try:
         rate = f", {mbit} Mbit/s" if (mbit := int(speed.read_text())) > 0 else ""  # a virtual one says -1

@@ -183,7 +183,7 @@ def memory(shape: Shape, setup: Setup) -> Memory:
     kept = 2 * N * shape.E * b + (FP32 * head if shape.trains_head else 0)
     cast = b if b < FP32 else 0  # fp32 needs no second copy
     gathered = (
-        min(shape.parameters, setup.max_live_parameters) * b if setup.stage == 3 and setup.ranks > 1 else 0
+        min(_met_again(shape), setup.max_live_parameters) * b if setup.stage == 3 and setup.ranks > 1 else 0
     )
     # gradients inside one layer's backward: of gate and up once their product is gone, and of the residual stream
     work = T * (2 * shape.I * b // setup.mlp_tiles + 2 * shape.E * FP32)
@@ -204,6 +204,13 @@ def memory(shape: Shape, setup: Setup) -> Memory:
         "optimizer step": {"update": _update(shape, setup)},
     }
     return Memory(states=states, phases=phases, host=host)
+
+
+def _met_again(shape: Shape) -> int:
+    """Parameters that backward needs again, which ZeRO-3 keeps gathered: not those below the lowest trained layer."""
+    below = shape.L - shape.passed
+    untied = shape.parameters - shape.L * shape.layer_parameters >= 2 * shape.V * shape.E
+    return shape.parameters - below * shape.layer_parameters - (shape.V * shape.E if below and untied else 0)
 
 
 def _checkpointed(shape: Shape, setup: Setup, entry: int, layer: int) -> tuple[int, int, int]:
@@ -243,7 +250,7 @@ def _states(shape: Shape, setup: Setup) -> tuple[dict[str, int], int]:
         host += weights
         weights = 0
     copy = (
-        b * shape.parameters if stage in (1, 2) and setup.device == "cpu" else 0
+        b * shape.trained if stage in (1, 2) and setup.device == "cpu" else 0
     )  # loaded weights stay on the host
     bucket = setup.reduce_bucket_size * b if stage else 0
     states = {

@@ -22,7 +22,6 @@ PACKAGES = (
     "datasets",
     "numpy",
     "flash-attn",
-    "liger-kernel",
     "sft-dist",
 )
 

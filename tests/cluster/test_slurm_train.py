@@ -17,6 +17,9 @@ from pathlib import Path
 import pytest
 from slurm_machine import FAKE, REPOSITORY, Cluster, wait_until
 
+from sft_dist.cluster.sbatch import Job, render
+from sft_dist.config.cluster import SiteProfile
+
 pytestmark = pytest.mark.cluster
 SCRIPT = str(REPOSITORY / "slurm" / "train.sbatch")
 
@@ -84,6 +87,29 @@ def test_environment_on_the_disk_of_each_node(cluster, tmp_path):
     said = [p.read_text() for p in run.glob("logs/attempt-0.1/*/*/attempt_0/*/stdout.log")]
     assert len(said) == 4
     assert all(f" by {found.removesuffix('/.whole')}/bin/python\n" in text for text in said)
+
+
+def test_blanks_and_quotes_in_names_reach_the_ranks(cluster, tmp_path):
+    """From the profile through the #SBATCH lines, the batch script, srun and node.sh."""
+    folder = tmp_path / 'it\'s "a" #50% run'
+    folder.mkdir()
+    run, note = folder / "run one", "note=a b'c\"d $HOME"
+    job = Job(
+        kind="train",
+        name="odd",
+        folder=folder,
+        arguments=("steps=5", note),
+        exports={"RUN_DIR": str(run), "PYTHONPATH": FAKE},
+        nodes=2,
+    )
+    (folder / "train.sbatch").write_text(render(SiteProfile(), job))
+    number = cluster.submit(folder, str(folder / "train.sbatch"))
+    fields = cluster.wait(number)
+    said = [p.name for p in folder.iterdir()]
+    assert f"odd-{number}.out" in said
+    assert fields["JobState"] == "COMPLETED", (folder / f"odd-{number}.out").read_text()
+    assert json.loads((run / "config.json").read_text())["overrides"] == ["steps=5", note]
+    assert len(rank_logs(run, "0.1", 1)) == 4
 
 
 def test_signal_stops_requeues_and_resumes_with_the_same_arguments(cluster, tmp_path):

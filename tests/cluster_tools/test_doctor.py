@@ -48,6 +48,12 @@ def test_interface():
     )  # several nodes cannot meet on a loopback
 
 
+def test_an_interface_that_this_node_lacks(monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib9")
+    found = checks.network("127.0.0.1", several=True)
+    assert (found.level, "ib9 is not on this node (lo" in found.found) == ("fail", True)
+
+
 def test_a_broken_package_is_one_failed_check(tmp_path, monkeypatch):
     (tmp_path / "deepspeed").mkdir()
     (tmp_path / "deepspeed" / "__init__.py").write_text("raise ImportError('undefined symbol: planted')")

@@ -281,6 +281,8 @@ def test_commands_say_what_is_missing(tmp_path, monkeypatch, capsys):
     (tmp_path / "juno.yaml").write_text("account: p1\n")
     assert main(["submit", "experiment=demo"]) == 2
     assert "add cluster=NAME" in capsys.readouterr().err
+    assert main(["watch", "nowhere"]) == 2
+    assert "no run to follow" in capsys.readouterr().err
     assert main(["submit", "experiment=demo", "cluster=juno"]) == 2
     assert "add submit.prepare_tasks=8" in capsys.readouterr().err
 

@@ -38,7 +38,7 @@ def test_requirements_leave_out_what_other_stages_install():
         check=True,
     )
     names = {canonical(Requirement(line).name) for line in done.stdout.splitlines()}
-    assert {"transformers", "pydantic", "optuna", "liger-kernel"} <= names
+    assert {"transformers", "pydantic", "optuna"} <= names
     assert not names & {"torch", "deepspeed", "flash-attn"}
 
 
