@@ -102,7 +102,7 @@ def test_blanks_and_quotes_in_names_reach_the_ranks(cluster, tmp_path):
         exports={"RUN_DIR": str(run), "PYTHONPATH": FAKE},
         nodes=2,
     )
-    (folder / "train.sbatch").write_text(render(SiteProfile(), job))
+    (folder / "train.sbatch").write_text(render(SiteProfile(time="10"), job))
     number = cluster.submit(folder, str(folder / "train.sbatch"))
     fields = cluster.wait(number)
     said = [p.name for p in folder.iterdir()]
