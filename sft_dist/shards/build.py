@@ -89,7 +89,7 @@ def finish_store(
     wanted = [records[s] for s in sorted(shards if shards is not None else records)]
     dtypes = {r.dtype for r in wanted}
     assert len(dtypes) <= 1, f"shards of one key have dtypes {dtypes}"
-    with _closing(folder) as first:
+    with _closing(folder, wanted) as first:
         # the slices of an array may all find everything finished, at the same moment
         if not first and is_whole(folder, key):
             return
@@ -125,9 +125,15 @@ def finish_store(
 
 
 @contextmanager
-def _closing(folder: Path) -> Iterator[bool]:
-    """Hold the right to close a store against other processes and nodes; yield False after another one had it."""
-    with (folder / ".close.lock").open("a") as held:
+def _closing(folder: Path, shards: Sequence[ShardRecord]) -> Iterator[bool]:
+    """Hold the right to close a store against other processes and nodes; yield False after another one had it.
+
+    The lock lies on the record of the first shard: a file that every closer has and none replaces, so nothing is left.
+    """
+    if not shards:
+        yield True
+        return
+    with layout.record_path(folder, shards[0].shard).open("r+") as held:
         first = True
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
