@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,35 +28,39 @@ launch: {nproc: 2}
 """
 
 
-@pytest.mark.slow
-def test_it_reaches_status_and_terminal(
+@pytest.fixture
+def refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    monkeypatch.setattr(train, "RANK", "rank_one_refuses")
-    (tmp_path / "my.yaml").write_text(CONFIG)
-    assert main(["train", "my.yaml"]) == 2
-    said = capsys.readouterr().err
+) -> Callable[..., tuple[str, dict[str, Any]]]:
+    """Train with a module of this folder as the rank; return what the terminal and status.json say."""
+
+    def run(module: str, *overrides: str) -> tuple[str, dict[str, Any]]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        monkeypatch.setattr(train, "RANK", module)
+        (tmp_path / "my.yaml").write_text(CONFIG)
+        assert main(["train", "my.yaml", *overrides]) == 2
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        status = RunFolder(tmp_path / "runs" / "refused").status()
+        assert status["state"] == "fatal"
+        return said, status
+
+    return run
+
+
+@pytest.mark.slow
+def test_it_reaches_status_and_terminal(refused: Callable[..., tuple[str, dict[str, Any]]]) -> None:
+    said, status = refused("rank_one_refuses")
     assert "error: rank 1 on " in said
     assert "the token store lies on a disk that this node does not have; mount it" in said
-    assert "Traceback" not in said
-    status = RunFolder(tmp_path / "runs" / "refused").status()
-    assert status["state"] == "fatal"
     assert status["reason"].startswith("rank 1 on ")
 
 
 @pytest.mark.slow
 def test_a_rank_without_memory_says_what_would_fit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    refused: Callable[..., tuple[str, dict[str, Any]]],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    monkeypatch.setattr(train, "RANK", "no_memory")
-    (tmp_path / "my.yaml").write_text(CONFIG)
-    assert main(["train", "my.yaml", "launch.nproc=1", "model.gradient_checkpointing=false"]) == 2
-    said = capsys.readouterr().err
+    said, _ = refused("no_memory", "launch.nproc=1", "model.gradient_checkpointing=false")
     assert "ran out of memory" in said
     assert "use more nodes or a smaller model" in said  # nothing of a model as small as this can be saved
-    assert "Traceback" not in said
-    assert RunFolder(tmp_path / "runs" / "refused").status()["state"] == "fatal"

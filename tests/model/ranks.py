@@ -1,4 +1,4 @@
-"""Run a script of this folder on several ranks."""
+"""Run a script on several ranks: what every test that launches its own cases calls."""
 
 from __future__ import annotations
 
@@ -9,31 +9,21 @@ import sys
 from pathlib import Path
 
 
-def torchrun(world: int, script: str, *arguments: str) -> None:
-    """Run a script of this folder on gloo ranks with one thread each; fail with the end of its output."""
+def torchrun(world: int, script: Path, *arguments: str, timeout_s: float = 900) -> None:
+    """Run a script on `world` gloo ranks with one thread each; fail with the end of its output."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    extra = {
+    ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    env = {k: v for k, v in os.environ.items() if k not in ours} | {
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo",
         "PYTHONWARNINGS": "ignore",
     }
-    ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    env = {k: v for k, v in os.environ.items() if k not in ours} | extra
-    run = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        str(world),
-        "--master-addr",
-        "127.0.0.1",
-    ]
-    path = str(Path(__file__).with_name(script))
-    done = subprocess.run(
-        [*run, "--master-port", str(port), path, *arguments],
-        env=env, capture_output=True, text=True, timeout=500, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-6000:]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world),
+        "--master-addr", "127.0.0.1", "--master-port", str(port), str(script), *arguments,
+    ]  # fmt: skip
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout_s, check=False)
+    assert done.returncode == 0, f"{world} ranks failed:\n{done.stderr[-6000:]}"

@@ -16,6 +16,8 @@ from ranks import torchrun
 from torch import nn
 from torch.nn import functional as F
 
+HERE = Path(__file__).parent
+
 MODES = sorted(model_cases.MODES)
 
 
@@ -24,8 +26,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("partly")
     for family in {f for f, _ in model_cases.MODES.values()}:
         families.save(family, folder / f"model-{family}")
-    torchrun(2, "model_cases.py", str(folder), *MODES)
-    torchrun(1, "model_cases.py", str(folder), "lora", "frozen")  # resumes what two ranks wrote
+    torchrun(2, HERE / "model_cases.py", str(folder), *MODES)
+    torchrun(1, HERE / "model_cases.py", str(folder), "lora", "frozen")  # resumes what two ranks wrote
     return folder
 
 
