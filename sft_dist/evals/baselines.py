@@ -6,16 +6,21 @@ A model that has learnt a task beats both: the first knows only the labels, the 
 from __future__ import annotations
 
 import re
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sft_dist.core.records import Example
-from sft_dist.core.seeds import generator
+from sft_dist.core.sample import Sample
+from sft_dist.core.seeds import derive
 from sft_dist.evals.tasks import user_text
+
+MAX_PAIRS = 1_000_000  # 2.4 GiB at the peak with texts of 100 words, their indexes included
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -34,27 +39,36 @@ def known(example: Example) -> Known:
 
 
 class Baselines:
-    """Both baselines over one training set.
+    """Both baselines over one training set, of any size: of a large one a sample by seed is kept.
 
     Args:
-        training: The pairs that were trained on.
-        max_index: Pairs that the index for held-out tasks holds at most; a larger training set is sampled by seed.
-        seed: Of that sample.
+        training: The pairs that were trained on, each read once.
+        tasks: Trained tasks that will be asked for; None: any.
+        max_pairs: Pairs that are kept at most, in equal shares for every one of `tasks` and for all training together.
+        seed: Of the sample.
     """
 
-    def __init__(self, training: Iterable[Known], *, max_index: int = 100_000, seed: int = 0) -> None:
-        pairs = list(training)
-        self._by_task: dict[str, list[Known]] = {}
-        for pair in pairs:
-            self._by_task.setdefault(pair.task, []).append(pair)
-        self._majority = {
-            task: most_common(p.answer for p in members) for task, members in self._by_task.items()
-        }
-        self._majority_of_all = most_common(p.answer for p in pairs)
-        if len(pairs) > max_index:
-            drawn = generator(seed, "nearest").choice(len(pairs), max_index, replace=False)
-            pairs = [pairs[i] for i in np.sort(drawn)]
-        self._pairs = pairs
+    def __init__(
+        self,
+        training: Iterable[Known],
+        *,
+        tasks: Collection[str] | None = None,
+        max_pairs: int = MAX_PAIRS,
+        seed: int = 0,
+    ) -> None:
+        share = max(1, max_pairs // (1 + len(tasks or ())))
+        everything: Sample[tuple[int, Known]] = Sample(share, derive(seed, "baselines"))
+        by_task: dict[str, Sample[tuple[int, Known]]] = {}
+        for number, pair in enumerate(training):
+            everything.add(str(number), (number, pair))
+            if tasks is None or pair.task in tasks:
+                if pair.task not in by_task:
+                    by_task[pair.task] = Sample(share, derive(seed, "baselines", pair.task))
+                by_task[pair.task].add(str(number), (number, pair))
+        self._pairs = _in_order(everything)
+        self._by_task = {task: _in_order(sample) for task, sample in by_task.items()}
+        self._majority = {task: most_common(p.answer for p in pairs) for task, pairs in self._by_task.items()}
+        self._majority_of_all = most_common(p.answer for p in self._pairs)
         self._indexes: dict[str | None, TokenSetIndex] = {}
 
     def majority(self, task: str) -> str:
@@ -70,6 +84,10 @@ class Baselines:
         if key not in self._indexes:
             self._indexes[key] = TokenSetIndex([p.text for p in pairs])
         return pairs[self._indexes[key].nearest(text)[0]].answer
+
+
+def _in_order(sample: Sample[tuple[int, Known]]) -> list[Known]:
+    return [pair for _, pair in sorted(sample.items(), key=itemgetter(0))]
 
 
 def most_common(answers: Iterable[str]) -> str:
@@ -89,19 +107,21 @@ class TokenSetIndex:
     def __init__(self, texts: Sequence[str]) -> None:
         """Index `texts` (D of them, at least one)."""
         vocabulary: dict[str, int] = {}
-        sets = [_token_set(t) for t in texts]
-        token_ids = np.array(
-            [vocabulary.setdefault(w, len(vocabulary)) for s in sets for w in sorted(s)], dtype=np.int64
-        )
-        docs = np.repeat(np.arange(len(sets)), [len(s) for s in sets])
+        found, sizes = array("q"), array("q")
+        for text in texts:
+            words = sorted(_token_set(text))
+            found.extend(vocabulary.setdefault(w, len(vocabulary)) for w in words)
+            sizes.append(len(words))
+        token_ids = np.array(found, dtype=np.int64)
+        docs = np.repeat(np.arange(len(texts), dtype=np.int32), np.array(sizes, dtype=np.int64))
         order = np.argsort(token_ids, kind="stable")
         document_frequency = np.bincount(token_ids, minlength=len(vocabulary))
         self._vocabulary = vocabulary
-        self._postings: NDArray[np.int64] = docs[order]
+        self._postings: NDArray[np.int32] = docs[order]
         self._starts = np.concatenate([[0], np.cumsum(document_frequency)])
-        self._unknown_weight = np.log1p(len(sets))
-        self._weights = np.log1p(len(sets) / np.maximum(document_frequency, 1))
-        self._totals_D = np.bincount(docs, weights=self._weights[token_ids], minlength=len(sets))
+        self._unknown_weight = np.log1p(len(texts))
+        self._weights = np.log1p(len(texts) / np.maximum(document_frequency, 1))
+        self._totals_D = np.bincount(docs, weights=self._weights[token_ids], minlength=len(texts))
 
     def nearest(self, text: str) -> tuple[int, float]:
         """Return the index of the most similar text (the first of equals) and its similarity, 0 to 1."""

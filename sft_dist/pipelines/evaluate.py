@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from sft_dist.core.errors import UserError
 from sft_dist.core.records import Example
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.store import read_json
-from sft_dist.evals.baselines import Baselines, known
+from sft_dist.evals.baselines import Baselines, Known, known
 from sft_dist.evals.generate import collect_generations, generate_part, load_model, part_folder
 from sft_dist.evals.loss import collect_losses, loss_part
 from sft_dist.evals.probes import probed, sensitivity
@@ -128,28 +128,33 @@ def evaluate(folder: RunFolder, console: Console) -> dict[str, Any]:
         if config.eval.base
         else None
     )
-    training, categories = _training(config)
-    judged = judge(work.sets, answers, Baselines(map(known, training), seed=config.seed), base)
-    result = scores(
-        judged, categories=categories, losses=losses, training_examples=Counter(e.task for e in training)
-    )
+    with console.status("reading what was trained on, for the baselines"):
+        baselines, trained, categories = _training(config, {e.task for e in work.examples})
+    judged = judge(work.sets, answers, baselines, base)
+    result = scores(judged, categories=categories, losses=losses, training_examples=trained)
     result["probes"] = sensitivity(work.variants, answers, losses)
     write_results(folder.path / "eval", judged, result)
     return result
 
 
-def _training(config: RunConfig) -> tuple[list[Example], Mapping[str, str]]:
-    """Return what was trained on, for the baselines, and the category of each task where the source knows it."""
+def _training(config: RunConfig, tasks: set[str]) -> tuple[Baselines, Counter[str], Mapping[str, str]]:
+    """Read what was trained on once: the baselines of `tasks`, examples by task, categories where the source knows them."""
     sources = {name: open_source(name, c) for name, c in config.data.sources.items()}
     selected = select(config, sources, Path(config.data.dir), lambda _: None, write=False)
-    examples = [
-        e for name, source in sources.items() for e in training_examples(source, selected.sources[name])
-    ]
+    count: Counter[str] = Counter()
+
+    def pairs() -> Iterator[Known]:
+        for name, source in sources.items():
+            for example in training_examples(source, selected.sources[name]):
+                count[example.task] += 1
+                yield known(example)
+
+    baselines = Baselines(pairs(), tasks=tasks, seed=config.seed)
     categories: dict[str, str] = {}
     for source in sources.values():
         if info := getattr(source, "task_info", None):
             categories |= {t: i.categories[0] for t, i in info().items() if i.categories}
-    return examples, categories
+    return baselines, count, categories
 
 
 def _lines(path: Path) -> int:

@@ -131,12 +131,27 @@ def test_nearest_of_300_in_3000_texts_is_fast():
     assert time.process_time() - start < 10  # under a second on an idle core
 
 
-def test_a_large_training_set_is_sampled_for_held_out_tasks_only():
+def test_of_a_large_training_set_a_sample_is_kept():
     training = [Known("t", f"question {i}", str(i)) for i in range(50)]
-    baselines = Baselines(training, max_index=5)
-    assert baselines.nearest("t", "question 31") == "31"
-    answers = {baselines.nearest("other", f"question {i}") for i in range(50)}
-    assert len(answers) <= 5
+    baselines = Baselines(iter(training), tasks={"t"}, max_pairs=10)
+    for task in ("t", "held out"):  # five pairs each
+        answers = {baselines.nearest(task, pair.text) for pair in training}
+        assert len(answers) == 5
+        assert baselines.majority(task) in answers
+    other = Baselines(training, tasks={"t"}, max_pairs=10, seed=1)
+    assert {other.nearest("t", p.text) for p in training} != {
+        baselines.nearest("t", p.text) for p in training
+    }
+    whole = Baselines(training, tasks={"t"}, max_pairs=100)
+    assert [whole.nearest("t", p.text) for p in training] == [p.answer for p in training]
+
+
+def test_tasks_that_nobody_asks_for_take_no_room():
+    training = [Known(f"task {i}", f"question {i}", str(i)) for i in range(40)]
+    baselines = Baselines(training, tasks={"task 7"}, max_pairs=80)
+    assert baselines.nearest("task 7", "question 9") == "7"
+    assert baselines.nearest("held out", "question 9") == "9"
+    assert baselines.nearest("task 9", "question 7") == "7"  # kept with all training only
 
 
 def test_known_reads_user_text_and_answer():
