@@ -45,7 +45,7 @@ class Example:
     """One training or evaluation conversation.
 
     Attributes:
-        id: 32 hex digits, a hash of the content (`example_id`): equal content has an equal id anywhere.
+        id: 32 hex digits (`example_id`), the first 16 of which equal content has anywhere, under any task.
         task: The unit that is held out, balanced and reported.
         source: The name of the source in the config.
         messages: The turns, in order.
@@ -100,10 +100,12 @@ class Example:
 
 
 def example_id(task: str, messages: tuple[Message, ...], tools: tuple[str, ...] = ()) -> str:
-    """Return the content address of an example: 32 hex digits of blake2b over task, turns and tools."""
-    content = [task, [message_to_dict(m) for m in messages], list(tools)]
+    """Return the content address of an example: 16 hex digits of blake2b over turns and tools, 16 over those and the task."""
+    content = [[message_to_dict(m) for m in messages], list(tools)]
     text = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    said = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
+    asked = hashlib.blake2b(said.digest() + task.encode("utf-8", "surrogatepass"), digest_size=8)
+    return said.hexdigest() + asked.hexdigest()
 
 
 def make_example(

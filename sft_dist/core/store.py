@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -41,7 +42,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             f"{path} is a {'folder' if path.is_dir() else 'device or pipe'}, and writing would replace it; name a file"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # containers of other nodes have equal process numbers, and two writers of one file would tear it
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield aside
         fsync_path(aside)

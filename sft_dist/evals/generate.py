@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sft_dist.core.errors import UserError
 from sft_dist.core.process import logger
 from sft_dist.core.records import Drop, Example, Tokens
-from sft_dist.core.store import fingerprint
+from sft_dist.core.store import fingerprint, read_json
 from sft_dist.evals.parts import collect, run_part
 from sft_dist.evals.records import Generation
+from sft_dist.evals.tasks import up_to_answer
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +74,8 @@ def load_model(
             f"{path} holds no config.json, so it is not a Hugging Face model folder; "
             "run `sft-dist export` on the run first, or name a folder that has one"
         )
+    if (folder / "adapter_config.json").is_file():
+        _check_base(folder)
     name = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -85,6 +88,19 @@ def load_model(
     model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps `to` without its signature
     model.eval()
     return model
+
+
+def _check_base(adapter: Path) -> None:
+    """Refuse an adapter on another base than the one that it was trained on: it would answer, and nothing would tell."""
+    from sft_dist.model.files import BASE, base_fingerprint  # torch
+
+    settings, record = read_json(adapter / "adapter_config.json"), adapter / BASE
+    base, revision = settings["base_model_name_or_path"], settings.get("revision")
+    if record.is_file() and read_json(record)["fingerprint"] != base_fingerprint(base, revision):
+        raise UserError(
+            f"the adapter {adapter} was trained on another model than {base} is now, so what is evaluated would be a mixture of the two; "
+            "restore its base, or export again with lora.export=merged"
+        )
 
 
 def generate_part(
@@ -257,7 +273,7 @@ def _prompts(examples: Sequence[Example], renderer: PromptRenderer, *, room: int
     cut = 0
     for e in examples:
         try:
-            prompt = renderer.prompt(e)
+            prompt = renderer.prompt(up_to_answer(e))
         except UserError as error:
             reasons.append(str(error))
             prompt = []

@@ -71,12 +71,29 @@ def answer_nats(model: PreTrainedModel, documents: Sequence[Tokens]) -> list[flo
     """Return the total cross-entropy of each document's target tokens, in nats, unweighted.
 
     Documents end at the right edge, so that only the last K logits are projected: with a vocabulary of 150,000 the
-    logits of whole prompts would not fit. Documents longer than the model's context are scored as they are.
+    logits of whole prompts would not fit. Documents longer than the model's context are scored as they are. A batch that does
+    not fit into the memory of the device is split in two, down to single documents.
     """
     import torch
 
     if not documents:
         return []
+    try:
+        return _nats(model, documents)
+    except torch.OutOfMemoryError:
+        if len(documents) == 1:
+            raise
+    torch.cuda.empty_cache()
+    middle = len(documents) // 2
+    log.warning(
+        "a batch of %d documents does not fit into device memory; running it in halves", len(documents)
+    )
+    return answer_nats(model, documents[:middle]) + answer_nats(model, documents[middle:])
+
+
+def _nats(model: PreTrainedModel, documents: Sequence[Tokens]) -> list[float]:
+    import torch
+
     device = model.device
     input_ids_BT, mask_BT = left_pad([d.ids.tolist() for d in documents], pad_id=0)
     targets_BT = torch.zeros_like(mask_BT, dtype=torch.bool)

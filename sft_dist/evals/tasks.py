@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -77,10 +78,19 @@ def user_text(example: Example) -> str:
     return "\n".join(m.content for m in _asked(example) if m.role == "user")
 
 
+def up_to_answer(example: Example) -> Example:
+    """Return the example up to its last answer: a question behind it is not the one that it answers."""
+    return replace(example, messages=example.messages[: _answer_at(example) + 1])
+
+
 def _asked(example: Example) -> tuple[Message, ...]:
+    return example.messages[: _answer_at(example)]
+
+
+def _answer_at(example: Example) -> int:
+    """Return the place of the last answer; behind the end where there is none."""
     turns = example.messages
-    last = max((i for i, m in enumerate(turns) if m.role == "assistant"), default=len(turns))
-    return turns[:last]
+    return max((i for i, m in enumerate(turns) if m.role == "assistant"), default=len(turns))
 
 
 def _read(path: Path) -> list[Example]:

@@ -53,6 +53,22 @@ def ngrams(codes_W: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
     return out
 
 
+@jit
+def piece_codes(codes_W: NDArray[np.uint32], size: int) -> NDArray[np.uint64]:
+    """Return a rolling hash of each run of `size` codes, [W - size + 1]; empty when there are fewer."""
+    out = np.empty(max(0, len(codes_W) - size + 1), np.uint64)
+    power, code = np.uint64(1), np.uint64(0)
+    for _ in range(size):
+        power *= _BASE
+    for i in range(len(codes_W)):
+        code = code * _BASE + np.uint64(codes_W[i]) + np.uint64(1)
+        if i >= size:
+            code -= power * (np.uint64(codes_W[i - size]) + np.uint64(1))
+        if i >= size - 1:
+            out[i - size + 1] = code
+    return out
+
+
 def shingles(text: str, n: int) -> NDArray[np.uint64]:
     """Return the set of runs of `n` words as sorted codes; a text of fewer words is one run, an empty one none."""
     found = codes(words(text))

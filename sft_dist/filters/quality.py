@@ -27,7 +27,7 @@ class Scores:
     """The scores of one source, 12 bytes an example.
 
     Attributes:
-        ids: uint64 [n] the first half of each content address, sorted.
+        ids: uint64 [n] the half of each id that covers content and task, sorted.
         ifd: float32 [n] its score, NaN where it has none (it cannot be rendered, or its answer is empty).
         tasks: Task -> scores of its examples, sorted.
     """
@@ -38,7 +38,7 @@ class Scores:
 
     def of(self, example: Example) -> float | None:
         """Return the score of an example, None when it was never scored."""
-        key = np.uint64(int(example.id[:16], 16))
+        key = np.uint64(int(example.id[16:], 16))
         at = int(np.searchsorted(self.ids, key))
         return float(self.ifd[at]) if at < len(self.ids) and self.ids[at] == key else None
 
@@ -61,7 +61,7 @@ def read_scores(path: Path) -> Scores:
         for number, line in enumerate(lines, 1):
             try:
                 fields = json.loads(line)
-                ids.append(int(fields["id"][:16], 16))
+                ids.append(int(fields["id"][16:], 16))
                 values.append(math.nan if fields["ifd"] is None else float(fields["ifd"]))
                 if fields["ifd"] is not None:
                     by_task[fields["task"]].append(values[-1])

@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from sft_dist.core.records import Drop, Example
+from sft_dist.filters.ngrams import piece_codes
 from sft_dist.filters.tables import (
     ASKS_FOR_JSON,
     CONTROL,
@@ -261,17 +264,29 @@ class AnswerRepeatsPrompt:
 def longest_common(answer: str, prompt: str, *, more_than: float) -> int:
     """Return the length of the longest common substring if it is more than `more_than` or the whole answer, else 0.
 
-    Only windows of that length are looked up (with the C search of `in`), so a high limit costs few look-ups.
+    Nearly all answers are told by one search: pieces longer than half of the answer share its middle. The others go through
+    hashes of all pieces of a length (Karp and Rabin, 1987), the length by bisection: a search a piece would take a minute
+    for a megabyte.
     """
-    length = min(math.floor(more_than) + 1, len(answer))
-    best = 0
-    for start in range(len(answer) - length + 1):
-        while (
-            start + max(length, best + 1) <= len(answer)
-            and answer[start : start + max(length, best + 1)] in prompt
-        ):
-            best = max(length, best + 1)
-    return best
+    least = min(math.floor(more_than) + 1, len(answer))
+    if answer in prompt:
+        return len(answer)
+    if answer[len(answer) - least : least] not in prompt:
+        return 0
+    codes = [np.frombuffer(t.encode("utf-32-le", "surrogatepass"), np.uint32) for t in (answer, prompt)]
+
+    def shared(size: int) -> bool:
+        ours, theirs = (piece_codes(c, size) for c in codes)
+        starts = np.flatnonzero(np.isin(ours, theirs)).tolist()
+        return any(answer[i : i + size] in prompt for i in starts)  # hashes may meet by chance
+
+    if not shared(least):
+        return 0
+    longest, above = least, min(len(answer), len(prompt)) + 1
+    while above - longest > 1:
+        middle = (longest + above) // 2
+        longest, above = (middle, above) if shared(middle) else (longest, middle)
+    return longest
 
 
 def _plain(text: str) -> str:

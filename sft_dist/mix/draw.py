@@ -65,10 +65,16 @@ def make_pool(corpus: Corpus, mixture: Mixture, seed: int) -> Pool:
         task_names=corpus.task_names,
         source_names=corpus.source_names,
     )
+    drawn = quotas(mixture, sources, held)
+    if not drawn.any():
+        raise UserError(
+            f"an epoch of the mixture draws none of {len(examples):,} examples, because all weights and epochs of its sources "
+            "are close to 0; raise them, or set mix.epoch_examples"
+        )
     return Pool(
         examples=examples,
         first=np.append(first[cells], first[-1]),
-        quotas=quotas(mixture, sources, held),
+        quotas=drawn,
         sources=held.sources,
         tasks=held.tasks,
         duplicates=duplicates,
@@ -119,33 +125,34 @@ def _taken(corpus: Corpus, sources: Sequence[SourceMix], seed: int) -> NDArray[n
 def _drop_duplicates(corpus: Corpus, kept: NDArray[np.bool_]) -> int:
     """Clear `kept` for each example that an earlier source holds (and keeps); return how many."""
     slots = 1 << (2 * len(corpus)).bit_length()  # at most half full
-    table = np.zeros((slots, 2), np.uint64)
+    table = np.zeros(slots, np.uint64)
     used = np.zeros(slots, np.bool_)
     dropped = 0
     for k, store in enumerate(corpus.stores):
         part = kept[corpus.first[k] : corpus.first[k + 1]]
-        dropped += _mark_seen(np.ascontiguousarray(store.ids).view(np.uint64), part, table, used)
+        # The first half of an id is the content; the second tells tasks apart, and a task may be named after its source.
+        content = np.ascontiguousarray(store.ids[:, :8]).view(np.uint64)[:, 0]
+        dropped += _mark_seen(content, part, table, used)
     return dropped
 
 
 @jit
 def _mark_seen(
-    ids: NDArray[np.uint64], kept: NDArray[np.bool_], table: NDArray[np.uint64], used: NDArray[np.bool_]
+    content: NDArray[np.uint64], kept: NDArray[np.bool_], table: NDArray[np.uint64], used: NDArray[np.bool_]
 ) -> int:
     """Drop what lies in the table, then put the rest in: duplicates inside one source are its own affair."""
     mask = np.uint64(len(table) - 1)
     dropped = 0
     for inserting in (False, True):
-        for i in range(len(ids)):
+        for i in range(len(content)):
             if not kept[i]:
                 continue
-            low, high = ids[i, 0], ids[i, 1]
-            slot = low & mask  # ids are hashes: their bits need no further mixing
-            while used[slot] and (table[slot, 0] != low or table[slot, 1] != high):
+            slot = content[i] & mask  # hashes: their bits need no further mixing
+            while used[slot] and table[slot] != content[i]:
                 slot = (slot + np.uint64(1)) & mask
             if inserting:
                 used[slot] = True
-                table[slot, 0], table[slot, 1] = low, high
+                table[slot] = content[i]
             elif used[slot]:
                 kept[i] = False
                 dropped += 1

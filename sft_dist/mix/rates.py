@@ -17,6 +17,7 @@ from sft_dist.core.errors import UserError, nearest
 
 Rate = Literal["all", "proportional", "temperature"]
 Floats = NDArray[np.float64]
+LEAST_POWER = -500.0  # e to it is still far above 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,7 +199,9 @@ def base_rates(mixture: Mixture, cells: Cells) -> tuple[Floats, Floats]:
     if mixture.rate != "temperature":
         return capped, capped
     held = np.bincount(cells.tasks, capped, n_tasks)[cells.tasks]
-    return part * held ** (1.0 / mixture.temperature), capped
+    # The largest is 1: only ratios count, and powers of large counts overflow. None is 0: ratios of ratios follow.
+    power = np.log(held) / mixture.temperature
+    return part * np.exp(np.maximum(power - power.max(), LEAST_POWER)), capped
 
 
 def _templates(task_names: Sequence[str]) -> NDArray[np.int64]:

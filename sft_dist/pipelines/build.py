@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count as count_from
 from itertools import islice
 from pathlib import Path
 
-from sft_dist.core.records import Drop, Example, Tokens
+from sft_dist.core.records import BadRecord, Drop, Example, Tokens
 from sft_dist.core.store import atomic_path
+from sft_dist.pipelines.judge import AHEAD, work_ahead
 from sft_dist.pipelines.select import reject
 from sft_dist.pipelines.selection import TRAIN, Selection
 from sft_dist.render.chat import Renderer
@@ -40,10 +43,10 @@ class Listed:
         """Return how many there are."""
         return len(self.members)
 
-    def read(self, wanted: set[int]) -> Iterator[tuple[int, list[Example]]]:
+    def read(self, wanted: set[int]) -> Iterator[tuple[int, Iterator[Example]]]:
         """Yield (0, all of them) if that is wanted."""
         if 0 in wanted:
-            yield 0, self.members
+            yield 0, iter(self.members)
 
 
 @dataclass(frozen=True)
@@ -65,23 +68,25 @@ class Kept:
         """Return how many examples are taken."""
         return min(self.selection.kept, self.limit or self.selection.kept)
 
-    def read(self, wanted: set[int]) -> Iterator[tuple[int, list[Example]]]:
-        """Yield (block, its training examples); the records of unwanted blocks are passed over."""
-        stream, taken = iter(self.source), 0
-        for block in range(self.blocks):
-            codes = self.selection.codes[block * self.size : (block + 1) * self.size]
-            members = [
-                r
-                for r, c in zip(islice(stream, self.size), codes, strict=True)
-                if c == TRAIN and isinstance(r, Example)
-            ]
-            if self.limit is not None and self.selection.kept > self.limit:
-                share = self.limit / self.selection.kept
-                number = taken
-                taken += len(members)
-                members = [m for i, m in enumerate(members, number) if int((i + 1) * share) > int(i * share)]
+    def read(self, wanted: set[int]) -> Iterator[tuple[int, Iterator[Example]]]:
+        """Yield (block, its training examples) in order; the records of unwanted blocks are passed over."""
+        records = zip(self.source, self.selection.codes, strict=True)
+        numbers = count_from()
+        for block in range(max(wanted, default=-1) + 1):
+            members = self._members(islice(records, self.size), numbers)
             if block in wanted:
                 yield block, members
+            deque(members, maxlen=0)
+
+    def _members(
+        self, records: Iterable[tuple[Example | BadRecord, int]], numbers: Iterator[int]
+    ) -> Iterator[Example]:
+        share = min(1.0, (self.limit or math.inf) / max(1, self.selection.kept))
+        for record, code in records:
+            if code == TRAIN and isinstance(record, Example):
+                i = next(numbers)
+                if share == 1 or int((i + 1) * share) > int(i * share):
+                    yield record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +120,10 @@ class Build:
             for record in done.values():
                 dropped.update({reason: n for reason, n in record.note.items() if reason != RENDERED})
                 rendered.update(record.note.get(RENDERED, {}))
+            for rejects in self.rejects.glob(f"{self.name}-render-*.jsonl"):
+                number = rejects.stem.rpartition("-")[2]
+                if number.isdecimal() and int(number) not in everything:
+                    rejects.unlink(missing_ok=True)  # an earlier store had more shards
             finish_store(
                 self.store,
                 key=self.key,
@@ -124,35 +133,43 @@ class Build:
                 info={"dropped": dict(dropped), RENDERED: dict(rendered)},
             )
 
+    @property
+    def _processes(self) -> int:
+        return self.processes or len(os.sched_getaffinity(0))
+
     def _pool(self, stack: ExitStack) -> Executor | None:
         """A pool of forked workers; None for small sources, which the tokenizer's own threads handle faster."""
-        processes = self.processes or len(os.sched_getaffinity(0))
-        if processes == 1 or self.examples.count < 4 * CHUNK * processes:
+        if self._processes == 1 or self.examples.count < 4 * CHUNK * self._processes:
             return None
         os.environ["TOKENIZERS_PARALLELISM"] = (
             "false"  # one thread a worker: the processes are the parallelism
         )
         context = multiprocessing.get_context("fork")
         return stack.enter_context(
-            ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(self.renderer,))
+            ProcessPoolExecutor(
+                self._processes, context, initializer=_start_worker, initargs=(self.renderer,)
+            )
         )
 
-    def _shard(self, block: int, members: list[Example], pool: Executor | None) -> None:
+    def _shard(self, block: int, members: Iterator[Example], pool: Executor | None) -> None:
         dropped: Counter[str] = Counter()
         counted: Counter[str] = Counter()
         code = {t: i for i, t in enumerate(self.tasks)}
         with ExitStack() as stack:
             file = stack.enter_context(
                 stack.enter_context(atomic_path(self.rejects / f"{self.name}-render-{block:05d}.jsonl")).open(
-                    "w"
+                    "w", encoding="utf-8"
                 )
             )
             writer = stack.enter_context(
                 ShardWriter(self.store, block, token_dtype(self.renderer.tokenizer.vocab_size), key=self.key)
             )
-            chunks = [members[i : i + CHUNK] for i in range(0, len(members), CHUNK)]
-            rendered = pool.map(_work, chunks) if pool else (_render(self.renderer, c) for c in chunks)
-            for chunk, (outcomes, counts) in zip(chunks, rendered, strict=True):
+            chunks: Iterator[list[Example]] = iter(lambda: list(islice(members, CHUNK)), [])
+            if pool:
+                rendered = work_ahead(pool, _work, chunks, ahead=AHEAD * self._processes)
+            else:
+                rendered = ((c, _render(self.renderer, c)) for c in chunks)
+            for chunk, (outcomes, counts) in rendered:
                 counted += counts
                 for example, tokens in zip(chunk, outcomes, strict=True):
                     if isinstance(tokens, Drop):

@@ -13,6 +13,7 @@ from sft_dist.evals.tasks import load_eval_sets
 from sft_dist.mix import Corpus
 from sft_dist.pipelines.plan import cost_model, make_planner, open_corpus
 from sft_dist.pipelines.prepare import Prepared, has_eval, prepare
+from sft_dist.pipelines.select import make_folder
 from sft_dist.pipelines.selection import PROMPT, TRAIN
 from sft_dist.report import card, card_counts
 from sft_dist.report.card_facts import CardFacts, SourceFacts, TaskLabels
@@ -41,7 +42,9 @@ def write_card(
         UserError: A store is missing or out of date.
     """
     prepared = prepare(config, build=False, command=command, progress=progress)
-    return card.write(gather(config, prepared, progress), out or Path(config.data.dir) / "card")
+    out = out or Path(config.data.dir) / "card"
+    make_folder(out)
+    return card.write(gather(config, prepared, progress), out)
 
 
 def gather(

@@ -65,8 +65,11 @@ def check(config: RunConfig, *, limit: int) -> Summary:
         prepared = prepare(config, limit=limit, folder=Path(scratch))
         sizes = {n: prepared.selected.sources[n].kept for n in prepared.stores}
         stores = {n: Scaled.of(Store.open(path), sizes[n]) for n, path in prepared.stores.items()}
-        config = config.model_copy(update={"mix": config.mix.model_copy(update={"drop_duplicates": False})})
-        return _summary(config, prepared, Corpus(stores), exact=max(sizes.values(), default=0) <= limit)  # type: ignore[arg-type]
+        exact = max(sizes.values(), default=0) <= limit
+        if not exact:  # the examples that stand for others are no duplicates
+            mix = config.mix.model_copy(update={"drop_duplicates": False})
+            config = config.model_copy(update={"mix": mix})
+        return _summary(config, prepared, Corpus(stores), exact=exact)  # type: ignore[arg-type]
 
 
 def preview(config: RunConfig, console: Console, *, per_source: int, html: Path | None) -> None:

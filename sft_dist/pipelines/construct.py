@@ -35,6 +35,7 @@ from sft_dist.construct import (
 from sft_dist.construct.output import EXAMPLES
 from sft_dist.core.errors import UserError, nearest
 from sft_dist.core.records import Example
+from sft_dist.core.runfolder import take_lock
 from sft_dist.core.store import append_jsonl, fingerprint
 from sft_dist.holdout import split
 from sft_dist.pipelines.select import make_folder, select
@@ -120,6 +121,12 @@ class _Inputs:
         selected: Selected = select(plain, sources, root / name / "selection", progress)
         self.holdout = selected.holdout
         self._selections = {seed: selected.sources[seed] for seed in self._seeds}
+        if not any(s.kept + s.prompts for s in self._selections.values()):
+            raise UserError(
+                f"construct.sets.{name}.seeds ({', '.join(self._seeds)}) keep no training example and no prompt, because all of their "
+                "records are held out, evaluated or dropped, so there is nothing to start from; name other sources, or look at "
+                "data.holdout and data.filters"
+            )
 
     def examples(self) -> Iterator[Example]:
         """Yield them in reading order; what is held out, filtered or unreadable is left out.
@@ -236,7 +243,7 @@ def _locked(root: Path) -> Iterator[None]:
     """Hold the folder for this process."""
     with (root / "lock").open("a+") as held:
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take_lock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             held.seek(0)
             raise UserError(

@@ -6,11 +6,11 @@ import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from sft_dist.core.records import BadRecord, Drop, Example
 from sft_dist.filters import Filter, duplicate_key
@@ -23,6 +23,8 @@ AHEAD = 3  # chunks a worker that are read before their turn: bounds memory, kee
 POOL_RECORDS = 20_000  # fewer are judged faster than workers start
 
 Record: TypeAlias = Example | BadRecord
+Chunk = TypeVar("Chunk")
+Result = TypeVar("Result")
 
 
 class Verdict(NamedTuple):
@@ -105,18 +107,22 @@ class Judges(ExitStack):
             for chunk in chunks:
                 yield from zip(chunk, self._judge(chunk), strict=True)
             return
-        waiting: deque[tuple[list[Record], Future[list[Verdict]]]] = deque()
-        for chunk in chunks:
-            waiting.append((chunk, self._pool.submit(_work, chunk)))
-            if len(waiting) >= AHEAD * self._processes:
-                yield from _take(waiting)
-        while waiting:
-            yield from _take(waiting)
+        for chunk, verdicts in work_ahead(self._pool, _work, chunks, ahead=AHEAD * self._processes):
+            yield from zip(chunk, verdicts, strict=True)
 
 
-def _take(waiting: deque[tuple[list[Record], Future[list[Verdict]]]]) -> Iterator[tuple[Record, Verdict]]:
-    chunk, verdicts = waiting.popleft()
-    return zip(chunk, verdicts.result(), strict=True)
+def work_ahead(
+    pool: Executor, work: Callable[[Chunk], Result], chunks: Iterable[Chunk], *, ahead: int
+) -> Iterator[tuple[Chunk, Result]]:
+    """Yield (chunk, work(chunk)) in order; `ahead` chunks are read before their turn, and no more."""
+    waiting: deque[tuple[Chunk, Future[Result]]] = deque()
+    for chunk in chunks:
+        waiting.append((chunk, pool.submit(work, chunk)))
+        if len(waiting) >= ahead:
+            first, done = waiting.popleft()
+            yield first, done.result()
+    for last, done in waiting:
+        yield last, done.result()
 
 
 _judge: Callable[[Sequence[Record]], list[Verdict]] | None = None  # of a worker process

@@ -9,22 +9,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from sft_dist.config import RunConfig
 from sft_dist.core.errors import UserError
+from sft_dist.core.runfolder import take_lock
 from sft_dist.core.store import fingerprint
 from sft_dist.evals.tasks import SETS, load_eval_sets
 from sft_dist.filters import filters_fingerprint
 from sft_dist.pipelines.build import Build, Kept, Listed
 from sft_dist.pipelines.renderer import make_renderer
-from sft_dist.pipelines.select import select
+from sft_dist.pipelines.select import make_folder, select
 from sft_dist.pipelines.selection import Selected, Selection, training_examples
 from sft_dist.render.chat import Renderer
-from sft_dist.shards import Store
+from sft_dist.shards import Store, remove_manifest
 from sft_dist.shards.staging import publish
 from sft_dist.sources import Source, open_source
 
@@ -85,44 +88,50 @@ def prepare(
             "data.sources.mine.kind=alpaca data.sources.mine.path=FILE"
         )
     sources = {name: open_source(name, c) for name, c in config.data.sources.items()}
-    selected = select(config, sources, folder, progress)
-    _refuse_only_prompts(selected)
-    renderer = make_renderer(
-        config, folder, lambda: _texts(sources, selected), rebuild=rebuild, command=command
-    )
-    keys = {n: _key(config, s, selected.sources[n], renderer) for n, s in sources.items()}
-    stores = {n: folder / "stores" / n for n in sources if selected.sources[n].kept}
-    for name in set(sources) - set(stores) if rebuild else ():
-        shutil.rmtree(folder / "stores" / name, ignore_errors=True)  # all of it is held out or dropped now
-    for name, store in stores.items():
-        if not _is_current(store, keys[name], rebuild=rebuild, command=command):
-            if not build:
-                raise UserError(
-                    f"the token store {store} is not built, so training cannot start; run: {command}"
+    with _turn(folder, slices=part[1] > 1, progress=progress) if build else nullcontext():
+        selected = select(config, sources, folder, progress)
+        _refuse_only_prompts(selected)
+        renderer = make_renderer(
+            config, folder, lambda: _texts(sources, selected), rebuild=rebuild, command=command
+        )
+        keys = {n: _key(config, s, selected.sources[n], renderer) for n, s in sources.items()}
+        stores = {n: folder / "stores" / n for n in sources if selected.sources[n].kept}
+        for name in set(sources) - set(stores) if rebuild else ():
+            shutil.rmtree(
+                folder / "stores" / name, ignore_errors=True
+            )  # all of it is held out or dropped now
+        for name, store in stores.items():
+            verify = rebuild and part[1] == 1  # a slice would read what all the others read
+            if not _is_current(store, keys[name], rebuild=rebuild, verify=verify, command=command):
+                if not build:
+                    raise UserError(
+                        f"the token store {store} is not built, so there is nothing to train on; run: {command}"
+                    )
+                selection = selected.sources[name]
+                examples = Kept(sources[name], selection, config.data.shard_examples, limit)
+                job = Build(
+                    name=name,
+                    examples=examples,
+                    tasks=selection.tasks,
+                    renderer=renderer,
+                    rejects=folder / "rejects",
+                    store=store,
+                    key=keys[name],
+                    processes=config.data.processes,
+                    progress=progress,
                 )
-            selection = selected.sources[name]
-            examples = Kept(sources[name], selection, config.data.shard_examples, limit)
-            job = Build(
-                name=name,
-                examples=examples,
-                tasks=selection.tasks,
-                renderer=renderer,
-                rejects=folder / "rejects",
-                store=store,
-                key=keys[name],
-                processes=config.data.processes,
-                progress=progress,
-            )
-            job.run(part)
-        if (
-            (url := store_url(config, name))
-            and (store / "manifest.json").is_file()
-            and build
-            and limit is None
-        ):
-            progress(f"copying {name} to {url}")
-            publish(store, url)
-    eval_store = _eval_store(folder, config, renderer, progress) if build else folder / EVAL_STORE
+                job.run(part)
+            if (
+                (url := store_url(config, name))
+                and (store / "manifest.json").is_file()
+                and build
+                and limit is None
+            ):
+                progress(f"copying {name} to {url}")
+                publish(store, url)
+        eval_store: Path | None = folder / EVAL_STORE
+        if build and part[0] == 0:
+            eval_store = _eval_store(folder, config, renderer, progress)
     return Prepared(
         stores=stores,
         keys={n: keys[n] for n in stores},
@@ -130,6 +139,22 @@ def prepare(
         renderer=renderer,
         selected=selected,
     )
+
+
+@contextmanager
+def _turn(folder: Path, *, slices: bool, progress: Progress) -> Iterator[None]:
+    """Wait for other launches that prepare this folder; the slices of an array work in it together."""
+    make_folder(folder)
+    how = fcntl.LOCK_SH if slices else fcntl.LOCK_EX
+    with (folder / "lock").open("a") as held:
+        try:
+            take_lock(held, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress(f"waiting for another launch that prepares {folder}")
+            take_lock(held, how)
+        for left in folder.glob(".tokenizer.*") if not slices else ():
+            shutil.rmtree(left, ignore_errors=True)  # of a launch that was killed
+        yield
 
 
 def _refuse_only_prompts(selected: Selected) -> None:
@@ -173,17 +198,19 @@ def _key(config: RunConfig, source: Source, selection: Selection, renderer: Rend
     }
 
 
-def _is_current(store: Path, key: dict[str, str], *, rebuild: bool, command: str) -> bool:
+def _is_current(store: Path, key: dict[str, str], *, rebuild: bool, verify: bool, command: str) -> bool:
+    """Return whether a store is whole and of this key; one that is to be rebuilt is none any more."""
     if not (store / "manifest.json").is_file():
         return False
     try:
-        Store.open(store, key, rebuild=f"{command} --rebuild")
+        found = Store.open(store, key, rebuild=f"{command} --rebuild")
     except UserError:
         if not rebuild:
             raise
+        remove_manifest(store)  # the rest goes when it is closed: other slices may be at work on it already
+        return False
+    if verify and found.verify():
         shutil.rmtree(store)
-        for rejects in store.parent.parent.glob(f"rejects/{store.name}-render-*.jsonl"):
-            rejects.unlink(missing_ok=True)  # the new store may have fewer shards
         return False
     return True
 
@@ -197,14 +224,13 @@ def _eval_store(folder: Path, config: RunConfig, renderer: Renderer, progress: P
     sets = load_eval_sets(folder, max_per_task=config.eval.max_examples_per_task, seed=config.seed)
     examples = [e for members in sets.values() for e in members]
     key = {"examples": fingerprint([e.id for e in examples]), "render": renderer.fingerprint}
-    if not _is_current(store, key, rebuild=True, command=""):
-        shutil.rmtree(store, ignore_errors=True)
+    if not _is_current(store, key, rebuild=True, verify=False, command=""):
         job = Build(
             name="eval",
             examples=Listed(examples),
             tasks=tuple(sorted({e.task for e in examples})),
             renderer=renderer,
-            rejects=folder / "rejects",
+            rejects=folder / "eval" / "rejects",  # a source may be named eval
             store=store,
             key=key,
             processes=1,

@@ -120,7 +120,10 @@ def select(
                 rejects = _open(own, folder / "rejects" / f"{name}.jsonl")
                 quality = quality_of(config, name)
                 sifter = Sifter(source.name, findings, near, quality, exact=options.exact_duplicates)
-                selections[name] = _apply(config, source, judges, sifter, sets, written, rejects)
+                selections[name], first_bad = _apply(source, judges, sifter, sets, written, rejects)
+            _judge(
+                config, source, selections[name], first_bad
+            )  # after the rejects are written: they show why
             write_codes(folder, name, selections[name].codes)
     selected = Selected(holdout=holdout, sources=selections, contaminated=findings.contaminated())
     write_selected(folder, key, selected)
@@ -137,7 +140,7 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"the folder {folder} cannot be made ({error.strerror}), so there is no place for the data; set data.dir to another"
+            f"the folder {folder} cannot be made ({error.strerror}), so there is no place for what is written; set data.dir (or --out) to another"
         ) from None
 
 
@@ -177,14 +180,14 @@ def _sides(
 
 
 def _apply(
-    config: RunConfig,
     source: Source,
     judges: Judges,
     sifter: Sifter,
     sets: dict[Side, IO[str]],
     written: set[str],
     rejects: IO[str],
-) -> Selection:
+) -> tuple[Selection, BadRecord | None]:
+    """Return the selection of a source, and its first record that cannot be read."""
     codes = bytearray()
     tasks: set[str] = set()
     dropped: Counter[str] = Counter()
@@ -225,8 +228,7 @@ def _apply(
         skipped={reason: dict(sorted(tasks.items())) for reason, tasks in sorted(source.skipped.items())},
         fingerprint=selection_fingerprint(array, tasks),
     )
-    _judge(config, source, selection, first_bad)
-    return selection
+    return selection, first_bad
 
 
 def _judge(config: RunConfig, source: Source, selection: Selection, first_bad: BadRecord | None) -> None:
@@ -235,7 +237,7 @@ def _judge(config: RunConfig, source: Source, selection: Selection, first_bad: B
         raise UserError(
             f"data.sources.{source.name}: {selection.unreadable} of {selection.read} records cannot be read ({share:.1%}, more than "
             f"data.max_bad_share={config.data.max_bad_share:.1%}); the first is {first_bad.file}, line {first_bad.line}: "
-            f"{first_bad.reason}. Mend the file or raise the limit"
+            f"{first_bad.reason}. Mend the file or raise the limit; `sft-dist prepare` lists them in rejects/ of data.dir"
         )
     if not selection.kept and not selection.evaluation and not selection.prompts:
         raise UserError(

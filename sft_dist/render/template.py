@@ -29,7 +29,12 @@ def find_template(tokenizer: TextTokenizer, template: str) -> tuple[str, str, st
         return tokenizer.chat_template, f"the chat template of {tokenizer.path}", None
     path = Path(template).expanduser()
     if path.is_file():
-        return path.read_text(encoding="utf-8"), str(path), None
+        try:
+            return path.read_text(encoding="utf-8"), str(path), None
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"render.template={template} is not UTF-8 ({error}), so it cannot be read; convert or replace it"
+            ) from None
     raise UserError(
         f"render.template={template} is neither a file nor a built-in template; use auto, a .jinja file, or one of "
         f"{', '.join(BUILTINS)}.{nearest(template, BUILTINS)}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+
 from sft_dist.render.conversation import Conversation, Turn
 from sft_dist.render.draft import Answer, Draft
 from sft_dist.render.pen import Pen, Style, keeps_thoughts, open_pen, write_thoughts
@@ -11,7 +13,9 @@ PREAMBLE_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request."
 )
-STOPS = ".!?:;,\"')]}…。！？"  # noqa: RUF001  Chinese, too; text that ends like this gets no full stop
+# Text that ends like this gets no full stop: ASCII punctuation as in Tk-Instruct's own code, and Chinese.
+STOPS = string.punctuation + "…。！？"  # noqa: RUF001
+HEADS = ("Definition:", "Positive Example ", "Negative Example ")  # of instructions that take no other
 
 
 def write_alpaca(conversation: Conversation, generation: bool, style: Style) -> Draft:
@@ -54,7 +58,7 @@ def write_tk_instruct(conversation: Conversation, generation: bool, style: Style
             _plain_text(pen, t, i, separator, frame)
         elif i == first_user:
             instruction, given = _instruction(conversation, i, first_user)
-            named = instruction.startswith("Definition:")
+            named = instruction.startswith(HEADS)
             pen.literal(separator if named else separator + "Definition: ", i, frame)
             pen.text(_sentence(instruction), i, t.weight)
             if given is not None:

@@ -5,7 +5,7 @@ A store is a folder: `manifest.json` (written last), `shard-NNNNN.arrow` with on
 """
 
 from sft_dist.shards.build import finish_store, finished_shards, is_whole, open_build
-from sft_dist.shards.format import FORMAT_VERSION, ShardRecord, token_dtype
+from sft_dist.shards.format import FORMAT_VERSION, ShardRecord, remove_manifest, token_dtype
 from sft_dist.shards.reader import Store
 from sft_dist.shards.writer import ShardWriter
 
@@ -18,5 +18,6 @@ __all__ = [
     "finished_shards",
     "is_whole",
     "open_build",
+    "remove_manifest",
     "token_dtype",
 ]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sft_dist.core import store as files
 from sft_dist.core.errors import UserError
+from sft_dist.core.runfolder import take_lock
 from sft_dist.shards import format as layout
 from sft_dist.shards.format import ShardRecord
 
@@ -136,10 +137,10 @@ def _closing(folder: Path, shards: Sequence[ShardRecord]) -> Iterator[bool]:
     with layout.record_path(folder, shards[0].shard).open("r+") as held:
         first = True
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take_lock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             first = False
-            fcntl.flock(held, fcntl.LOCK_EX)
+            take_lock(held, fcntl.LOCK_EX)
         yield first
 
 

@@ -44,7 +44,7 @@ def stage(source: str, folder: Path) -> Path:
                 for file, checksum in contents(manifest).items():
                     _fetch(remote, f"{root}/{file}", target / file, checksum)
                 files.write_text(target / layout.MANIFEST, text.decode("utf-8"))
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # drivers raise what they like: botocore's missing credentials are no OSError
         raise UserError(
             f"the token store {source} could not be copied to {folder} ({error}), so training cannot start; check both "
             "places and the room there, or set launch.stage_dir=null to read the store where it lies"
@@ -69,7 +69,7 @@ def publish(store: Path, url: str) -> bool:
         for file in (*contents(json.loads(text)), layout.MANIFEST):
             remote.makedirs(f"{root}/{file}".rsplit("/", 1)[0], exist_ok=True)
             remote.put_file(str(store / file), f"{root}/{file}")
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # drivers raise what they like: botocore's missing credentials are no OSError
         raise UserError(
             f"the token store {store} could not be copied to {url} ({error}), so other machines would not find it; "
             "check the URL and its credentials, or set data.remote=null"

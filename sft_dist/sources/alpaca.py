@@ -13,6 +13,8 @@ from sft_dist.sources.base import FileSource, RecordError, kind_of, optional_tex
 from sft_dist.sources.reading import RawRecord, data_files, read_records
 from sft_dist.sources.turns import as_prompt
 
+NO_INPUT = ("", "<noinput>")  # what generators (Alpaca) write for none, stripped and case folded
+
 
 class AlpacaReader(FileSource):
     """Reads one question and its answer from each record; `fields` say where they stand."""
@@ -124,6 +126,8 @@ class AlpacaFields:
         """Build the example; an output that is a list holds all acceptable answers, the first of which is trained."""
         instruction = text_field(fields, self.instruction)
         given = optional_text(fields, self.input)
+        if given.strip().casefold() in NO_INPUT:
+            given = ""  # else all such records would have one input, and be evaluated or dropped together
         answers = self._answers(fields) if self.outputs else ()
         answer = answers[0] if answers else None
         system = optional_text(fields, self.system) or None

@@ -82,7 +82,8 @@ def conversation(
 ) -> Example:
     """Build the example (or the prompt) of a record of messages or ShareGPT turns, or raise `RecordError`."""
     names = TURN_FIELDS if messages_field is None else (messages_field,)
-    field = next((n for n in names if n in fields), None)
+    present = [n for n in names if n in fields]  # a table has every column in every row
+    field = next((n for n in present if fields[n] is not None), next(iter(present), None))
     if field is None:
         wanted = " or ".join(repr(n) for n in names)
         raise RecordError(

@@ -30,8 +30,8 @@ class PromptRecord:
         self.place = f"{raw.file}, line {raw.line}"
         self.origin = record_origin(raw.fields)
         self.work = WORK + WORK_PER_CHAR * len(text)
-        # private-use characters that the record does not hold
-        self.mark = next(m for m in (chr(c) * 3 for c in range(0xE000, 0xF8FF)) if m not in text)
+        # private-use characters that the record does not hold; `repr` spells them out
+        self.mark = next(m for m in (chr(c) * 3 for c in range(0xE000, 0xF8FF)) if repr(m)[1:-1] not in text)
         self.fields: dict[str, Any] = (
             _replaced(raw.fields, SEPARATOR, self.mark) if SEPARATOR in text else raw.fields
         )

@@ -13,7 +13,6 @@ import gzip
 import io
 import json
 import lzma
-import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from sft_dist.sources.parsing import NotTextError, as_object, decoded, has_lone_
 
 TEXT_CHARS = 200  # of a bad record that quarantine keeps
 BATCH_ROWS = 1024  # Parquet rows that are Python objects at a time
+FIELD_CHARS = 1 << 27  # of CSV: a quote that nothing closes would else take the rest of the file into memory
 
 LINES = (".jsonl", ".ndjson")
 TABLES = {".csv": ",", ".tsv": "\t"}
@@ -35,6 +35,7 @@ KINDS = (".json", *LINES, *TABLES, ".parquet", TEXT)
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 _BOM = b"\xef\xbb\xbf"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 class _Csv(csv.excel):
@@ -96,7 +97,8 @@ def data_files(path: str) -> list[Path]:
     files = sorted((p for p in found if p.is_file() and file_kind(p)[0] in wanted), key=Path.as_posix)
     if not files:
         others = sorted({p.suffix or p.name for p in found if p.is_file()})
-        seen = f" (it holds {', '.join(others[:8])})" if others else " (it is empty)"
+        nothing = "it is empty" if place.is_dir() else "nothing matches it"
+        seen = f" (it holds {', '.join(others[:8])})" if others else f" ({nothing})"
         raise UserError(f"{path} holds no data file{seen}, so there is nothing to read; we read {known}")
     return files
 
@@ -138,6 +140,10 @@ def open_data(path: Path) -> Iterator[IO[bytes]]:
     """Open a plain or compressed file for reading bytes; what the decompressor refuses is a `UserError`."""
     try:
         with _open(path) as stream:
+            if file_kind(path)[0] != ".parquet" and stream.peek(2)[:2] in _UTF16:
+                raise UserError(
+                    f"{path} is UTF-16, and we read UTF-8, so none of it could be read; convert it: iconv -f UTF-16 -t UTF-8"
+                )
             yield stream
     except UserError:
         raise
@@ -147,14 +153,14 @@ def open_data(path: Path) -> Iterator[IO[bytes]]:
         ) from error
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> io.BufferedReader:
     compression = file_kind(path)[1]
     if compression == ".gz":
-        return cast("IO[bytes]", gzip.open(path))
+        return cast("io.BufferedReader", gzip.open(path))
     if compression == ".bz2":
-        return cast("IO[bytes]", bz2.open(path))
+        return cast("io.BufferedReader", bz2.open(path))
     if compression == ".xz":
-        return cast("IO[bytes]", lzma.open(path))
+        return cast("io.BufferedReader", lzma.open(path))
     if compression == ".zst":
         import pyarrow as pa
 
@@ -224,9 +230,9 @@ def _read_table(
     path: Path, delimiter: str, columns: Sequence[str] | None, *, unescape: bool
 ) -> Iterator[RawRecord | BadRecord]:
     """Read CSV or TSV, whose columns the first line names unless `columns` does."""
-    csv.field_size_limit(sys.maxsize)  # the default refuses fields over 131,072 characters
+    csv.field_size_limit(FIELD_CHARS)  # the default refuses fields over 131,072 characters
     dialect = _Csv if delimiter == "," else _Tsv
-    names = list(columns) if columns else None
+    names = _distinct(list(columns), path) if columns else None
     with open_data(path) as stream:
         # surrogateescape keeps a byte that is no UTF-8 recognisable, so that only its record is bad
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -239,11 +245,16 @@ def _read_table(
                 return
             except csv.Error as error:
                 yield _bad(path, line, f"not valid CSV: {error} (lines {line} to {rows.line_num})", "")
+                if "end of data" in str(error):  # each of these lines was a record
+                    for lost in range(line + 1, rows.line_num + 1):
+                        yield _bad(
+                            path, lost, f"inside the quote that line {line} opens and nothing closes", ""
+                        )
                 continue
             if not row:
                 continue
             if names is None:
-                names = row
+                names = _distinct(row, path)
                 continue
             joined = delimiter.join(row)
             if len(row) != len(names):
@@ -259,6 +270,13 @@ def _read_table(
             else:
                 cells = [c.replace("\\n", "\n").replace("\\t", "\t") for c in row] if unescape else row
                 yield RawRecord(str(path), line, dict(zip(names, cells, strict=True)))
+
+
+def _distinct(names: list[str], path: Path) -> list[str]:
+    """Return column names; those that are empty (Excel's trailing commas) may repeat: nothing reads them."""
+    if double := next((n for n in names if n.strip() and names.count(n) > 1), None):
+        raise UserError(f"{path} has two columns named {double!r}, so one of them would be lost; rename one")
+    return names
 
 
 def _read_parquet(path: Path) -> Iterator[RawRecord | BadRecord]:

@@ -402,6 +402,8 @@ def test_mistakes_in_the_config():
         more = ["construct.sets.g.seeds=[demo]"] if "sets" in override else ["construct.teacher.model=m"]
         with pytest.raises(UserError, match=words):
             load_config([override, *more])
+    with pytest.raises(UserError, match="cannot be a folder name.* none of cache, lock, launches.jsonl"):
+        load_config(["construct.teacher.model=m", "construct.sets.lock={method: answer, seeds: [demo]}"])
     with pytest.raises(UserError, match=r"construct\.sets is empty"):
         construct(load_config())
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sft_dist.core.errors import UserError
-from sft_dist.core.records import Drop, Span, Tokens, single_turn
+from sft_dist.core.records import Drop, Message, Span, Tokens, make_example, single_turn
 from sft_dist.evals import generate as subject
 from sft_dist.evals.generate import (
     answer_of,
@@ -271,6 +271,26 @@ def test_answer_nats_equal_each_document_alone(model):
     assert answer_nats(model, []) == []
 
 
+def test_out_of_memory_halves_the_batch_of_losses(model, monkeypatch):
+    documents = [d for d in Plain().render(EXAMPLES) if isinstance(d, Tokens)]
+    expected = answer_nats(model, documents)
+    real, sizes = type(model).forward, []
+
+    def small_device(self, input_ids, **kwargs):
+        sizes.append(len(input_ids))
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError
+        return real(self, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", small_device)
+    monkeypatch.setattr(
+        "sft_dist.evals.loss.accepts", lambda *_: True
+    )  # it looks at the arguments of forward
+    assert answer_nats(model, documents) == pytest.approx(expected, rel=1e-5)
+    assert max(sizes) == len(documents)
+    assert sizes.count(max(sizes)) == 1
+
+
 def test_losses_by_parts_and_what_cannot_be_rendered(model, tmp_path):
     examples = [ask("hello", "world"), ask("a", "drop"), ask("q", "z")]
     for rank in range(2):
@@ -285,6 +305,21 @@ def test_losses_by_parts_and_what_cannot_be_rendered(model, tmp_path):
         "nats": 0.0,
         "tokens": 0,
     }
+
+
+def test_a_question_behind_the_last_answer_is_not_asked(model, tmp_path):
+    """Dumps of chats often end with one; its answer is not the one that is compared."""
+    asked = []
+
+    class Open(Plain):
+        def prompt(self, example):
+            asked.append([m.content for m in example.messages])
+            return super().prompt(example)
+
+    said = (("user", "ask"), ("assistant", "ok"), ("user", "more"))
+    turns = tuple(Message(role=r, content=c) for r, c in said)
+    run(model, tmp_path, renderer=Open(), examples=[make_example(task="t", source="s", messages=turns)])
+    assert asked == [["ask", "ok"]]
 
 
 def test_what_cannot_be_asked_counts_as_wrong_and_is_not_fatal(model, tmp_path):

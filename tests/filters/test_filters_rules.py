@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 
@@ -261,6 +262,17 @@ def test_longest_common_equals_the_obvious_search():
             assert longest_common(a, b, more_than=more_than) == (
                 expected if expected > more_than or expected == len(a) else 0
             )
+
+
+@pytest.mark.parametrize("overlap", [0.3, 0.95])
+def test_answers_of_a_megabyte_take_seconds(overlap):
+    """A search for each piece of such an answer took more than a minute."""
+    rule = AnswerRepeatsPrompt(max_overlap=overlap)
+    start = time.process_time()
+    half = single("ab" * 250_000 + "ba" * 250_000, "ab" * 490_000)  # 0.51 of it
+    assert bool(rule(half)) is (overlap == 0.3)
+    assert rule(single("a" * 1_000_000, "a" * 999_000 + "b")).detail == f"overlap 1.000 > {overlap}"
+    assert time.process_time() - start < 20
 
 
 def test_control_characters_are_looked_for_in_everything_that_is_rendered():

@@ -24,7 +24,7 @@ def make_corpus(tmp_path, monkeypatch):
                 i = 0
                 for t, n in enumerate(tasks.values()):
                     for _ in range(n):
-                        address = (ids or {}).get((source, i), f"{s + 1:016x}{i:016x}")
+                        address = (ids or {}).get((source, i), f"{s + 1:08x}{i:08x}" * 2)
                         document = Tokens(ids=np.array([1, 2, 3], np.int32), spans=(Span(2, 1, 1.0),))
                         writer.add(address, t, 0, document)
                         i += 1

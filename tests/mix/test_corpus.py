@@ -15,7 +15,7 @@ def test_one_index_over_all_stores(make_corpus):
     assert corpus.lengths.tolist() == [3] * 6
     store, local = corpus.locate(4)
     assert (store.source_names, local) == (["b"], 1)
-    assert corpus.id_hex(4) == f"{2:016x}{1:016x}"
+    assert corpus.id_hex(4) == f"{2:08x}{1:08x}" * 2
     assert corpus.token_ids(5, 1, 2).tolist() == [2, 3]
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sft_dist.core.errors import UserError
+from sft_dist.core.records import Message, make_example
 from sft_dist.mix import Mixture, SourceMix, draw, make_pool, mixture_table
 
 
@@ -154,10 +155,38 @@ def test_an_example_that_two_sources_hold_is_drawn_from_the_first(make_corpus):
 
 
 def test_an_example_that_the_first_source_does_not_take_is_left_to_the_second(make_corpus):
-    shared = {("a", i): f"{i:032x}" for i in range(10)} | {("b", i): f"{i:032x}" for i in range(10)}
+    shared = {(source, i): f"{i:016x}" * 2 for source in "ab" for i in range(10)}
     corpus = make_corpus({"a": {"x": 10}, "b": {"x": 10}}, ids=shared)
     drawn = draw(corpus, Mixture(sources={"a": SourceMix(take=4)}), seed=0, epoch=0)
     assert sorted(corpus.id_hex(i) for i in drawn.tolist()) == sorted(shared["a", i] for i in range(10))
+
+
+@pytest.mark.parametrize("temperature", [1e-9, 1e-3, 1e9])
+def test_a_temperature_at_the_edge(make_corpus, temperature):
+    """Powers of counts, as plain floats, end at infinity."""
+    drawn = counts(
+        make_corpus({"a": {"x": 60, "y": 4}, "b": {"x": 40}}),
+        Mixture(rate="temperature", temperature=temperature, epoch_examples=50),
+    )
+    x, y = drawn["a", "x"] + drawn["b", "x"], drawn.get(("a", "y"), 0)
+    assert (x, y) == ((25, 25) if temperature > 1 else (50, 0))
+    assert drawn["a", "x"] == round(0.6 * x)
+
+
+def test_an_epoch_that_rounds_to_nothing_is_refused(make_corpus):
+    for empty in (SourceMix(weight=1e-9), SourceMix(epochs=1e-6)):
+        with pytest.raises(UserError, match="draws none of 3 examples, because all weights and epochs"):
+            make_pool(make_corpus({"a": {"x": 3}}), Mixture(sources={"a": empty}), 0)
+
+
+def test_one_example_under_two_tasks_is_drawn_once(make_corpus):
+    # sources without a task of their own name it after themselves
+    one = [
+        make_example(task=task, source=task, messages=(Message(role="user", content="Hi"),)) for task in "ab"
+    ]
+    assert one[0].id != one[1].id
+    corpus = make_corpus({"a": {"a": 2}, "b": {"b": 2}}, ids={("a", 0): one[0].id, ("b", 1): one[1].id})
+    assert sorted(draw(corpus, Mixture(), seed=0, epoch=0).tolist()) == [0, 1, 2]
 
 
 def test_duplicates_inside_one_source_are_its_own_affair(make_corpus):

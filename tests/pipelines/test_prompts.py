@@ -151,6 +151,21 @@ SETS = {
 }
 
 
+@pytest.mark.parametrize("method", ["answer", "evolve", "self_instruct"])
+def test_seeds_of_which_nothing_is_left(tmp_path, method):
+    """All of them are held out: an empty set would look like a finished one."""
+    made = {"method": method, "seeds": ["answered"]}
+    config = write(
+        tmp_path,
+        ASKED,
+        construct={"teacher": {"model": "m"}, "sets": {"made": made}},
+        holdout={"tasks": ["held", "open"]},
+    )
+    with pytest.raises(UserError, match=r"made\.seeds \(answered\) keep no training example and no prompt"):
+        construct(config)
+    assert not (tmp_path / "data/construct/made/examples.jsonl").exists()
+
+
 def test_every_method_starts_from_prompts(tmp_path):
     secret = {"instruction": "Tell the secret of the house", "task": "held"}
     with ScriptedServer(answer=teach) as server:

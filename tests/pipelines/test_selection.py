@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +17,14 @@ import pytest
 from datasets import Dataset
 
 from sft_dist.config.load import load_config
+from sft_dist.core.records import Example, single_turn
+from sft_dist.pipelines import build
 from sft_dist.pipelines import select as selecting
 from sft_dist.pipelines.construct import _labels
-from sft_dist.pipelines.selection import STATE, TRAIN, read_selected, stored_sources
+from sft_dist.pipelines.judge import work_ahead
+from sft_dist.pipelines.prepare import prepare
+from sft_dist.pipelines.selection import DROPPED, STATE, TRAIN, Selection, read_selected, stored_sources
+from sft_dist.render.chat import Renderer
 from sft_dist.sources import open_source
 from sft_dist.sources.alpaca import AlpacaReader
 from sft_dist.sources.hub import HubReader
@@ -146,3 +155,119 @@ def test_classifications_are_told_apart_whatever_reads_the_seeds(tmp_path: Path,
 def test_the_demo_set_has_no_records_that_could_say_it() -> None:
     config = load_config(["data.sources={d: {kind: demo}}"])
     assert _labels(open_source("d", config.data.sources["d"]), "is_classification") == {}
+
+
+def test_two_launches_prepare_one_after_the_other_and_slices_together(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs that were started at once on one data folder: the first one took the other's unfinished files away."""
+    config = load_config(["data.processes=1"], project / "my.yaml")
+    folder = project / "data"
+    folder.mkdir()
+    waits, done = threading.Event(), threading.Event()
+
+    def progress(text: str) -> None:
+        if text.startswith("waiting for another launch"):
+            waits.set()
+
+    def other() -> None:
+        prepare(config, progress=progress)
+        done.set()
+
+    (folder / ".tokenizer.node.1").mkdir()  # of a launch that was killed
+    with (folder / "lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert waits.wait(60)
+        assert not done.is_set()
+        assert not (folder / "stores").exists()
+    thread.join(60)
+    assert done.is_set()
+    assert not (folder / ".tokenizer.node.1").exists()
+    with (folder / "lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        prepare(config, part=(1, 2))  # returns
+
+
+def test_a_shard_is_read_chunk_by_chunk(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the examples of a shard, 100,000 by default, would lie in memory together, however long they are."""
+    monkeypatch.setattr(build, "CHUNK", 5)
+    taken, when_rendered = 0, []
+    given, rendered = build.Kept.read, build._render
+
+    def read(self: build.Kept, wanted: set[int]) -> Iterator[tuple[int, Iterator[Example]]]:
+        def counted(members: Iterator[Example]) -> Iterator[Example]:
+            nonlocal taken
+            for example in members:
+                taken += 1
+                yield example
+
+        return ((block, counted(members)) for block, members in given(self, wanted))
+
+    def render(renderer: Renderer, examples: list[Example]) -> object:
+        when_rendered.append(taken)
+        return rendered(renderer, examples)
+
+    monkeypatch.setattr(build.Kept, "read", read)
+    monkeypatch.setattr(build, "_render", render)
+    prepare(load_config(["data.processes=1"], project / "my.yaml"))
+    assert when_rendered[:3] == [5, 10, 15]
+
+
+def test_unwanted_blocks_are_passed_over_and_the_last_ends_the_reading() -> None:
+    read = []
+
+    class Numbers:
+        def __iter__(self) -> Iterator[Example]:
+            for i in range(10):
+                read.append(i)
+                yield single_turn(task="t", source="s", instruction=str(i), output="o")
+
+    codes = np.zeros(10, np.uint8)
+    codes[5] = DROPPED
+    empty = dict.fromkeys(("evaluation", "unreadable", "prompts"), 0)
+    selection = Selection(
+        codes=codes, tasks=("t",), read=10, **empty, dropped={"x": 1}, skipped={}, fingerprint=""
+    )
+    kept = build.Kept(Numbers(), selection, 4, None)
+    assert [(b, [e.instruction for e in m]) for b, m in kept.read({1})] == [(1, ["4", "6", "7"])]
+    assert read == list(range(8))
+    assert [b for b, _ in kept.read({0, 2})] == [0, 2]
+
+
+def test_no_more_chunks_are_read_ahead_than_asked_for() -> None:
+    read = []
+
+    def chunks() -> Iterator[int]:
+        for i in range(6):
+            read.append(i)
+            yield i
+
+    with ThreadPoolExecutor(1) as pool:
+        done = work_ahead(pool, lambda i: i * i, chunks(), ahead=3)
+        assert next(done) == (0, 0)
+        assert read == [0, 1, 2]
+        assert list(done) == [(1, 1), (2, 4), (3, 9), (4, 16), (5, 25)]
+
+
+def test_a_file_system_without_locks(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lustre mounted without `flock`: preparing goes on with a warning."""
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    assert set(prepare(load_config(["data.processes=1"], project / "my.yaml")).stores) == {"records", "chats"}
+
+
+def test_a_source_may_be_called_eval(sft: Sft, project: Path) -> None:
+    """The store of the evaluation examples wrote its rejects over those of the source."""
+    rows = [json.loads(line) for line in (project / "messages.jsonl").read_text().splitlines()]
+    for row in rows[:5]:
+        row["messages"][1]["weight"] = row["messages"][3]["weight"] = 0
+    (project / "messages.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("~data.sources.chats", "data.sources.eval={kind: chat, path: messages.jsonl, share: 0.25}")
+    assert sft("prepare", "my.yaml", *words)[0] == 0
+    lines = (project / "data/rejects/eval-render-00000.jsonl").read_text().splitlines()
+    assert {json.loads(line)["reason"] for line in lines} == {"no_target"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import string
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from sft_dist.core.errors import UserError
 from sft_dist.core.records import Drop, Message, Span, ToolCall, make_example, single_turn
 from sft_dist.render.builtin import BUILTINS
 from sft_dist.render.chat import Renderer
+from sft_dist.render.jinja import ChatTemplate
 from sft_dist.render.tokenizer import TextTokenizer, train_tokenizer
 
 SPECIALS = ("<|endoftext|>", *CHATML_TOKENS, "<|pad|>", *LLAMA3_TOKENS)
@@ -285,6 +287,27 @@ def test_tools_in_chatml(tokenizer):
         'ok\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
         '\n<tool_call>\n{"name": "add", "arguments": not json}\n</tool_call><|im_end|>'
     )
+
+
+@pytest.mark.parametrize(
+    "instruction, given, expected",
+    [
+        *(("Add.", f"1{mark}", f"Definition: Add.\n\nNow complete the following example -\nInput: 1{mark}")
+          for mark in string.punctuation + "\u3002\u2026"),
+        ("Add", "1\u20ac", "Definition: Add.\n\nNow complete the following example -\nInput: 1\u20ac."),
+        (" Positive Example 1 -\nInput: 1 2.\n Output: 3.", "4 5",
+         "Positive Example 1 -\nInput: 1 2.\n Output: 3.\n\nNow complete the following example -\nInput: 4 5."),
+    ],
+)  # fmt: skip
+def test_full_stops_and_heads_are_those_of_tk_instruct(instruction, given, expected, tokenizer):
+    """Its code looks into string.punctuation, and writes no "Definition:" before examples alone."""
+    renderer = Renderer(tokenizer, template="tk-instruct")
+    example = single_turn(task="t", source="s", instruction=instruction, input=given, output="3")
+    assert rendered(renderer, example)[0] == f"{expected}\nOutput: 3<|endoftext|>"
+    messages = [{"role": m.role, "content": m.content} for m in example.messages]
+    twin = ChatTemplate(renderer.template_text, tokenizer.specials, "twin")
+    variables = {"input_start": example.input_start}
+    assert twin.render(messages, variables=variables) == f"{expected}\nOutput: 3<|endoftext|>"
 
 
 @pytest.mark.parametrize("name", ["alpaca", "tk-instruct", "plain"])

@@ -333,13 +333,13 @@ def stored_order(records: Records, stored: Mapping[str, Any]) -> list[str]:
 
 
 def across_sources(config: RunConfig, stored: Mapping[str, Sequence[Row]]) -> int:
-    """Stored examples that an earlier source of the config holds. With `take` one would have to know what is taken."""
+    """Stored examples whose tokens an earlier source of the config holds. With `take` one would have to know what is taken."""
     seen: set[str] = set()
     found = 0
     for name in config.data.sources:
-        ids = [row["id"] for row in stored.get(name, ())]
-        found += sum(i in seen for i in ids)
-        seen |= set(ids)
+        said = [json.dumps([row["input_ids"], row["spans"]]) for row in stored.get(name, ())]
+        found += sum(s in seen for s in said)
+        seen |= set(said)
     return found
 
 

@@ -103,3 +103,22 @@ def test_a_manifest_vouches_for_every_file(store: Path) -> None:
     found = {str(p.relative_to(store)) for p in store.rglob("*") if p.is_file()}
     # the manifest itself and the records of a build
     assert found - listed == {"manifest.json", "shard-00000.json", "shard-00001.json"}
+
+
+def test_missing_credentials_are_one_sentence(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoCredentialsError(Exception):
+        """botocore's: no OSError."""
+
+    def locked(*_: object, **__: object) -> None:
+        raise NoCredentialsError("Unable to locate credentials")
+
+    for name in ("cat_file", "exists"):
+        monkeypatch.setattr(type(fsspec.filesystem("memory")), name, locked)
+    with pytest.raises(
+        UserError, match="could not be copied to .* .Unable to locate credentials.*training cannot start"
+    ):
+        stage("memory://bucket/x", tmp_path / "disk")
+    with pytest.raises(UserError, match="Unable to locate credentials.*other machines would not find it"):
+        publish(store, "memory://bucket/x")

@@ -193,6 +193,12 @@ def test_separators_inside_fields_never_split(tmp_path):
     ]
 
 
+def test_private_characters_of_a_record_stay(tmp_path):
+    """Separators are replaced by such characters meanwhile, by those that the record does not hold."""
+    [(_, prompt, _)] = shown(reader(tmp_path, [{"a": "\ue000\ue000\ue000 ||| x"}], {"t": "{{a}} ||| y"}))
+    assert prompt == "\ue000\ue000\ue000 ||| x"
+
+
 @pytest.mark.parametrize(
     "jinja",
     [

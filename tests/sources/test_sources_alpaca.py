@@ -7,6 +7,7 @@ import json
 import pytest
 
 from sft_dist.core.records import BadRecord, Message
+from sft_dist.holdout import input_key
 from sft_dist.sources.alpaca import AlpacaReader
 
 
@@ -22,6 +23,14 @@ def reader(tmp_path):
 
 def read(reader, *rows, **options):
     return list(reader(*rows, **options))
+
+
+@pytest.mark.parametrize("nothing", [" \n", "<noinput>", "<NoInput>\n"])
+def test_an_input_that_says_nothing_is_none(reader, nothing):
+    """As an input, it would be one that all such records share, and would be evaluated or dropped together."""
+    a, b = read(reader, *({"instruction": f"Say {w}.", "input": nothing, "output": w} for w in "ab"))
+    assert (a.instruction, a.input, a.messages[0].content) == ("Say a.", "", "Say a.")
+    assert input_key(a) != input_key(b)
 
 
 def test_instruction_input_output(reader):

@@ -23,6 +23,13 @@ def read(tmp_path):
     return run
 
 
+def test_a_null_column_gives_way_to_the_other_spelling(read):
+    [e] = read({"messages": None, "conversations": [USER, ANSWER]})
+    assert [m.content for m in e.messages] == ["hi", "ho"]
+    [bad] = read({"messages": None})
+    assert bad.reason == "the turns are null, not a list"
+
+
 def test_openai_messages(read):
     call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a":1}'}}
     turns = [

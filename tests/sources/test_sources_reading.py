@@ -13,6 +13,7 @@ import pytest
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import BadRecord
+from sft_dist.sources import reading
 from sft_dist.sources.reading import RawRecord, data_files, file_kind, read_records
 
 ROWS = [{"q": "one\nline", "a": "é"}, {"q": '"two"', "a": ""}]
@@ -211,6 +212,44 @@ def test_bad_rows_of_a_table(tmp_path):
     ]
 
 
+def test_a_quote_that_nothing_closes_loses_every_line_behind_it(tmp_path):
+    """One bad record would pass data.max_bad_share however long the rest of the file is."""
+    (tmp_path / "x.csv").write_text('a,b\n1,2\n3,"4\n5,6\n7,8\n')
+    assert fields_or_reasons(tmp_path / "x.csv") == [
+        {"a": "1", "b": "2"},
+        (3, "not valid CSV: unexpected end of data (lines 3 to 5)"),
+        (4, "inside the quote that line 3 opens and nothing closes"),
+        (5, "inside the quote that line 3 opens and nothing closes"),
+    ]
+
+
+def test_a_quote_that_nothing_closes_does_not_take_the_rest_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "FIELD_CHARS", 10)
+    (tmp_path / "x.csv").write_text('a,b\n1,"2\n' + "3,4\n" * 5)
+    first, *others = fields_or_reasons(tmp_path / "x.csv")
+    assert first == (2, "not valid CSV: field larger than field limit (10) (lines 2 to 5)")
+    assert others == [{"a": "3", "b": "4"}] * 2
+
+
+def test_two_columns_of_one_name(tmp_path):
+    (tmp_path / "x.csv").write_text("q,a,a\n1,2,3\n")
+    with pytest.raises(UserError, match="two columns named 'a', so one of them would be lost"):
+        read(tmp_path / "x.csv")
+    (tmp_path / "x.csv").write_text("q,a,,\n1,2,,\n")  # as Excel writes empty columns
+    assert [f["q"] + f["a"] for f in fields(tmp_path / "x.csv")] == ["12"]
+    (tmp_path / "x.tsv").write_text("1\t2\n")
+    with pytest.raises(UserError, match="two columns named 'q'"):
+        read(tmp_path / "x.tsv", columns=["q", "q"])
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.csv", "x.txt", "x.jsonl.gz"])
+def test_utf_16_is_named(tmp_path, name):
+    data = '{"q": "a"}\n'.encode("utf-16")
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    with pytest.raises(UserError, match="is UTF-16, and we read UTF-8.*iconv"):
+        read(tmp_path / name)
+
+
 def test_data_files(tmp_path):
     for name in ("b.jsonl", "a.json.gz", "sub/c.parquet", "README.md", ".hidden/d.jsonl", "sub/e.parquet.gz"):
         path = tmp_path / name
@@ -237,6 +276,8 @@ def test_data_files_that_are_not_there(tmp_path):
     with pytest.raises(UserError, match=r"notes\.md is not a kind of file that we read"):
         data_files(str(tmp_path / "empty" / "notes.md"))
     (tmp_path / "empty" / "notes.md").unlink()
+    with pytest.raises(UserError, match=r"holds no data file \(nothing matches it\)"):
+        data_files(str(tmp_path / "*.jsonl"))
     with pytest.raises(UserError, match=r"holds no data file \(it is empty\)"):
         data_files(str(tmp_path / "empty"))
     with pytest.raises(UserError, match=r"holds no data file .it holds \.txt."):

@@ -14,7 +14,7 @@ from sft_dist.core.seeds import derive
 from sft_dist.sources.demo.tasks import TASKS, Task
 
 # Raise it whenever the examples of a seed change: it is part of the fingerprint, so stores are rebuilt.
-GENERATOR_VERSION = 2
+GENERATOR_VERSION = 3
 
 # Held out entirely by conf/experiment/demo.yaml. Each is near to trained tasks without being one of them: an unseen
 # pair of a position and a kind (first_colour, last_name), a trained question on another kind of word or text
