@@ -19,7 +19,7 @@ FASTEST_FIRST = ("flash", "varlen", "flex", "sdpa_per_doc")
 
 
 class Needs(NamedTuple):
-    """What a model asks of attention."""
+    """What a model asks of attention. Sizes of heads are those of queries and keys; values may have another."""
 
     head_dim: int
     dtype: torch.dtype
@@ -27,6 +27,7 @@ class Needs(NamedTuple):
     sliding_window: bool = False
     softcap: bool = False
     sinks: bool = False
+    value_dim: int | None = None
 
 
 def registered_name(backend: str, sequence_ranks: int = 1) -> str:
@@ -85,12 +86,12 @@ def unfit(backend: str, needs: Needs) -> str:
             return f"it needs bfloat16, not {needs.dtype}"
         if needs.head_dim > 256:
             return f"head size {needs.head_dim} is over its limit of 256"
+        if needs.value_dim not in (None, needs.head_dim):
+            return f"values of size {needs.value_dim} beside queries of size {needs.head_dim} are beyond it"
         if needs.sinks:
             return "it has no attention sinks"
     if backend == "flash" and importlib.util.find_spec("flash_attn") is None:
         return "the flash-attn package is not installed"
-    if backend == "varlen" and importlib.util.find_spec("torch.nn.attention.varlen") is None:
-        return "this torch has no torch.nn.attention.varlen"
     if backend == "varlen" and needs.softcap:
         return "it has no logit softcap"
     if backend == "flex" and not cuda:

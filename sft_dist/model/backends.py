@@ -6,22 +6,46 @@ The documents arrive as `cu_seq_lens_q`; a call without it is refused, never gue
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
+
+from sft_dist.core.errors import UserError
 
 Attend = Callable[..., tuple[Tensor, None]]
 
+BLOCK = 128  # queries and keys of a block of FlexAttention
 
-def _documents(cu_seq_lens_q: Tensor | None) -> Tensor:
+
+def fewer_heads(attend: Callable[..., Any]) -> dict[str, Any]:
+    """Return what torch's `varlen_attn` must be told of fewer key-value heads: nothing before 2.12, which took them as they came."""
+    return {"enable_gqa": True} if "enable_gqa" in inspect.signature(attend).parameters else {}
+
+
+# once, outside of what torch.compile traces
+FEWER_HEADS = fewer_heads(varlen_attn)
+
+
+def _documents(cu_seq_lens_q: Tensor | None, attention_mask: Tensor | None) -> Tensor:
+    """Return where the documents lie.
+
+    Raises:
+        UserError: When the model does not say, or attends otherwise than causally inside each.
+    """
     if cu_seq_lens_q is None:
-        raise RuntimeError(
-            "packed attention was called without cu_seq_lens_q, so documents would see one another; "
-            "this model does not hand its keyword arguments down to attention and cannot be packed"
+        raise UserError(
+            "packed attention was called without cu_seq_lens_q, so documents would see one another: this model does not hand its "
+            "keyword arguments down to attention and cannot be trained here; use another family"
+        )
+    if attention_mask is not None:
+        raise UserError(
+            "this model computes a mask or a bias of its own for attention, which no backend here applies, so it would be trained "
+            "wrongly; use another family"
         )
     return cu_seq_lens_q
 
@@ -73,9 +97,9 @@ def sdpa_dense(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """The slow twin: one [T, T] mask that allows the same document and the past. Memory grows with T squared."""
-    del module, attention_mask
+    del module
     T, H = query.size(2), query.size(1)
-    cu = _documents(cu_seq_lens_q)
+    cu = _documents(cu_seq_lens_q, attention_mask)
     document_T = torch.bucketize(torch.arange(T, device=query.device), cu[1:].to(query.device), right=True)
     allowed = (document_T[:, None] == document_T[None, :]) & _causal(T, sliding_window, query.device)
     scale = scaling if scaling is not None else query.size(-1) ** -0.5
@@ -98,29 +122,26 @@ def sdpa_per_doc(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention one document at a time: no mask, no wasted pairs. The CPU path."""
-    del module, attention_mask
+    del module
     H = query.size(1)
-    bounds = _documents(cu_seq_lens_q).tolist()
+    # split, not slices: the gradient of a slice is a whole row of zeros, once for each document
+    lengths = _documents(cu_seq_lens_q, attention_mask).diff().tolist()
     gqa = key.size(1) != H
     scale = scaling if scaling is not None else query.size(-1) ** -0.5
     out = []
-    for a, b in pairwise(bounds):
-        if a == b:
-            continue
-        q, k, v = query[:, :, a:b], key[:, :, a:b], value[:, :, a:b]
-        window = sliding_window if sliding_window and b - a > sliding_window else None
+    for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True):
+        length = q.size(2)
+        window = sliding_window if sliding_window and length > sliding_window else None
         if softcap or s_aux is not None:
-            part = _math(
-                q, _spread(k, H), _spread(v, H), _causal(b - a, window, q.device), scale, softcap, s_aux
-            )
+            causal = _causal(length, window, q.device)
+            part = _math(q, _spread(k, H), _spread(v, H), causal, scale, softcap, s_aux)
         elif window:
-            part = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=_causal(b - a, window, q.device), scale=scale, enable_gqa=gqa
-            )
+            causal = _causal(length, window, q.device)
+            part = F.scaled_dot_product_attention(q, k, v, attn_mask=causal, scale=scale, enable_gqa=gqa)
         else:
             part = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)
-        out.append(part)
-    return torch.cat(out, dim=2).transpose(1, 2).contiguous(), None
+        out.append(part.transpose(1, 2))
+    return torch.cat(out, dim=1), None
 
 
 def varlen(
@@ -137,11 +158,10 @@ def varlen(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Torch's own variable-length flash attention. It has no is_causal: causal is the window (-1, 0)."""
-    del module, attention_mask
-    from torch.nn.attention.varlen import varlen_attn
-
-    cu = _documents(cu_seq_lens_q)
+    del module
+    cu = _documents(cu_seq_lens_q, attention_mask)
     q, k, v = (_flat(x) for x in (query, key, value))
+    fewer: dict[str, Any] = FEWER_HEADS if key.size(1) != query.size(1) else {}
     out: Any = varlen_attn(
         q,
         k,
@@ -152,7 +172,7 @@ def varlen(
         max_length_q,
         scale=scaling,
         window_size=(sliding_window - 1 if sliding_window else -1, 0),
-        enable_gqa=key.size(1) != query.size(1),
+        **fewer,
     )
     return out.view(query.size(0), -1, *out.shape[1:]), None
 
@@ -172,10 +192,10 @@ def flash(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """The flash-attn package (FlashAttention 2 and newer), variable-length."""
-    del module, attention_mask
+    del module
     from flash_attn import flash_attn_varlen_func
 
-    cu = _documents(cu_seq_lens_q)
+    cu = _documents(cu_seq_lens_q, attention_mask)
     q, k, v = (_flat(x) for x in (query, key, value))
     out = flash_attn_varlen_func(
         q,
@@ -208,11 +228,11 @@ def flex(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """FlexAttention with a document mask: for models whose features the flash kernels lack."""
-    del module, attention_mask
+    del module
     from torch.nn.attention.flex_attention import AuxRequest
 
     T = query.size(2)
-    cu = _documents(cu_seq_lens_q)
+    cu = _documents(cu_seq_lens_q, attention_mask)
     mask = _flex_mask(cu, T, sliding_window)
     cap = (lambda score, *_: softcap * torch.tanh(score / softcap)) if softcap else None
     out, aux = _compiled_flex()(
@@ -244,22 +264,53 @@ def _compiled_flex() -> Callable[..., Tensor]:
 
 
 def _flex_mask(cu: Tensor, tokens: int, window: int | None) -> Any:
-    """Build the block mask once a micro-batch: every layer of a forward pass holds the same `cu` tensor."""
-    from torch.nn.attention.flex_attention import create_block_mask
+    """Build the block mask once a micro-batch: every layer of a forward pass holds the same `cu` tensor.
 
+    From the documents' borders, because `create_block_mask` evaluates the mask at every pair of tokens: memory by the square.
+    """
     if _flex_cache.get("cu") is not cu:
         _flex_cache.update(cu=cu, masks={})
     masks = _flex_cache["masks"]
     if window not in masks:
-        document_T = torch.bucketize(torch.arange(tokens, device=cu.device), cu[1:], right=True)
-
-        def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            del b, h
-            past = (q >= k) & (document_T[q] == document_T[k])
-            return past & (q - k < window) if window else past
-
-        masks[window] = create_block_mask(allowed, None, None, tokens, tokens, device=cu.device)
+        masks[window] = block_mask(cu, tokens, window)
     return masks[window]
+
+
+def block_mask(cu: Tensor, tokens: int, window: int | None) -> Any:
+    """Return FlexAttention's mask of packed documents: causal, inside each, at most `window` back.
+
+    A block of queries looks at a block of keys if its first query does, which looks furthest back of all; it looks at the
+    whole of it if its last query does.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    token_T = torch.arange(tokens, device=cu.device)
+    document_T = torch.bucketize(token_T, cu[1:], right=True)
+    begin_T = cu.long()[document_T]
+    if window:
+        begin_T = torch.maximum(begin_T, token_T - window + 1)  # what the window leaves of the document
+
+    def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        del b, h
+        past = (q >= k) & (document_T[q] == document_T[k])
+        return past & (q - k < window) if window else past
+
+    first_N = token_T[::BLOCK]
+    last_N = (first_N + BLOCK - 1).clamp(max=tokens - 1)
+    before_NN = last_N[None, :] < first_N[:, None]  # the keys of a block, all before the queries of another
+    some_NN = (before_NN & (begin_T[first_N][:, None] <= last_N[None, :])).fill_diagonal_(True)
+    whole_NN = before_NN & (begin_T[last_N][:, None] <= first_N[None, :])
+    whole_NN &= (last_N - first_N == BLOCK - 1)[:, None]  # a block that is cut short is never taken for whole
+    partly, wholly = (_by_row(x) for x in (some_NN & ~whole_NN, whole_NN))
+    return BlockMask.from_kv_blocks(
+        *partly, *wholly, BLOCK_SIZE=BLOCK, mask_mod=allowed, seq_lengths=(tokens, tokens)
+    )
+
+
+def _by_row(blocks_NN: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the number of blocks in each row, and their places first, as FlexAttention keeps them: [1, 1, N], [1, 1, N, N]."""
+    places_NN = blocks_NN.int().argsort(dim=-1, descending=True, stable=True).int()
+    return blocks_NN.sum(dim=-1).int()[None, None], places_NN[None, None].contiguous()
 
 
 def _flat(x_BHTD: Tensor) -> Tensor:

@@ -8,18 +8,23 @@ what `from_pretrained` loads.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sft_dist.core.errors import UserError
-from sft_dist.core.store import read_json
+from sft_dist.core.store import fingerprint, read_json
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
+BASE = "base_model.json"  # beside an adapter: what peft's own adapter_config.json does not say of its base
+SAMPLED = 1024  # tensors of a fingerprint, about
+WRITTEN_ANEW = ("_name_or_path", "transformers_version")  # by every copy that transformers makes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,6 +162,33 @@ def commit_of(path: str, revision: str | None) -> str | None:
 
     found = None if Path(path).is_dir() else _located(path, "config.json", revision)
     return extract_commit_hash(str(found), None) if found else None
+
+
+def base_fingerprint(path: str, revision: str | None) -> str:
+    """Return 32 hex digits that stand for a base model: its config, the names of all tensors, and a sample of their content.
+
+    The sample is a row or 2,048 numbers from the middle of up to 1,024 tensors, evenly among their names: another fine-tune of
+    the same shape differs in nearly all of them, a copy elsewhere in none, and it takes a second where all bytes would take
+    minutes. Weights that are no safetensors do not count.
+    """
+    config = _located(path, "config.json", revision)
+    facts = {k: v for k, v in (read_json(config) if config else {}).items() if k not in WRITTEN_ANEW}
+    found = BaseFiles.find(path, revision)
+    names = sorted(found.file_of) if found else []
+    sample = [_middle(found, n) for n in names[:: len(names) // SAMPLED + 1]] if found else []
+    return fingerprint([facts, names, sample])
+
+
+def _middle(files: BaseFiles, key: str) -> list[Any]:
+    shape = files.slice(key).get_shape()
+    if not shape:
+        part = files.tensor(key)
+    else:
+        row = max(1, math.prod(shape[1:]))
+        first, count = shape[0] // 2, max(1, 2048 // row)
+        part = files.slice(key)[(slice(first, first + count), *(slice(0, 1) for _ in shape[2:]))]
+    content = part.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return [shape, str(part.dtype), xxhash.xxh3_64(content).hexdigest()]
 
 
 def _opened(file: Path) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from sft_dist.core.errors import UserError
 from sft_dist.core.process import logger
 from sft_dist.model import adapters, attention, memory, partition, rope, support, vocabulary
 from sft_dist.model.adapters import Lora
-from sft_dist.model.files import BaseFiles, auto_class, commit_of
+from sft_dist.model.files import BaseFiles, auto_class, commit_of, skeleton
 from sft_dist.model.packed import PackedLM
 from sft_dist.model.trainable import choose
 from sft_dist.model.ulysses import SequenceGroup
@@ -83,9 +84,11 @@ def looks_local(path: str) -> bool:
 def attention_needs(config: Any, dtype: torch.dtype, device: str) -> attention.Needs:
     """Read from a model's config what its attention must do."""
     text = config.get_text_config()
-    heads = text.num_attention_heads
+    # latent attention (DeepSeek) has queries and keys of two parts, and values of another size
+    latent = (getattr(text, "qk_nope_head_dim", None) or 0) + (getattr(text, "qk_rope_head_dim", None) or 0)
     return attention.Needs(
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        head_dim=latent or getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        value_dim=getattr(text, "v_head_dim", None) if latent else None,
         dtype=dtype,
         device=device,
         sliding_window=bool(getattr(text, "sliding_window", None)),
@@ -147,13 +150,12 @@ def load_packed(
         seq_len=seq_len,
         rope_scaling=rope_scaling,
     )
-    rows = support.rows_for(config.get_text_config().vocab_size, min_vocab_size, vocab_multiple, path)
+    old_rows = config.get_text_config().vocab_size
+    rows = support.rows_for(old_rows, min_vocab_size, vocab_multiple, path)
     torch_dtype = DTYPES[dtype]
     chosen, reason = attention.choose(backend, attention_needs(config, torch_dtype, device))
     quantisation = adapters.quantisation(lora, torch_dtype, device)
-    source = None
-    if zero_config is not None:
-        source = partition.find(path, config, zero_config, revision, trust_remote_code=trust_remote_code)
+    source = _source(path, config, zero_config, revision, trust_remote_code=trust_remote_code)
     with _partitioned(zero_config):
         hf = _weights(
             path,
@@ -174,6 +176,7 @@ def load_packed(
             adapters.add(hf, lora, seed)
         if zero_config is not None:
             _partition_rest(hf, zero_config)
+    _tell_untrained(hf, min_vocab_size - old_rows)
     hf.config.use_cache = False
     memory.checkpoint_layers(hf, gradient_checkpointing)
     return Loaded(module=module, backend=chosen, reason=reason, commit=commit_of(path, revision))
@@ -199,6 +202,24 @@ def base_config(
     rope.check_reach({**text.to_dict(), "max_position_embeddings": limit}, rope_scaling, seq_len)
     rope.rescale(config, rope_scaling)
     return config
+
+
+def _source(
+    path: str,
+    config: Any,
+    zero_config: Mapping[str, Any] | None,
+    revision: str | None,
+    *,
+    trust_remote_code: bool,
+) -> partition.Source | None:
+    """Refuse a class that cannot be packed; return where its partitions are read from, if they can be.
+
+    This imports the model's module before zero.Init is entered: DeepSpeed patches `__init__` of every class and puts back
+    what it saw, and a class that was decorated meanwhile (fused experts) would lose its decoration.
+    """
+    empty = skeleton(config, trust_remote_code=trust_remote_code)
+    support.check_class(empty)
+    return None if zero_config is None else partition.find(path, empty, zero_config, revision)
 
 
 def _weights(
@@ -264,6 +285,15 @@ def _tell_unused(path: str, unused: list[str]) -> None:
         )
 
 
+def _tell_untrained(hf: Any, new_tokens: int) -> None:
+    if new_tokens > 0 and not any(p.requires_grad for p in hf.get_input_embeddings().parameters()):
+        log.warning(
+            "%d tokens of the tokenizer are new to the model, and nothing trains their embeddings: all of them stay the mean of the old "
+            "ones, and the model cannot tell them apart. Add embed_tokens and lm_head to lora.modules_to_save, or train all weights",
+            new_tokens,
+        )
+
+
 def _partition_rest(hf: Any, zero_config: Mapping[str, Any]) -> None:
     """Partition what was added after loading (adapters), and mark modules whose children run in another order each time."""
     import deepspeed
@@ -282,12 +312,20 @@ def _partition_rest(hf: Any, zero_config: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _partitioned(zero_config: Mapping[str, Any] | None) -> Iterator[None]:
-    """Let from_pretrained build under deepspeed.zero.Init: transformers looks for a live HfDeepSpeedConfig."""
+    """Let models be built under deepspeed.zero.Init; for from_pretrained, transformers looks for a live HfDeepSpeedConfig."""
     if zero_config is None:
         yield
         return
+    import deepspeed
+    from deepspeed.runtime.zero.partition_parameters import DeepSpeedTensorOverride
     from transformers.integrations import HfDeepSpeedConfig
 
     alive = HfDeepSpeedConfig(dict(zero_config))  # held by a weak reference only: it must outlive the load
-    yield
+    init = deepspeed.zero.Init
+    # Left to itself it gives every tensor made under it the weights' dtype, those of RoPE too: angles in bfloat16.
+    deepspeed.zero.Init = partial(init, tensor_overrides={DeepSpeedTensorOverride.device})
+    try:
+        yield
+    finally:
+        deepspeed.zero.Init = init
     assert alive is not None

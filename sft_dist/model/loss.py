@@ -89,19 +89,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits_CV = F.linear(h_CE, weight_VE).float()
             if softcap:
                 logits_CV = softcap * torch.tanh(logits_CV / softcap)
-            lse_C = torch.logsumexp(logits_CV, dim=-1)
-            nll_C = lse_C - logits_CV.gather(1, t_C1).squeeze(1)
-            ce_C = nll_C
-            if smoothing:
-                ce_C = (1 - smoothing) * nll_C + smoothing * (lse_C - logits_CV.mean(dim=-1))
+            capped_CV = logits_CV.clone() if softcap and (need_h or need_w) else None
+            target_C = logits_CV.gather(1, t_C1).squeeze(1)
+            mean_C = logits_CV.mean(dim=-1) if smoothing else None
+            top_C1 = logits_CV.amax(dim=-1, keepdim=True)
+            exp_CV = logits_CV.sub_(top_C1).exp_()  # in place: one pass serves the sum and the gradient
+            sum_C = exp_CV.sum(dim=-1)
+            lse_C = top_C1.squeeze(1) + sum_C.log()
+            nll_C = lse_C - target_C
+            ce_C = nll_C if mean_C is None else (1 - smoothing) * nll_C + smoothing * (lse_C - mean_C)
             ce_weight_C = w_C * torch.exp(-nll_C) if options.dft else w_C
             nll_N[a:b] = nll_C
             objective_N[a:b] = ce_weight_C * ce_C + w_C * (z * lse_C.square())
             if not (need_h or need_w):
                 continue
-            capped_CV = logits_CV.clone() if softcap else None
-            d_CV = logits_CV.sub_(lse_C[:, None]).exp_()  # the softmax, in place of the logits
-            d_CV *= (ce_weight_C + 2 * z * w_C * lse_C)[:, None]
+            d_CV = exp_CV.mul_(((ce_weight_C + 2 * z * w_C * lse_C) / sum_C)[:, None])
             d_CV.scatter_add_(1, t_C1, (ce_weight_C * (smoothing - 1))[:, None])
             if smoothing:
                 d_CV -= (ce_weight_C * (smoothing / V))[:, None]
@@ -139,6 +141,9 @@ def weighted_cross_entropy(
 
     With N = 0 the sum is 0 and its gradients are zeros, so a rank without targets still takes part in every collective.
     """
+    # autograd tells `forward` of weights that want a gradient even where none is taken
+    if not torch.is_grad_enabled():
+        h_NE, weight_VE = h_NE.detach(), weight_VE.detach()
     return _ChunkedCrossEntropy.apply(h_NE, weight_VE, targets_N, weights_N, softcap, options)
 
 
@@ -160,8 +165,10 @@ class LossHead(nn.Linear):
     def adopt(cls, head: nn.Module, softcap: float | None) -> None:
         """Give `head` this class in place."""
         if type(head) is not nn.Linear or head.bias is not None:
+            kind = "Linear with a bias" if type(head) is nn.Linear else type(head).__name__
             raise UserError(
-                f"the output projection is a {type(head).__name__}, not a plain bias-free Linear; this model is not supported; use one of the Llama, Qwen, Mistral, Gemma or a similar family"
+                f"the output projection of this model is a {kind}, not a plain Linear without one, so its loss would be computed wrongly; "
+                "use one of the Llama, Qwen, Mistral, Gemma or a similar family"
             )
         head.__class__ = cls
         head.softcap = softcap  # type: ignore[assignment]

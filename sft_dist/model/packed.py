@@ -58,7 +58,7 @@ class PackedLM(nn.Module):
             nll_N = F.cross_entropy(logits_NV, target_ids_N, reduction="none")
             return (nll_N * target_weights_N).sum(), nll_N
         h_1TE = self.hf.get_decoder()(**inputs).last_hidden_state
-        h_NE = h_1TE[0][target_positions_N]
+        h_NE = h_1TE[0].index_select(0, target_positions_N)
         if self.logit_scale != 1:
             h_NE = h_NE * self.logit_scale
         return self.hf.get_output_embeddings()(h_NE, target_ids_N, target_weights_N)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sft_dist.core.errors import UserError
-from sft_dist.model.files import BaseFiles, aliases, auto_class, match, skeleton
+from sft_dist.model.files import BaseFiles, aliases, auto_class, match
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,10 +36,8 @@ class Source:
     unused: list[str]
 
 
-def find(
-    path: str, config: Any, zero_config: Mapping[str, Any], revision: str | None, *, trust_remote_code: bool
-) -> Source | None:
-    """Return where partitions can be filled from; None where transformers has to load.
+def find(path: str, model: Any, zero_config: Mapping[str, Any], revision: str | None) -> Source | None:
+    """Return where partitions of a model (its skeleton) can be filled from; None where transformers has to load.
 
     Fused experts are for transformers to assemble; partitions that DeepSpeed keeps twice (hpZ), quantised or on NVMe are
     for DeepSpeed to write.
@@ -50,9 +48,6 @@ def find(
         or zero.get("zero_quantized_weights")
         or (zero.get("offload_param") or {}).get("device") == "nvme"
     )
-    # The model's module must be imported before zero.Init is entered: DeepSpeed patches `__init__` of every class and puts
-    # back what it saw, and a class that was decorated meanwhile (fused experts) would lose its decoration.
-    model = skeleton(config, trust_remote_code=trust_remote_code)
     if odd or (files := BaseFiles.find(path, revision)) is None:
         return None
     names = match(model, files)
@@ -70,13 +65,11 @@ def build(config: Any, zero_config: Mapping[str, Any], dtype: torch.dtype, attn:
     """Return a model of partitioned, uninitialised parameters. Collective. Its buffers are right."""
     import deepspeed
     from transformers import initialization
-    from transformers.integrations.deepspeed import prevent_arange_dtype_change
     from transformers.modeling_utils import set_zero3_state
 
     with ExitStack() as stack:
         for context in (
             initialization.no_init_weights(),
-            prevent_arange_dtype_change(),
             deepspeed.zero.Init(config_dict_or_path=dict(zero_config)),
             set_zero3_state(),
         ):

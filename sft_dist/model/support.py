@@ -36,7 +36,7 @@ def check(config: Any, path: str) -> None:
     """
     text = config.get_text_config()
     name = text.model_type
-    layers = set(getattr(text, "layer_types", None) or ())
+    layers = set(getattr(text, "layer_types", None) or getattr(text, "block_types", None) or ())
     stateful = sorted(layers & STATEFUL_LAYERS) or [f for f in STATEFUL_FIELDS if getattr(text, f, None)]
     if stateful:
         raise UserError(
@@ -61,6 +61,22 @@ def check(config: Any, path: str) -> None:
         )
     if quantisation := getattr(config, "quantization_config", None):
         raise UserError(_quantised(quantisation, path))
+
+
+def check_class(model: Any) -> None:
+    """Refuse a model whose attention cannot be replaced through the public registry of transformers.
+
+    Args:
+        model: Its skeleton.
+
+    Raises:
+        UserError: When its class has attention of its own.
+    """
+    if not model._supports_attention_backend:  # noqa: SLF001  how a class says that it takes what is registered
+        raise UserError(
+            f"{type(model).__name__} has attention code of its own, which transformers offers no way to replace, so its packed documents "
+            "would see one another; use one of the Llama, Qwen, Mistral, Gemma or a similar family"
+        )
 
 
 def _quantised(quantisation: Any, path: str) -> str:

@@ -59,8 +59,15 @@ def test_the_dense_twin_by_eye() -> None:
 @pytest.mark.parametrize("name", sorted(backends.BACKENDS))
 def test_no_backend_guesses_document_borders(name: str) -> None:
     q, k, v = qkv()
-    with pytest.raises((RuntimeError, ImportError), match="documents would see one another|flash_attn"):
+    with pytest.raises((UserError, ImportError), match="documents would see one another|flash_attn"):
         backends.BACKENDS[name](None, q, k, v, None, scaling=0.3)
+
+
+@pytest.mark.parametrize("name", sorted(backends.BACKENDS))
+def test_a_mask_of_the_model_itself_is_never_dropped(name: str) -> None:
+    q, k, v = qkv()
+    with pytest.raises((UserError, ImportError), match="a mask or a bias of its own|flash_attn"):
+        backends.BACKENDS[name](None, q, k, v, torch.zeros(1, 1, 11, 11), scaling=0.3, cu_seq_lens_q=CU)
 
 
 GPU = Needs(head_dim=64, dtype=torch.bfloat16, device="cuda")
@@ -83,6 +90,8 @@ def test_auto_on_cpu_is_per_document_and_says_why() -> None:
         (GPU._replace(sinks=True), True, "flex"),
         (GPU._replace(dtype=torch.float32), True, "flex"),
         (GPU._replace(head_dim=512), True, "flex"),
+        (GPU._replace(head_dim=192, value_dim=128), True, "flex"),
+        (GPU._replace(head_dim=128, value_dim=128), False, "varlen"),
     ],
 )
 def test_auto_on_a_gpu_takes_the_fastest_that_is_right(
@@ -103,6 +112,25 @@ def test_a_named_backend_that_is_wrong_is_refused() -> None:
     assert attention.choose("sdpa_dense", CPU) == ("sdpa_dense", "as configured")
 
 
+@pytest.mark.parametrize("window", [None, 1, 3, 130, 200])
+@pytest.mark.parametrize(
+    "ends", [[1], [128], [300], [256, 512], [1, 2, 3, 130, 131, 400, 640], [5, 127, 128, 129, 700]]
+)
+def test_blocks_of_flex_are_those_that_torch_finds(ends: list[int], window: int | None) -> None:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    cu = torch.tensor([0, *ends], dtype=torch.int32)
+    ours = backends.block_mask(cu, ends[-1], window)
+    theirs = create_block_mask(ours.mask_mod, None, None, ends[-1], ends[-1], device="cpu")
+    assert ours.shape == theirs.shape
+    for kind in ("kv", "full_kv", "q", "full_q"):
+        counts = [getattr(m, f"{kind}_num_blocks")[0, 0] for m in (ours, theirs)]
+        places = [getattr(m, f"{kind}_indices")[0, 0] for m in (ours, theirs)]
+        assert torch.equal(*counts)
+        for n, a, b in zip(counts[0].tolist(), *places, strict=True):
+            assert a[:n].tolist() == b[:n].tolist()
+
+
 @pytest.mark.parametrize("window", [None, 3])
 def test_flex_counts_sinks_as_the_twin_does(monkeypatch: pytest.MonkeyPatch, window: int | None) -> None:
     """The forward pass, uncompiled: its backward pass needs a CUDA device."""
@@ -110,8 +138,8 @@ def test_flex_counts_sinks_as_the_twin_does(monkeypatch: pytest.MonkeyPatch, win
 
     monkeypatch.setattr(backends, "_compiled_flex", lambda: flex_attention)
     g = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, n, 128, 16, generator=g) for n in (4, 2, 2))
-    cu = torch.tensor([0, 30, 31, 128], dtype=torch.int32)
+    q, k, v = (torch.randn(1, n, 450, 16, generator=g) for n in (4, 2, 2))
+    cu = torch.tensor([0, 30, 31, 128, 450], dtype=torch.int32)
     options = {
         "scaling": 0.3,
         "cu_seq_lens_q": cu,
@@ -123,6 +151,36 @@ def test_flex_counts_sinks_as_the_twin_does(monkeypatch: pytest.MonkeyPatch, win
             attend(None, q, k, v, **options)[0] for attend in (backends.flex, backends.sdpa_dense)
         )
     torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("version", ["2.11", "2.12"])
+@pytest.mark.parametrize("kv", [2, 4])
+def test_varlen_calls_torch_as_each_version_wants(
+    monkeypatch: pytest.MonkeyPatch, version: str, kv: int
+) -> None:
+    """torch 2.11 has no `enable_gqa`; from 2.12 on fewer key-value heads without it are refused."""
+
+    def attend(q, k, v, cu, max_q, *, scale, window_size, enable_gqa):  # type: ignore[no-untyped-def]
+        assert window_size == (-1, 0)
+        assert k.size(1) == q.size(1) or enable_gqa
+        out = backends.sdpa_dense(
+            None, *(x.transpose(0, 1)[None] for x in (q, k, v)), scaling=scale, cu_seq_lens_q=cu
+        )
+        return out[0][0]
+
+    def old(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)):  # type: ignore[no-untyped-def]
+        return attend(q, k, v, cu_seq_q, max_q, scale=scale, window_size=window_size, enable_gqa=True)
+
+    def new(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):  # type: ignore[no-untyped-def]
+        return attend(q, k, v, cu_seq_q, max_q, scale=scale, window_size=window_size, enable_gqa=enable_gqa)
+
+    there = {"2.11": old, "2.12": new}[version]
+    monkeypatch.setattr(backends, "varlen_attn", there)
+    monkeypatch.setattr(backends, "FEWER_HEADS", backends.fewer_heads(there))
+    q, k, v = qkv(kv=kv)
+    options = {"scaling": 0.3, "cu_seq_lens_q": CU, "max_length_q": 7}
+    ours, reference = (f(None, q, k, v, None, **options)[0] for f in (backends.varlen, backends.sdpa_dense))
+    torch.testing.assert_close(ours, reference)
 
 
 @pytest.mark.gpu

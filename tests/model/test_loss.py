@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -88,6 +90,23 @@ def test_a_frozen_weight_gets_no_gradient() -> None:
     assert h.grad.abs().sum() > 0
 
 
+def test_without_gradients_none_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A held-out loss would else pay twice the products and an fp32 copy of the projection."""
+    h, w, t, weights = inputs(5)
+    wanted: list[bool] = []
+    forward = loss._ChunkedCrossEntropy.forward
+
+    def watched(ctx: Any, *inputs: Any) -> Any:
+        wanted.extend(ctx.needs_input_grad)
+        return forward(ctx, *inputs)
+
+    monkeypatch.setattr(loss._ChunkedCrossEntropy, "forward", staticmethod(watched))
+    with torch.no_grad():
+        _, nll = loss.weighted_cross_entropy(h, w, t, weights)
+    assert not any(wanted)
+    torch.testing.assert_close(nll, loss.weighted_cross_entropy(h, w, t, weights)[1])
+
+
 def test_bfloat16_stays_close_and_keeps_dtypes() -> None:
     h, w, t, weights = inputs(20, torch.bfloat16)
     total, _ = loss.weighted_cross_entropy(h, w, t, weights)
@@ -109,5 +128,5 @@ def test_a_head_keeps_its_parameters_and_still_makes_logits() -> None:
 
 
 def test_a_head_with_a_bias_is_refused() -> None:
-    with pytest.raises(UserError, match="not a plain bias-free Linear"):
+    with pytest.raises(UserError, match="a Linear with a bias"):
         loss.LossHead.adopt(nn.Linear(4, 4), None)

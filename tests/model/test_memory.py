@@ -97,7 +97,8 @@ def test_inputs_of_layers_wait_in_host_memory(
     moved: list[tuple[int, ...]] = []
 
     def to_host(tensor: Tensor) -> Any:
-        moved.append(tuple(tensor.shape))
+        if tensor.numel():  # torch 2.11 saves an empty one for each layer
+            moved.append(tuple(tensor.shape))
         return original(tensor)
 
     original = memory._to_host

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -17,11 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sft_dist.core.errors import UserError
+from sft_dist.model import files, leak, partition, support
 from sft_dist.model import load as load_module
-from sft_dist.model import partition, support
+from sft_dist.model.adapters import Lora
 from sft_dist.model.files import BaseFiles
 from sft_dist.model.initial import create_initial
-from sft_dist.model.load import load_packed, read_config
+from sft_dist.model.load import attention_needs, load_packed, read_config
+from sft_dist.model.packed import to_inputs
 
 SHAPE = {
     "hidden_size": 16, "intermediate_size": 32, "layers": 2, "heads": 2, "kv_heads": None, "max_position_embeddings": 64, "rope_theta": 1e4,
@@ -148,21 +151,37 @@ def test_partitions_that_deepspeed_keeps_in_another_form_are_left_to_it(
     model: Path, zero: dict[str, Any], readable: bool
 ) -> None:
     config = read_config(str(model))
-    source = partition.find(str(model), config, {"zero_optimization": zero}, None, trust_remote_code=False)
+    empty = files.skeleton(config, trust_remote_code=False)
+    source = partition.find(str(model), empty, {"zero_optimization": zero}, None)
     assert (source is not None) == readable
 
 
 def test_experts_that_lie_apart_in_the_files_are_left_to_transformers(tmp_path: Path) -> None:
     folder = str(families.save("qwen3_moe", tmp_path / "moe"))
-    assert (
-        partition.find(folder, read_config(folder), {"zero_optimization": {}}, None, trust_remote_code=False)
-        is None
-    )
+    empty = files.skeleton(read_config(folder), trust_remote_code=False)
+    assert partition.find(folder, empty, {"zero_optimization": {}}, None) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("StableLm", "StableLmForCausalLM has attention code of its own"),
+        ("Nemotron", "does not hand its keyword arguments down to attention"),
+        ("Doge", "computes a mask or a bias of its own"),
+    ],
+)
+def test_attention_that_cannot_be_replaced_whole_is_refused(tmp_path: Path, name: str, said: str) -> None:
+    """At the latest in the check before the first step, which is the first forward pass."""
+    import transformers
+
+    kind = getattr(transformers, f"{name}ForCausalLM")
+    config = kind.config_class(**families.SHAPE)
+    kind(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=said):
+        load(tmp_path).module(*to_inputs(leak.two_documents(config.vocab_size, 1), "cpu"))
 
 
 def test_every_weight_of_an_image_text_model_is_found_under_its_older_names(tmp_path: Path) -> None:
-    from sft_dist.model import files
-
     folder = families.save_image_text("Gemma3ForConditionalGeneration", tmp_path / "m")
     skeleton = files.skeleton(read_config(str(folder)), trust_remote_code=False)
     found = files.BaseFiles.find(str(folder), None)
@@ -202,3 +221,45 @@ def test_a_config_of_other_shapes_is_refused(model: Path) -> None:
     (model / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
     with pytest.raises(UserError, match="do not belong to its config.json"):
         load(model)
+
+
+def test_latent_attention_is_told_from_its_config() -> None:
+    from transformers import DeepseekV3Config, LlamaConfig
+
+    sizes = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
+    needs = attention_needs(DeepseekV3Config(**sizes), torch.bfloat16, "cuda")
+    assert (needs.head_dim, needs.value_dim) == (192, 128)
+    needs = attention_needs(LlamaConfig(hidden_size=64, num_attention_heads=4), torch.bfloat16, "cuda")
+    assert (needs.head_dim, needs.value_dim) == (16, None)
+
+
+def test_a_base_is_known_by_its_config_and_weights_wherever_it_lies(model: Path, tmp_path: Path) -> None:
+    known = files.base_fingerprint(str(model), None)
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(
+        json.dumps({**config, "transformers_version": "0", "_name_or_path": "x"})
+    )
+    assert files.base_fingerprint(str(copy), None) == known
+    (copy / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
+    assert files.base_fingerprint(str(copy), None) != known
+    shutil.copy(model / "config.json", copy / "config.json")
+    weights = load_file(model / "model.safetensors")
+    for name in ("model.norm.weight", "model.layers.1.mlp.up_proj.weight"):
+        save_file({**weights, name: weights[name] * 1.01}, copy / "model.safetensors", {"format": "pt"})
+        assert files.base_fingerprint(str(copy), None) != known
+
+
+def test_new_tokens_that_nothing_trains_are_warned_of(
+    model: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grown = {"min_vocab_size": 53, "vocab_multiple": 8}
+    monkeypatch.setattr(logging.getLogger("sft_dist"), "propagate", True)
+    load(model, lora=Lora(rank=2, alpha=4.0), **grown)
+    assert "3 tokens of the tokenizer are new to the model, and nothing trains" in caplog.text
+    caplog.clear()
+    load(model, lora=Lora(rank=2, alpha=4.0, modules_to_save=("embed_tokens", "lm_head")), **grown)
+    load(model, **grown)
+    load(model, lora=Lora(rank=2, alpha=4.0), vocab_multiple=8)  # rows, and no token that has one of them
+    assert "are new to the model" not in caplog.text

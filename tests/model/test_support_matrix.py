@@ -106,7 +106,7 @@ def test_adapters_learn_in_every_family(model: Path) -> None:
 STATEFUL = {
     "Qwen3NextConfig": "linear_attention", "Qwen3_5TextConfig": "linear_attention", "Lfm2Config": "conv", "MambaConfig": "linear_attention",
     "Mamba2Config": "linear_attention", "BambaConfig": "linear_attention", "JambaConfig": "linear_attention", "FalconH1Config": "hybrid",
-    "NemotronHConfig": "linear_attention", "GraniteMoeHybridConfig": "linear_attention", "RecurrentGemmaConfig": "linear_attention",
+    "NemotronHConfig": "linear_attention", "GraniteMoeHybridConfig": "linear_attention", "RecurrentGemmaConfig": "(linear_attention|recurrent)",
     "MiniMaxConfig": "linear_attention", "xLSTMConfig": "xlstm has", "RwkvConfig": "rwkv has",
 }  # fmt: skip
 
