@@ -3,7 +3,8 @@
     python bench/gpu.py                  # one H100 or H200, no network: within 9 minutes
     python bench/gpu.py --reduced        # small shapes in fp32, also on CPU: shows that every part runs
 
-Prints one JSON object; parts that the time did not allow are named in `left_out`, parts that failed in `failed`.
+Prints one JSON object; parts that the time did not allow are named in `left_out`, parts that failed in `failed`. What a part
+had found before it failed or its time was over stands in the result all the same.
 
 - `attention`: outputs and gradients of every backend in bf16, beside `sdpa_dense` in fp32. `error_over_dense` is the error
   divided by that of `sdpa_dense` in bf16 itself: about 1 is as right as bf16 can be.
@@ -63,6 +64,7 @@ REDUCED = {
 }  # fmt: skip
 ROWS = {False: (8192, 16_384), True: (256, 512)}  # by reduced
 WARM_UP, STEPS, MICRO_STEPS = 2, 5, 4
+FOUND = "found: "  # begins the lines in which a part tells its results; libraries write to its output as well
 LENGTH_MEDIAN, LENGTH_SIGMA, TARGET_SHARE = (
     149,
     0.733,
@@ -110,16 +112,21 @@ def attention_errors(reduced):
             if why := unfit(name, needs):
                 found.setdefault(name, {"skipped": why})
                 continue
-            got = outputs(name, [q, k, v, upstream], window)
-            errors = [float((a - b).norm() / b.norm()) for a, b in zip(got, exact, strict=True)]
             entry = found.setdefault(name, {"relative_errors": []})
+            try:
+                got = outputs(name, [q, k, v, upstream], window)
+            except Exception as error:  # noqa: BLE001  a backend that fails on one shape says nothing of the others
+                entry["relative_errors"].append(None)
+                entry.setdefault("failed", {})[str((heads, kv_heads, size, window))] = str(error)[-500:]
+                continue
+            errors = [float((a - b).norm() / b.norm()) for a, b in zip(got, exact, strict=True)]
             entry["relative_errors"].append([float(f"{e:.2g}") for e in errors])
-    dense = np.array(found["sdpa_dense"]["relative_errors"])
+    dense = found["sdpa_dense"]["relative_errors"]
     for entry in found.values():
-        if "relative_errors" in entry:
-            entry["error_over_dense"] = round(
-                float((np.array(entry["relative_errors"]) / np.maximum(dense, 1e-7)).max()), 2
-            )
+        both = [(e, d) for e, d in zip(entry.get("relative_errors", []), dense, strict=False) if e and d]
+        if both:
+            ours, twin = np.array(both).swapaxes(0, 1)
+            entry["error_over_dense"] = round(float((ours / np.maximum(twin, 1e-7)).max()), 2)
     return {
         "heads, key-value heads, head size, window": cases,
         "backends": found,
@@ -235,7 +242,9 @@ def make_rows(seq_len, mix, n, vocabulary):
         lengths = rng.lognormal(np.log(LENGTH_MEDIAN), LENGTH_SIGMA, 40 * n * seq_len // 1000)
         lengths = np.clip(lengths, 8, seq_len).astype(np.int32)
         row_of = assign_rows(lengths, seq_len, 5000)
-        rows = [lengths[row_of == r] for r in range(n)]
+        # evenly from all full rows: those that were opened first hold the longest documents
+        full = np.flatnonzero(np.bincount(row_of, lengths) >= 0.99 * seq_len)
+        rows = [lengths[row_of == full[(2 * k + 1) * len(full) // (2 * n)]] for k in range(n)]
     else:
         rows = [np.array([seq_len], np.int32) for _ in range(n)]
     batches = []
@@ -289,7 +298,7 @@ def engine_of(work, model, checkpointing, seq_len):
 
 
 def speeds(work, name, checkpointing, reduced):
-    """Tokens a second of one shape; one entry a row length and mix."""
+    """Tokens a second of one shape; yields one entry a row length and mix."""
     import torch
 
     from sft_dist.model.packed import to_inputs
@@ -310,7 +319,6 @@ def speeds(work, name, checkpointing, reduced):
     for group in engine.optimizer.param_groups:
         group["lr"] = 1e-5
     cost, peak = cost_of(shape), peak_flops(engine.device)
-    results = []
     for seq_len in ROWS[reduced]:
         for mix in (False, True):
             batches = make_rows(seq_len, mix, MICRO_STEPS, shape["vocab_size"])
@@ -340,11 +348,10 @@ def speeds(work, name, checkpointing, reduced):
                     "fill": round(tokens / (MICRO_STEPS * seq_len), 4),
                 }
             except torch.OutOfMemoryError:
-                engine.zero_grad()
-                case["failed"] = "out of memory"
-            results.append(case)
+                yield case | {"failed": "out of memory; longer rows were not tried"}
+                return  # the engine stopped in the middle of a step and is of no more use
+            yield case
             _empty()
-    return results
 
 
 def trl_speeds(work, name, reduced):
@@ -360,7 +367,6 @@ def trl_speeds(work, name, reduced):
     attention = "flash_attention_2" if importlib.util.find_spec("flash_attn") else "sdpa"
     liger = cuda and importlib.util.find_spec("liger_kernel") is not None
     tokenizer = transformers.AutoTokenizer.from_pretrained(work / "tokenizer")
-    results = []
     for seq_len in ROWS[reduced]:
         for mix in (False, True):
             steps = WARM_UP + (2 if reduced else STEPS)
@@ -407,9 +413,8 @@ def trl_speeds(work, name, reduced):
                     del trainer
                 except torch.OutOfMemoryError:
                     case["failed"] = "out of memory"
-                results.append(case)
+                yield case
                 _empty()
-    return results
 
 
 def _wait():
@@ -441,7 +446,7 @@ def _empty():
 
 
 def part(work, reduced, words, seconds):
-    """Run a part in a process of its own, so that what breaks it breaks nothing else."""
+    """Run a part in a process of its own, so that what breaks it breaks nothing else; return what it found, and its failure."""
     command = [
         sys.executable,
         __file__,
@@ -452,12 +457,12 @@ def part(work, reduced, words, seconds):
         *words,
     ]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return None, f"not done after {seconds:.0f} s"
-    if done.returncode:
-        return None, done.stderr[-1500:]
-    return json.loads(done.stdout.splitlines()[-1]), ""
+        done = subprocess.run(command, capture_output=True, check=False, timeout=seconds)
+        out, failure = done.stdout, done.stderr.decode(errors="replace")[-1500:] if done.returncode else ""
+    except subprocess.TimeoutExpired as late:
+        out, failure = late.stdout or b"", f"not done after {seconds:.0f} s"
+    lines = out.decode(errors="replace").splitlines()
+    return [json.loads(line.removeprefix(FOUND)) for line in lines if line.startswith(FOUND)], failure
 
 
 def environment():
@@ -507,10 +512,10 @@ def measure(options, work):
         found, why = part(work, options.reduced, words, left)
         if why:
             result["failed"][" ".join(words)] = why
-        elif words[0] in ("speed", "trl"):
+        if words[0] in ("speed", "trl"):
             result[words[0]] += found
-        else:
-            result[words[0]] = found
+        elif found:
+            result[words[0]] = found[0]
     return result
 
 
@@ -534,14 +539,15 @@ def main():
     name, *words = options.part
     work, reduced = options.work, options.reduced
     results = {
-        "environment": environment,
-        "attention": lambda: attention_errors(reduced),
-        "loss": lambda: loss_errors(reduced),
-        "resume": lambda: resume_losses(work, reduced),
+        "environment": lambda: [environment()],
+        "attention": lambda: [attention_errors(reduced)],
+        "loss": lambda: [loss_errors(reduced)],
+        "resume": lambda: [resume_losses(work, reduced)],
         "speed": lambda: speeds(work, words[0], words[1] == "full", reduced),
         "trl": lambda: trl_speeds(work, words[0], reduced),
     }
-    print(json.dumps(results[name]()))
+    for found in results[name]():
+        print(FOUND + json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

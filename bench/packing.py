@@ -2,10 +2,12 @@
 
     python bench/packing.py                                   # synthetic lengths; about 1 minute on one core
     python bench/packing.py --lengths data/mysource --trl     # also a store's real lengths (or an .npy file), and TRL
+    python bench/packing.py --plan 10000000 100000000         # instead: a whole epoch's plan, its seconds and its memory
 
 Prints one JSON object. Expect at 1M documents and 4,096 tokens: 0.05 s and at most 0.02 % over ceil(sum / seq_len);
 imbalance with a window of 16 batches at most 1.5 % with 4 micro-steps a batch and 3 % with one.
-Seconds are CPU seconds of one core, the best of three.
+Seconds are CPU seconds of one core, the best of three. Of a plan they are those of the only run, its memory is the rank's own
+at most (the store's index is mapped, and shared by the ranks of a node); 56 bytes of disk a document are needed meanwhile.
 """
 
 from __future__ import annotations
@@ -13,13 +15,18 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import tempfile
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 
+from sft_dist.batch import Planner
+from sft_dist.mix import Corpus
 from sft_dist.pack import CostModel, assign_rows, deal, imbalance, order_rows
 from sft_dist.shards import Store
+from sft_dist.shards.format import INDEX_DTYPES, index_shape
 
 WINDOW = 16
 COSTS = {
@@ -143,6 +150,80 @@ def balance(name, lengths, seq_len, ranks, micro_steps, *, most_steps=400):
     return out
 
 
+class Index:
+    """What a plan reads of a store of n documents: the arrays of its index, mapped. It holds no tokens."""
+
+    def __init__(self, folder, n):
+        self.n = n
+        self.key, self.fingerprint = {"tokenizer": "none"}, "synthetic"
+        self.task_names = [f"task{i}" for i in range(1000)]
+        self.arrays = {}
+        rng = np.random.default_rng(0)
+        for name, dtype in INDEX_DTYPES.items():
+            shape = index_shape(name, n, n)
+            self.arrays[name] = np.lib.format.open_memmap(
+                folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape
+            )
+        for a in range(0, n, 1_000_000):
+            part = slice(a, min(a + 1_000_000, n))
+            size = part.stop - a
+            lengths = np.clip(rng.lognormal(5.0, 0.73, size), 8, None).astype(np.int32)
+            self.arrays["length"][part] = lengths
+            self.arrays["task"][part] = rng.integers(0, len(self.task_names), size)
+            self.arrays["span_offset"][a : part.stop + 1] = np.arange(a, part.stop + 1)
+            self.arrays["span_start"][part] = lengths // 2
+            self.arrays["span_length"][part] = lengths - lengths // 2
+            self.arrays["span_weight"][part] = 1.0
+        a = {name: array.view(np.ndarray) for name, array in self.arrays.items()}
+        self.lengths, self.tasks, self.ids = a["length"], a["task"], a["id"]
+        self.span_offsets, self.span_start = a["span_offset"], a["span_start"]
+        self.span_length, self.span_weight = a["span_length"], a["span_weight"]
+
+    def __len__(self):
+        return self.n
+
+
+def private_bytes():
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
+def planned(n, seq_len=4096, rows_per_step=64):
+    """CPU seconds of planning one epoch of n documents, and GiB of private memory: at most, and while training."""
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Corpus({"a": Index(Path(folder), n)})
+        before, peak, done = private_bytes(), 0, threading.Event()
+
+        def watch():
+            nonlocal peak
+            while not done.wait(0.01):
+                peak = max(peak, private_bytes())
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        start = time.process_time()
+        planner = Planner(
+            corpus, seq_len=seq_len, rows_per_step=rows_per_step, world_size=64, cost=COSTS["8B"], seed=0
+        )
+        plan = planner.epoch(0)
+        seconds = time.process_time() - start
+        done.set()
+        watcher.join()
+        kept = private_bytes() - before
+        start = time.process_time()
+        plan.step(plan.n_steps // 2)
+        return {
+            "documents": n,
+            "seq_len": seq_len,
+            "rows": plan.counts.rows,
+            "fill": round(plan.counts.fill, 5),
+            "cpu_s": round(seconds, 2),
+            "peak_gib": round((peak - before) / 2**30, 2),
+            "kept_gib": round(kept / 2**30, 2),
+            "step_ms": round(1000 * (time.process_time() - start), 2),
+        }
+
+
 def dealing(costs, ranks, method, seed):
     """The rows of one batch by micro-step and rank."""
     if method == "random":
@@ -162,7 +243,12 @@ def main():
     parser.add_argument(
         "--trl", action="store_true", help="run TRL's packing too, where it is installed (slow)"
     )
+    parser.add_argument("--plan", type=int, nargs="+", default=[], help="documents of an epoch to plan")
     args = parser.parse_args()
+    if args.plan:
+        planned(1000)  # compiles
+        print(json.dumps({"planning": [planned(n) for n in args.plan]}, indent=1))
+        return
     with_trl = args.trl and importlib.util.find_spec("trl") is not None
 
     if with_trl:

@@ -214,7 +214,7 @@ class EpochPlan:
         """Return the rows of a step, the target tokens of each, and the loss weight of all."""
         g = self._geometry
         first = self.row_first[step * g.rows_per_step : (step + 1) * g.rows_per_step + 1]
-        docs = self.docs[first[0] : first[-1]]
+        docs = self.docs[first[0] : first[-1]].copy()  # a view would hold the whole epoch in memory
         slices = self._corpus.slices(docs, g.seq_len, keep_end=g.keep_end)
         cuts = (first - first[0]).tolist()
         parts = [slice(a, b) for a, b in pairwise(cuts)]

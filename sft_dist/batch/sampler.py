@@ -96,9 +96,16 @@ class Planner:
             world_size=world_size,
         )
         self._pool = make_pool(corpus, self._mixture, seed)
+        self._planned: EpochPlan | None = None
 
     def epoch(self, epoch: int) -> EpochPlan:
-        """Plan one epoch (zero-based). Depends on no other epoch."""
+        """Plan one epoch (zero-based). Depends on no other epoch; the last that was planned is kept, and no other."""
+        if self._planned is None or self._planned.epoch != epoch:
+            self._planned = None
+            self._planned = self._plan(epoch)
+        return self._planned
+
+    def _plan(self, epoch: int) -> EpochPlan:
         g = self._geometry
         drawn = draw(self._corpus, self._mixture, seed=self._seed, epoch=epoch, pool=self._pool)
         slices = self._corpus.slices(drawn, g.seq_len, keep_end=g.keep_end)
@@ -157,6 +164,7 @@ class Planner:
                 last = i + 1 == plan.n_steps
                 yield plan.step(i), SamplerState(epoch=epoch + last, step=0 if last else i + 1)
             step = 0
+            del plan  # else it would lie beside the next one while that is planned
 
     def _kept(
         self, drawn: NDArray[np.int64], slices: Slices

@@ -35,6 +35,7 @@ log = process.logger(__name__)
 Phase = Literal["write", "commit", "upload", "publish"]
 PHASES: tuple[Phase, ...] = ("write", "commit", "upload", "publish")
 JOIN_S = 5.0
+PATIENCE_S = 3600.0  # a save that is waited for longer than this does not count as progress: its disk hangs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +71,8 @@ class Saver:
         saved_at: The checkpoint that training started from.
         losses: Held-out loss by step, as far as it was measured before; the same on every rank.
         remote: Where checkpoints are copied to.
-        moved: Called now and then while the loop waits for this rank's disk, for a heartbeat.
+        moved: Called now and then while the loop waits for the disks of the ranks, for a heartbeat.
+        settle: Called before the state is copied: waits for what changes it beside the loop.
 
     Attributes:
         saved_at: Position of the newest whole checkpoint; None before the first.
@@ -89,10 +91,11 @@ class Saver:
         losses: Mapping[int, float] | None = None,
         remote: Remote | None = None,
         moved: Callable[[], None] = lambda: None,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine, self._root, self._facts, self._keep, self._report = engine, root, facts, keep, report
         self._losses = dict(losses or {})
-        self._remote, self._moved = remote, moved
+        self._remote, self._moved, self._settle = remote, moved, settle
         self.saved_at = self.begun_at = saved_at
         self._current: _Checkpoint | None = None
 
@@ -100,6 +103,7 @@ class Saver:
         """Copy the state of this step and write it in the background; one that is still being written comes first."""
         began = time.monotonic()
         self.finish()
+        self._settle()
         parts, ranges = store.copy_parts(self._engine)
         current = _Checkpoint(self._root, position, began)
         current.index = store.describe(self._engine, position, {**self._facts, **(facts or {})})
@@ -120,13 +124,20 @@ class Saver:
             current.stall_s += time.monotonic() - began
 
     def finish(self) -> None:
-        """Wait until the checkpoint that is being written has passed through all phases."""
+        """Wait until the checkpoint that is being written has passed through all phases.
+
+        The ranks meet every few seconds instead of once: a collective that waits for the slowest disk would run into its
+        time-out, and a rank 0 that waits in it has no heartbeat.
+        """
         while current := self._current:
             began = time.monotonic()
-            while not current.wait(JOIN_S):
-                self._moved()
-            counts = torch.tensor(current.flags(), dtype=torch.float32, device=self._engine.device)
-            dist.all_reduce(counts)
+            counts = torch.zeros(2)
+            while counts[0] < dist.get_world_size():
+                current.wait(JOIN_S)
+                if time.monotonic() - began < PATIENCE_S:
+                    self._moved()
+                counts = torch.tensor(current.flags(), dtype=torch.float32, device=self._engine.device)
+                dist.all_reduce(counts)
             self._advance(current, failed=bool(counts[1] > 0))
             current.stall_s += time.monotonic() - began
 

@@ -67,6 +67,8 @@ def export_checkpoint(
     index = read_json(checkpoint / "index.json")
     if as_adapter:
         _refuse_adapter(base)
+    if part[0] == 0:
+        _refuse_other_base(index, base)
     aside = out.with_name(f".{out.name}.partial")
     if part[0] == 0:
         shutil.rmtree(aside, ignore_errors=True)
@@ -149,6 +151,15 @@ def _group(items: list[Item], item_bytes: int) -> list[list[Item]]:
     return groups
 
 
+def _refuse_other_base(index: dict[str, Any], base: Base) -> None:
+    trained_from = index.get("facts", {}).get("base")
+    if trained_from is not None and trained_from != files.base_fingerprint(base.path, base.revision):
+        raise UserError(
+            f"{base.path} is another model now than the one that training started from, so the export would be a mixture of the two; "
+            "restore it, or pin it by model.revision"
+        )
+
+
 def _refuse_adapter(base: Base) -> None:
     if base.lora is None:
         raise UserError(
@@ -173,9 +184,11 @@ def _write_adapter(
     }
     save_file(tensors, aside / "adapter_model.safetensors", metadata={"format": "pt"})
     settings = adapters.peft_config(model, base.lora)
-    settings.base_model_name_or_path, settings.revision = base.path, base.revision
+    settings.base_model_name_or_path = base.path
+    settings.revision = files.commit_of(base.path, base.revision) or base.revision
     settings.task_type, settings.inference_mode = "CAUSAL_LM", True
     settings.save_pretrained(aside)
+    write_json(aside / files.BASE, {"fingerprint": files.base_fingerprint(base.path, base.revision)})
 
 
 def _write_configs(

@@ -1,13 +1,14 @@
 """Checkpoints on object storage, through fsspec: uploaded behind the local ones, fetched where the local folder lacks them.
 
 An object store has no rename, so a checkpoint there is whole when its index.json is there, which is uploaded after all
-other files; LATEST comes last.
+other files; LATEST comes last. config.json of the run lies beside them: it says whose they are.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,13 @@ from sft_dist.checkpoint import store
 from sft_dist.core.errors import UserError
 from sft_dist.core.store import read_json, replace_folder, write_text
 
+CONFIG = "config.json"  # of the run folder
+
 
 class Remote:
-    """A folder of checkpoints at a URL (s3://bucket/run, gs://..., file:///...).
+    """The folder of one run's checkpoints at a URL (s3://bucket/run, gs://..., file:///...).
+
+    Drivers raise what they like (botocore's errors are no OSError), so every exception of theirs is taken.
 
     Raises:
         UserError: When the protocol is unknown here.
@@ -29,10 +34,27 @@ class Remote:
         self.url = url
         try:
             self._files, self._root = fsspec.core.url_to_fs(url)
-        except (ValueError, ImportError) as error:
+        except Exception as error:
             raise UserError(
                 f"checkpoint.remote={url} cannot be opened ({error}), so checkpoints would not be copied; "
                 "install the fsspec driver of this protocol, or set checkpoint.remote=null"
+            ) from error
+
+    def probe(self, name: str) -> None:
+        """Write a small object and remove it again.
+
+        Raises:
+            UserError: When that fails: training would go on for days without the copies that were asked for.
+        """
+        path = self._path(f".probe-{name}")
+        try:
+            self._files.makedirs(self._root, exist_ok=True)
+            self._files.pipe_file(path, b"sft_dist\n")
+            self._files.rm_file(path)
+        except Exception as error:
+            raise UserError(
+                f"checkpoint.remote={self.url} cannot be written ({error or type(error).__name__}), so no checkpoint would be "
+                "copied there; check the URL and its credentials (writing and deleting), or set checkpoint.remote=null"
             ) from error
 
     def upload(self, folder: Path, prefix: str) -> None:
@@ -43,6 +65,8 @@ class Remote:
     def publish(self, folder: Path) -> None:
         """Upload the index of a checkpoint whose files are there, move LATEST, remove what is not kept locally."""
         self._put(folder / "index.json", f"{folder.name}/index.json")
+        if (config := folder.parent.parent / CONFIG).is_file():
+            self._put(config, CONFIG)
         for name in ("BEST", "LATEST"):
             if (folder.parent / name).is_file():
                 self._put(folder.parent / name, name)
@@ -57,10 +81,25 @@ class Remote:
                     self._files.rm(state)
 
     def names(self) -> list[str]:
-        """Return the names of the whole checkpoints there, oldest first."""
-        self._files.invalidate_cache()
-        found = (p.rsplit("/", 2)[-2] for p in self._files.glob(self._path("step-*/index.json")))
-        return sorted(n for n in found if store.NAME.fullmatch(n))
+        """Return the names of the whole checkpoints there, oldest first.
+
+        Raises:
+            UserError: When the place cannot be read.
+        """
+        with self._reading():
+            self._files.invalidate_cache()
+            found = (p.rsplit("/", 2)[-2] for p in self._files.glob(self._path("step-*/index.json")))
+            return sorted(n for n in found if store.NAME.fullmatch(n))
+
+    def run_config(self) -> str | None:
+        """Return config.json of the run whose checkpoints lie there; None where there is none.
+
+        Raises:
+            UserError: When the place cannot be read.
+        """
+        with self._reading():
+            path = self._path(CONFIG)
+            return self._files.cat_file(path).decode("utf-8") if self._files.exists(path) else None
 
     def fetch(self, root: Path, *, part: tuple[int, int], barrier: Callable[[], Any]) -> Path | None:
         """Download the newest checkpoint when it is newer than every one in `root`. Called by all ranks together.
@@ -76,15 +115,6 @@ class Remote:
         Raises:
             UserError: When the place cannot be read: starting anew without looking there could repeat days of work.
         """
-        try:
-            return self._fetch(root, part, barrier)
-        except (OSError, ImportError) as error:
-            raise UserError(
-                f"checkpoint.remote={self.url} cannot be read ({error}), so it is unknown whether a newer checkpoint lies "
-                "there; check the URL and its credentials, or set checkpoint.remote=null"
-            ) from error
-
-    def _fetch(self, root: Path, part: tuple[int, int], barrier: Callable[[], Any]) -> Path | None:
         there = self.names()
         local = sorted(p.name for p in root.glob("step-*") if store.NAME.fullmatch(p.name))
         if not there or (local and local[-1] >= there[-1]):
@@ -95,15 +125,26 @@ class Remote:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
         barrier()
-        files = sorted(p.rsplit("/", 1)[-1] for p in self._files.ls(self._path(name), detail=False))
-        for file in files[part[0] :: part[1]]:
-            self._files.get_file(self._path(f"{name}/{file}"), str(aside / file))
+        with self._reading():
+            files = sorted(p.rsplit("/", 1)[-1] for p in self._files.ls(self._path(name), detail=False))
+            for file in files[part[0] :: part[1]]:
+                self._files.get_file(self._path(f"{name}/{file}"), str(aside / file))
         barrier()
         if part[0] == 0:
             replace_folder(aside, final)
             write_text(root / "LATEST", f"{name}\n")
         barrier()
         return final
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise UserError(
+                f"checkpoint.remote={self.url} cannot be read ({error or type(error).__name__}), so it is unknown whether a newer "
+                "checkpoint lies there; check the URL and its credentials, or set checkpoint.remote=null"
+            ) from error
 
     def _put(self, file: Path, name: str) -> None:
         path = self._path(name)

@@ -138,6 +138,7 @@ def prune(root: Path, newest_name: str, keep: Keep, losses: Mapping[int, float])
     for old in found:
         if old not in stay:
             gone = old.with_name(f".removing-{old.name}")
+            shutil.rmtree(gone, ignore_errors=True)  # of a run that died in it, and came by here again
             old.rename(gone)  # a removal that is cut short must not leave half a checkpoint under its name
     if keep.optimizer_last is not None:
         for old in past[: -keep.optimizer_last]:
@@ -173,7 +174,10 @@ def newest(root: Path, on_bad: Callable[[Path, str], None]) -> Path | None:
         if dist.get_rank() == 0:
             on_bad(folder, wrong)
             if wrong != WEIGHTS_ONLY:  # neither resumed nor counted among the kept
-                folder.rename(folder.with_name(f"bad-{folder.name}"))
+                aside = folder.with_name(f"bad-{folder.name}")
+                # there may be an earlier one of this step, fetched or written again since
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
         dist.barrier()
     return None
 

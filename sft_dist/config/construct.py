@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 
 from sft_dist.config.base import FOLDER_NAME, Section
 
+TAKEN = ("cache", "lock", "launches.jsonl")  # what lies beside the sets
 DERIVED = ("model", "messages", "prompt", "max_tokens", "n", "seed", "stream")  # of a request: ours to set
 
 
@@ -151,9 +152,9 @@ class ConstructConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> ConstructConfig:
         for name in self.sets:
-            if not re.fullmatch(FOLDER_NAME, name) or name == "cache":
+            if not re.fullmatch(FOLDER_NAME, name) or name in TAKEN:
                 raise ValueError(
-                    f"sets.{name}: this cannot be a folder name; use letters, digits, '.', '_' and '-'"
+                    f"sets.{name}: this cannot be a folder name; use letters, digits, '.', '_' and '-', and none of {', '.join(TAKEN)}"
                 )
         if self.sets and self.teacher is None:
             raise ValueError(

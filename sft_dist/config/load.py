@@ -133,10 +133,24 @@ def _prefixed(override: str, groups: set[str]) -> str:
 def _read_user_file(file: Path) -> dict[str, Any]:
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """As PyYAML's, but of two sources by one name the first is not lost without a word."""
+
+        def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+            node = super().compose_mapping_node(anchor)
+            seen: set[str] = set()
+            for key in (k for k, _ in node.value if isinstance(k, yaml.ScalarNode) and k.value != "<<"):
+                if key.value in seen:
+                    raise yaml.YAMLError(
+                        f"{key.value!r} stands twice, again on line {key.start_mark.line + 1}"
+                    )
+                seen.add(key.value)
+            return node
+
     if not file.is_file():
         raise UserError(f"the config file {file} does not exist, so there is nothing to run; check the path")
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.load(file.read_text(encoding="utf-8-sig"), Loader=Loader)  # noqa: S506  a safe loader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not readable as YAML: {error}") from None
     if values is None:

@@ -124,7 +124,7 @@ class LoraConfig(Section):
     rslora: bool = Field(default=False, description="Scale by alpha / sqrt(rank) (arXiv 2312.03732).")
     quantize_base: Literal["nf4"] | None = Field(
         default=None,
-        description="Hold the frozen base in 4 bits (QLoRA): CUDA, bitsandbytes, ZeRO stage 0 to 2.",
+        description="Hold the frozen base in 4 bits (QLoRA): CUDA, bitsandbytes, ZeRO stage 1 or 2.",
     )
     export: Literal["merged", "adapter"] = Field(
         default="merged", description="merged: a whole model; adapter: a peft folder to put on the base."

@@ -199,7 +199,8 @@ class DeepSpeedConfig(Section):
     )
     timeout_minutes: PositiveInt = Field(default=30, description="Of a collective, before the run is ended.")
     extra: dict[str, Any] = Field(
-        default_factory=dict, description="Further DeepSpeed keys, merged last; derived keys are refused."
+        default_factory=dict,
+        description="Further DeepSpeed keys, merged last; derived and unknown keys are refused.",
     )
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ from sft_dist.core.records import Batch
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.seeds import derive
 from sft_dist.core.store import read_json, replace_folder, write_json
-from sft_dist.model import leak, memory, ulysses
+from sft_dist.model import files, leak, memory, ulysses
 from sft_dist.model.adapters import Lora
 from sft_dist.model.initial import create_initial
 from sft_dist.model.load import Loaded, load_packed, read_config
@@ -49,6 +49,7 @@ class Assembled:
         reason: Why that one.
         sequence: The ranks that share rows with this one.
         ema: The average of the weights, where one is kept.
+        base: Fingerprint of the model that training started from; None with `model.shape`, whose weights are all here.
     """
 
     engine: Any
@@ -58,6 +59,7 @@ class Assembled:
     reason: str
     sequence: SequenceGroup
     ema: Ema | None
+    base: str | None
 
 
 def assemble(config: RunConfig, folder: RunFolder, tokenizer: TextTokenizer) -> Assembled:
@@ -96,7 +98,8 @@ def assemble(config: RunConfig, folder: RunFolder, tokenizer: TextTokenizer) -> 
     )
     _set_loss(loaded.module, config)
     _save_memory(loaded.module, config, device)
-    _note(folder, loaded, model_path)
+    base = None if config.model.shape else _base_of(model_path, config.model.revision)
+    _note(folder, loaded, model_path, base)
     groups = parameter_groups(
         loaded.module,
         config.optim.weight_decay,
@@ -115,15 +118,24 @@ def assemble(config: RunConfig, folder: RunFolder, tokenizer: TextTokenizer) -> 
         reason=loaded.reason,
         sequence=sequence,
         ema=ema,
+        base=base,
     )
 
 
-def _note(folder: RunFolder, loaded: Loaded, model_path: str) -> None:
+def _base_of(model_path: str, revision: str | None) -> str:
+    """Return the fingerprint of the base, taken by rank 0. Collective."""
+    box = [files.base_fingerprint(model_path, revision) if dist.get_rank() == 0 else ""]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _note(folder: RunFolder, loaded: Loaded, model_path: str, base: str | None) -> None:
     """Write which base it is into env.json, and log what of it is trained."""
     if dist.get_rank():
         return
     env = folder.path / "env.json"
-    write_json(env, {**read_json(env), "model": {"path": model_path, "commit": loaded.commit}})
+    model = {"path": model_path, "commit": loaded.commit, "fingerprint": base}
+    write_json(env, {**read_json(env), "model": model})
     sizes = [(numel(p), p.requires_grad) for p in loaded.module.parameters()]
     trained = sum(n for n, trains in sizes if trains)
     log.info(

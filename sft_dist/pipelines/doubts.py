@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sft_dist.config import RunConfig
-from sft_dist.train.schedule import warmup_of
+from sft_dist.train.schedule import steps_of, warmup_of
 
 
 def doubts(config: RunConfig, *, ranks: int, steps: int) -> tuple[str, ...]:
@@ -21,6 +21,12 @@ def doubts(config: RunConfig, *, ranks: int, steps: int) -> tuple[str, ...]:
         field = "warmup" if optim.warmup_tokens is None else "warmup_tokens"
         found.append(
             f"optim.{field} fills {warm:g} steps of {steps}, so the learning rate never leaves its warm-up; use optim.warmup=0.03"
+        )
+    rise, fall = steps_of(warm, steps), steps_of(optim.decay, steps)
+    if optim.schedule == "wsd" and rise < steps < rise + fall:
+        found.append(
+            f"optim.schedule=wsd rises over {rise} and falls over {fall} of {steps} steps, so the two overlap and the learning rate jumps "
+            "where the first ends; use shares of the run, such as optim.warmup=0.03 and optim.decay=0.2"
         )
     if window is not None and window[0] > steps:
         found.append(

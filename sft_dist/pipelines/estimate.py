@@ -70,6 +70,11 @@ def estimate(
         per_node = site.gpus_per_node if nproc == "auto" and site and site.gpus_per_node else ranks_of(nproc)
         ranks = per_node * config.launch.nodes
     name = device or (site and (site.device or site.gpu_type)) or "cpu"
+    if site and site.gpus_per_node and not (device or site.device or site.gpu_type):
+        raise UserError(
+            f"the site profile {config.cluster} asks for {site.gpus_per_node} GPUs a node and does not say which, so neither their "
+            "memory nor their speed is known; add device: H100 (or what they are) to it, or --device"
+        )
     known = None if name == "cpu" else devices.find(name)
     if name != "cpu" and known is None:
         raise UserError(
@@ -85,7 +90,7 @@ def estimate(
         if memory_gib
         else known.memory_bytes
         if known
-        else host_memory() * config.launch.nodes // ranks
+        else (_host_limit(site, here=True) or host_memory()) * config.launch.nodes // ranks
     )
     rows_per_step = config.train.tokens_per_step / config.pack.seq_len
     tokens = rows_per_step * config.pack.seq_len * summary.fill
@@ -108,7 +113,7 @@ def estimate(
         shape, setup, rows=config.train.micro_rows, seq_len=config.pack.seq_len, limit_bytes=limit
     )
     per_node = -(-ranks // config.launch.nodes)
-    host = per_node * (usage.host + (checkpoint_bytes(config, shape) + ema_bytes(config, shape)) // ranks)
+    host = per_node * (usage.host + (checkpoint_bytes(config, shape) + 2 * ema_bytes(config, shape)) // ranks)
     host += per_node * usage.peak if not known else 0
     return {
         "parameters": shape.parameters,
@@ -136,19 +141,23 @@ def estimate(
 def show(result: Mapping[str, Any], console: Console) -> None:
     """Print the estimate as a table, and what to do where it does not fit."""
     usage, ranks = result["memory"], result["ranks"]
-    table = Table(
-        title=f"{result['parameters']:,} parameters on {ranks} x {result['device']}: memory of one rank, when most is held "
-        f"({usage['worst_phase']})"
+    console.print(
+        f"{result['parameters']:,} parameters on {ranks} x {result['device']}; memory of one rank when a step holds most of it "
+        f"({usage['worst_phase']}):",
+        soft_wrap=True,
     )
+    table = Table()
     table.add_column("part")
     table.add_column("GiB", justify="right")
     for name, size in usage["parts"].items():
         if size:
             table.add_row(name, f"{size / GIB:.2f}")
     table.add_row("all tensors", f"{usage['peak'] / GIB:.2f}", style="bold")
-    verdict = "fits" if result["fits"] else "does not fit"
-    table.add_row("with driver and fragmentation", f"{result['needed_bytes'] / GIB:.2f}")
-    table.add_row(f"a device has ({verdict})", f"{result['device_bytes'] / GIB:.2f}")
+    if result["needed_bytes"] != usage["peak"]:
+        table.add_row("with driver and fragmentation", f"{result['needed_bytes'] / GIB:.2f}")
+    there = "a rank's share of a node" if result["device"] == "cpu" else f"one {result['device']} has"
+    verdict = "fits" if result["fits"] else "DOES NOT FIT"
+    table.add_row(f"{there} ({verdict})", f"{result['device_bytes'] / GIB:.2f}")
     console.print(table)
     for proposal in result["suggestions"]:
         console.print(

@@ -20,9 +20,17 @@ from sft_dist.train.metrics import Meter
 
 
 def held_out_loss(
-    config: RunConfig, engine: Any, eval_store: str, cost: CostModel, sequence: SequenceGroup
+    config: RunConfig,
+    engine: Any,
+    eval_store: str,
+    cost: CostModel,
+    sequence: SequenceGroup,
+    moved: Callable[[], None],
 ) -> Callable[[], dict[str, Any]]:
-    """Return a function that computes {loss, task_loss} over at most `train.eval_tokens` tokens. Collective."""
+    """Return a function that computes {loss, task_loss} over at most `train.eval_tokens` tokens. Collective.
+
+    `moved` is called after every pass, for a heartbeat: a long evaluation is no hang.
+    """
     rank, world = sequence.data_rank, sequence.data_ranks
     corpus = Corpus({"eval": Store.open(Path(eval_store))})
     micro_rows, seq_len = config.train.micro_rows, config.pack.seq_len
@@ -51,6 +59,7 @@ def held_out_loss(
                 inputs = to_inputs(batch, engine.device)
                 _, nll_N = engine(*inputs)
                 meter.add(batch, nll_N, inputs[-1])
+                moved()
         sums = meter.reduce(stop=False, save=False)
         engine.train()
         return {"loss": sums.loss / weight, "task_loss": sums.task_loss}

@@ -108,12 +108,12 @@ def check_ranks(config: RunConfig, *, ranks: int | None = None, heads: int | Non
     size, copies = config.train.sequence_parallel, config.deepspeed.hpz_partition_size
     if ranks is not None and ranks % copies:
         raise UserError(
-            f"{ranks} ranks cannot form groups of deepspeed.hpz_partition_size={copies}, so the second copy of the weights would be "
+            f"{_ranks(ranks)} cannot form groups of deepspeed.hpz_partition_size={copies}, so the second copy of the weights would be "
             "missing or wrong; use the ranks of a node, or 1"
         )
     if ranks is not None and ranks % size:
         raise UserError(
-            f"{ranks} ranks cannot form groups of train.sequence_parallel={size}, so some would have no rows; "
+            f"{_ranks(ranks)} cannot form groups of train.sequence_parallel={size}, so some would have no rows; "
             f"use a multiple of {size} ranks (launch.nproc x nodes), or train.sequence_parallel=1"
         )
     if heads is None:
@@ -124,6 +124,10 @@ def check_ranks(config: RunConfig, *, ranks: int | None = None, heads: int | Non
             f"the model has {heads} attention heads, which {size} ranks (train.sequence_parallel) cannot share evenly; "
             f"use a divisor of {heads}"
         )
+
+
+def _ranks(number: int) -> str:
+    return "1 rank" if number == 1 else f"{number} ranks"
 
 
 def make_planner(config: RunConfig, corpus: Corpus, *, world_size: int, cost: CostModel) -> Planner:

@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from sft_dist.batch.plan import EpochPlan
 from sft_dist.batch.sampler import Planner
 from sft_dist.checkpoint.background import Saver
 from sft_dist.checkpoint.export import export_checkpoint
@@ -97,6 +96,9 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat) -> str:
     rank, world = dist.get_rank(), dist.get_world_size()
     if config.train.threads_per_rank:
         torch.set_num_threads(config.train.threads_per_rank)
+    remote = Remote(config.checkpoint.remote) if config.checkpoint.remote else None
+    if remote:
+        remote.probe(f"rank-{rank}")  # now: a failed upload later is but a warning
     stores = read_json(folder.stores)
     corpus = open_corpus(
         {n: _store(s, config.launch.stage_dir) for n, s in stores["sources"].items()},
@@ -105,13 +107,11 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat) -> str:
     tokenizer = TextTokenizer.load(stores["tokenizer"])
     parts = assemble(config, folder, tokenizer)
     log.info("attention: %s (%s)", parts.backend, parts.reason)
-    plan = _Plan.of(config, corpus, parts)
-    remote = Remote(config.checkpoint.remote) if config.checkpoint.remote else None
-    start, losses = resume(config, folder, parts.engine, plan.hash, remote)
+    plan = _Plan.of(config, corpus, parts, stores["read"])
+    start, losses = resume(config, folder, parts.engine, remote, plan_hash=plan.hash, base=parts.base)
     policy = Policy(**config.train.model_dump(include={"on_nonfinite", "on_spike", "spike_deviations"}))
     if rank == 0:
-        facts = plan_facts(config, plan.first, corpus, plan.steps, world, parts.parameters, stores["read"])
-        write_json(folder.path / "plan.json", facts)
+        write_json(folder.path / "plan.json", plan.facts)
         log.info("%s", _batch_line(config, parts.sequence, plan.steps, parts.parameters))
         for warning in doubts(config, ranks=world, steps=plan.steps):
             log.warning("%s", warning)
@@ -171,17 +171,17 @@ def _lock(folder: RunFolder) -> IO[str] | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Plan:
-    """What all ranks agree on before the first step."""
+    """What all ranks agree on before the first step. The epochs themselves are the planner's: they are large."""
 
     corpus: Corpus
     planner: Planner
-    first: EpochPlan
+    facts: dict[str, Any]
     hash: int
     steps: int
     cost: CostModel
 
     @classmethod
-    def of(cls, config: RunConfig, corpus: Corpus, parts: Assembled) -> _Plan:
+    def of(cls, config: RunConfig, corpus: Corpus, parts: Assembled, read: dict[str, Any]) -> _Plan:
         """Plan the first epoch on every rank, and compare."""
         cost = cost_of(parts.engine.module.hf.config.get_text_config().to_dict())
         planner = make_planner(config, corpus, world_size=parts.sequence.data_ranks, cost=cost)
@@ -194,7 +194,10 @@ class _Plan:
                 "the nodes see different token stores or versions: check data.dir on every node"
             )
         steps = total_steps(config, planner, first)
-        return cls(corpus=corpus, planner=planner, first=first, hash=first.hash, steps=steps, cost=cost)
+        facts: dict[str, Any] = {}  # of rank 0, who writes them
+        if dist.get_rank() == 0:
+            facts = plan_facts(config, first, corpus, steps, dist.get_world_size(), parts.parameters, read)
+        return cls(corpus=corpus, planner=planner, facts=facts, hash=first.hash, steps=steps, cost=cost)
 
 
 def _loop(
@@ -213,7 +216,9 @@ def _loop(
     corpus, cost, optim, keep = plan.corpus, plan.cost, config.optim, config.checkpoint
     requests = Requests(folder, is_main=is_main)
     requests.listen()
-    evaluator = held_out_loss(config, engine, eval_store, cost, parts.sequence) if eval_store else None
+    evaluator = None
+    if eval_store:
+        evaluator = held_out_loss(config, engine, eval_store, cost, parts.sequence, moved=heartbeat.progress)
     useful = with_backward(cost, engine.module.hf)
     with (
         Tracker.start(
@@ -252,13 +257,14 @@ def _loop(
         saver = Saver(
             engine,
             folder.checkpoints,
-            facts={"plan_hash": plan.hash},
+            facts={"plan_hash": plan.hash, "base": parts.base},
             keep=Keep(last=keep.keep_last, best=keep.keep_best, optimizer_last=keep.optimizer_keep_last),
             report=lines.saved,
             saved_at=start if start.step else None,
             losses=held_out_losses(folder),
             remote=remote,
             moved=heartbeat.progress,
+            settle=parts.ema.settle if parts.ema is not None else lambda: None,
         )
         return loop.run(
             engine,

@@ -17,6 +17,8 @@ from sft_dist.train.tracker import Tracker
 
 log = logger(__name__)
 
+STATUS_S = 1.0  # status.json is made durable at each writing, which short steps on a network disk should not wait for
+
 
 class Record:
     """Writes into the run folder on rank 0; on the other ranks every call does nothing.
@@ -42,16 +44,19 @@ class Record:
     ) -> None:
         self._folder, self._tracker, self._is_main = folder, tracker, is_main
         self._steps, self._log_every, self._remote = steps, log_every, remote
+        self._said = -math.inf
 
     def event(self, kind: str, **facts: Any) -> None:
         """Append to events.jsonl."""
         self._write(self._folder.event, kind, **facts)
 
     def step(self, metrics: StepMetrics) -> None:
-        """Append a step to metrics.jsonl, and say in status.json how far the run is."""
+        """Append a step to metrics.jsonl, and say in status.json how far the run is, once in STATUS_S."""
         values = {name: finite(value) for name, value in asdict(metrics).items()}
         self._line("train", values, track=metrics.step % self._log_every == 0)
-        self._write(self._folder.set_status, "running", step=metrics.step, steps=self._steps)
+        if time.monotonic() - self._said >= STATUS_S or metrics.step == self._steps:
+            self._said = time.monotonic()
+            self._write(self._folder.set_status, "running", step=metrics.step, steps=self._steps)
 
     def evaluation(self, step: int, scores: dict[str, Any]) -> None:
         """Append a held-out loss to metrics.jsonl."""

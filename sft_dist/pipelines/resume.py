@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,23 @@ log = logger(__name__)
 
 
 def resume(
-    config: RunConfig, folder: RunFolder, engine: Any, plan_hash: int, remote: Remote | None
+    config: RunConfig,
+    folder: RunFolder,
+    engine: Any,
+    remote: Remote | None,
+    *,
+    plan_hash: int,
+    base: str | None,
 ) -> tuple[Position, list[float]]:
     """Fill the engine from the newest whole checkpoint, if there is one. Collective.
+
+    Args:
+        config: The run's config.
+        folder: Its folder.
+        engine: The engine, with the weights that training starts from.
+        remote: Where checkpoints are copied to.
+        plan_hash: Of the first epoch (EpochPlan.hash).
+        base: Fingerprint of the model that training starts from, or None.
 
     Returns:
         Where to start, and the last losses before it (train.guard.Judge).
@@ -61,6 +76,11 @@ def resume(
         raise UserError(
             f"{found} was trained on another data plan (stores, mixture, seq_len or tokens_per_step changed), so continuing "
             "would repeat or skip examples; restore the settings, or use another name"
+        )
+    if base is not None and facts.get("base", base) != base:
+        raise UserError(
+            f"{found} was trained from another base than the one that model.path={config.model.path} is now, so what is not in the "
+            "checkpoint would come from the wrong model; give the old one by model.path or model.revision, or use another name"
         )
     if dist.get_rank() == 0:
         folder.event(
@@ -101,11 +121,9 @@ def remaining(
         steps: Optimizer steps of the whole run.
         sequence: The ranks that share rows with this one.
     """
-    done = start.step
-    for plan, after in _planned(config, planner, start):
-        if done >= steps:
-            return
-        done += 1
+    # a slice: asking for one more would plan one more epoch
+    left = islice(_planned(config, planner, start), max(0, steps - start.step))
+    for done, (plan, after) in enumerate(left, start=start.step + 1):
         mine = [micro[sequence.data_rank] for micro in plan.micro_rows]
         yield (
             Position(step=done, epoch=after.epoch, epoch_step=after.step),

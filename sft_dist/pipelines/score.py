@@ -170,7 +170,7 @@ class _Losses:
         module = loaded.module.to(device).eval()
         vocab = module.hf.config.get_text_config().vocab_size
         moved = leak.measure(lambda batch: module(*to_inputs(batch, device))[1], vocab)
-        if moved > leak.TOLERANCE[module.hf.dtype]:
+        if not moved <= leak.TOLERANCE[module.hf.dtype]:  # NaN must not pass
             raise UserError(
                 f"packed documents see one another with model.attention={loaded.backend} (by {moved:.2g}), so scores would be "
                 "wrong; use model.attention=sdpa_dense, or another model"

@@ -67,7 +67,7 @@ def run(
     Args:
         engine: The DeepSpeed engine.
         work: For every global batch from `start` on: the position after it, its plan, and a function that collates
-            this rank's micro-batches (run one step ahead in a thread).
+            this rank's micro-batches. Taken and run in a thread, one step ahead.
         start: Position to start from.
         schedule: When things happen.
         lr_of: Learning rate of a zero-based optimizer step.
@@ -208,18 +208,23 @@ def _ended(position: Position, state: str, saver: Saver) -> tuple[Position, str,
 def _prefetched(
     work: Iterable[tuple[Position, StepPlan, Callable[[], list[Batch]]]],
 ) -> Iterator[tuple[Position, StepPlan, list[Batch], float]]:
-    """Collate the next step's micro-batches in a thread while this one runs; yield with the seconds waited."""
+    """Plan and collate the next step in a thread while this one runs; yield with the seconds waited for it."""
+    queue = iter(work)
+
+    def ahead() -> tuple[Position, StepPlan, list[Batch]] | None:
+        item = next(queue, None)
+        return (item[0], item[1], item[2]()) if item else None
+
     with ThreadPoolExecutor(1) as pool:
-        queue = iter(work)
-        ahead = next(queue, None)
-        future = pool.submit(ahead[2]) if ahead else None
-        while ahead and future:
+        future = pool.submit(ahead)
+        while True:
             began = time.monotonic()
-            batches = future.result()
-            now, waited = ahead, time.monotonic() - began
-            ahead = next(queue, None)
-            future = pool.submit(ahead[2]) if ahead else None
-            yield now[0], now[1], batches, waited
+            made = future.result()
+            waited = time.monotonic() - began
+            if made is None:
+                return
+            future = pool.submit(ahead)
+            yield *made, waited
 
 
 def _every(step: int, period: int | None) -> bool:

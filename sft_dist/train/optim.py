@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sft_dist.core.errors import UserError
 from sft_dist.model.trainable import shape_of
 
 # A parameter of a repeated layer, in the names of Hugging Face models.
@@ -28,6 +29,9 @@ def parameter_groups(
 
     Returns:
         Groups with `lr_scale`, a factor of the scheduled rate.
+
+    Raises:
+        UserError: When Muon would get experts that are one tensor.
     """
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     layers = {n: int(m[1]) for n, _ in named if (m := LAYER.search(n))}
@@ -35,6 +39,11 @@ def parameter_groups(
     groups: dict[tuple[bool, bool, int], list[Any]] = {}
     for name, parameter in named:
         matrix = len(shape_of(parameter)) > 1
+        if muon and name in layers and len(shape_of(parameter)) > 2:
+            raise UserError(
+                f"optim.name=muon takes single matrices, and {name} holds those of all experts of a layer in one tensor, so it would be "
+                "orthogonalised as something that it is not; use optim.name=adamw"
+            )
         below = depth - layers[name] if name in layers else depth + 1 if "embed" in name else 0
         key = (not matrix, muon and matrix and name in layers, below if layer_lr_decay < 1 else 0)
         groups.setdefault(key, []).append(parameter)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sft_dist.core.errors import UserError
+from sft_dist.core.errors import UserError, nearest
 
 # Keys that we derive: letting `deepspeed.extra` set them would make the loss or the schedule wrong.
 DERIVED = {
@@ -24,7 +24,17 @@ DERIVED = {
     "optimizer": "optim",
     "scheduler": "optim.schedule",
     "bf16": "model.dtype",
+    "bfloat16": "model.dtype",
     "fp16": "model.dtype",
+    "torch_autocast": "model.dtype",
+    "activation_checkpointing": "model.gradient_checkpointing",
+    "compile": "model.compile",
+    "checkpoint": "checkpoint",
+    "data_efficiency": "nothing: the plan of an epoch decides what is trained on, and when",
+    "tensor_parallel": "train.sequence_parallel: the loss algebra knows of no other way to share a row",
+    "expert_parallel": "nothing: the loss algebra and the checkpoints know of no expert groups",
+    "pipeline": "nothing: the loop runs whole models",
+    "hybrid_engine": "nothing: answers are generated from the export",
     "communication_data_type": "deepspeed.communication_dtype",
     "zero_optimization.stage": "deepspeed.stage",
     "zero_optimization.overlap_comm": "deepspeed.overlap_comm",
@@ -35,7 +45,11 @@ DERIVED = {
     "zero_optimization.stage3_param_persistence_threshold": "deepspeed.persistence_threshold",
     "zero_optimization.stage3_max_live_parameters": "deepspeed.max_live_parameters",
     "zero_optimization.offload_optimizer": "deepspeed.offload_optimizer",
+    "zero_optimization.cpu_offload": "deepspeed.offload_optimizer",
     "zero_optimization.offload_param": "deepspeed.offload_params",
+    "zero_optimization.cpu_offload_param": "deepspeed.offload_params",
+    "zero_optimization.zenflow": "nothing: it updates late, so a run would depend on where it was stopped",
+    "zero_optimization.leaf_module.name_suffixes": "model.mlp_tiles (zero_optimization.leaf_module.classes is free)",
     "zero_optimization.zero_hpz_partition_size": "deepspeed.hpz_partition_size",
     "zero_optimization.zero_quantized_weights": "deepspeed.quantized_weights",
     "zero_optimization.zero_quantized_gradients": "deepspeed.quantized_gradients",
@@ -124,7 +138,55 @@ def zero_config(
         config["communication_data_type"] = communication_dtype
     config = _merged(config, extra)
     _check_schema(config)
+    if extra:
+        _check_known(config, extra)
     return config
+
+
+class _Watched(dict[str, Any]):
+    """A config that remembers which of its keys were looked for."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.asked: set[Any] = set()
+
+    def __contains__(self, key: object) -> bool:
+        self.asked.add(key)
+        return super().__contains__(key)
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+    def keys(self) -> Any:
+        return self  # so that `key in config.keys()` is seen as well
+
+    def __copy__(self) -> _Watched:
+        return self
+
+
+def _check_known(config: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+    """Refuse keys of `extra` that DeepSpeed never looks for while it reads its config: it would ignore them in silence."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    watched = _Watched(config)
+    try:
+        DeepSpeedConfig(watched)
+    except Exception as error:  # assertions, pydantic's errors, its own: whatever it says of these keys
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"DeepSpeed refuses deepspeed.extra ({said}), so the engine cannot be made; correct or remove it"
+        ) from error
+    if unknown := [k for k in extra if k not in watched.asked]:
+        known = sorted(str(k) for k in watched.asked - DERIVED.keys())
+        raise UserError(
+            f"deepspeed.extra.{unknown[0]} is no key that DeepSpeed knows, so it would do nothing.{nearest(unknown[0], known)} "
+            "Correct or remove it"
+        )
 
 
 def _check_schema(config: Mapping[str, Any]) -> None:
@@ -167,7 +229,7 @@ def _check_machine(offload_optimizer: str, quantized_weights: bool, quantized_gr
 
 
 def check_extra(extra: Mapping[str, Any], path: str = "") -> None:
-    """Refuse keys of `deepspeed.extra` that we derive."""
+    """Refuse keys of `deepspeed.extra` that we derive, and values in the place of sections that we fill."""
     for key, value in extra.items():
         full = f"{path}{key}"
         if full in DERIVED:
@@ -176,6 +238,10 @@ def check_extra(extra: Mapping[str, Any], path: str = "") -> None:
             )
         if isinstance(value, Mapping):
             check_extra(value, f"{full}.")
+        elif any(derived.startswith(f"{full}.") for derived in DERIVED):
+            raise UserError(
+                f"deepspeed.extra.{full}={value!r} would replace a whole section that is derived; give the keys in it that you mean"
+            )
 
 
 def _merged(base: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:

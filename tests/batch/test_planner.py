@@ -1,7 +1,9 @@
 """An epoch's plan: every drawn document once, the same rows for any number of ranks, exact weights."""
 
 import dataclasses
+import gc
 import sys
+import weakref
 from itertools import chain
 
 import numpy as np
@@ -252,6 +254,27 @@ def test_repeats_of_a_mixture_are_all_trained(random_corpus):
     plan = planner(corpus, mixture=mixture).epoch(0)
     times = np.bincount([doc for doc, _, _ in documents(plan)], minlength=90)
     assert times.tolist() == [3] * 30 + [1] * 60
+
+
+def test_an_epoch_is_planned_once_and_never_lies_beside_another(random_corpus, monkeypatch):
+    """At 100 million documents a plan takes seconds, and gigabytes on every rank."""
+    planned, plan = [], Planner._plan
+
+    def watched(self, epoch):
+        gc.collect()
+        assert not any(there() for _, there in planned)
+        made = plan(self, epoch)
+        planned.append((epoch, weakref.ref(made)))
+        return made
+
+    monkeypatch.setattr(Planner, "_plan", watched)
+    one = planner(random_corpus(60))
+    first = one.epoch(0)
+    assert not any(np.shares_memory(row.docs, first.docs) for row in first.rows(0))
+    del first
+    steps = list(one.steps(SamplerState(), epochs=3))
+    assert {s.epoch for s, _ in steps} == {0, 1, 2}
+    assert [epoch for epoch, _ in planned] == [0, 1, 2]
 
 
 def test_resume_from_any_position_continues_as_if_never_stopped(random_corpus):

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from plain_engine import PlainEngine, at, equal, flip, newest, save
 
-from sft_dist.checkpoint import store
+from sft_dist.checkpoint import background, store
 from sft_dist.checkpoint.background import Saved, Saver
 from sft_dist.checkpoint.store import Keep
 from sft_dist.core.errors import UserError
@@ -66,6 +67,45 @@ def test_phases_go_on_only_when_all_ranks_have_ended(engine: PlainEngine, root: 
     assert newest(root) == ("step-00000001", [])
 
 
+@pytest.mark.parametrize(("patience_s", "expected"), [(3600.0, 5), (0.0, 0)])
+def test_waiting_for_the_disk_of_another_rank_is_progress_for_a_while(
+    engine: PlainEngine, root: Path, monkeypatch: pytest.MonkeyPatch, patience_s: float, expected: int
+) -> None:
+    """No collective outlasts its time-out and the launcher sees a heartbeat, until that disk is taken for hung."""
+    theirs = iter(
+        [0, 0, 0, 1, 1]
+    )  # the other rank ends its write at the fourth meeting; the commit is not its own
+    moves: list[int] = []
+
+    def all_reduce(counts: torch.Tensor) -> None:
+        counts += torch.tensor([next(theirs), 0.0])
+
+    saver = Saver(
+        engine, root, facts={}, keep=Keep(last=9), report=lambda _: None, moved=lambda: moves.append(1)
+    )
+    monkeypatch.setattr(background, "PATIENCE_S", patience_s)
+    monkeypatch.setattr(background, "_to_main", lambda value: [value])
+    monkeypatch.setattr(background.dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(background.dist, "get_world_size", lambda: 2)
+    saver.begin(at(1))
+    saver.finish()
+    assert saver.saved_at == at(1)
+    assert len(moves) == expected
+
+
+def test_what_changes_the_state_beside_the_loop_is_waited_for(engine: PlainEngine, root: Path) -> None:
+    def settle() -> None:
+        for p in engine.module.parameters():
+            p.data.fill_(7.0)
+
+    saver = Saver(engine, root, facts={}, keep=Keep(last=9), report=lambda _: None, settle=settle)
+    saver.begin(at(1))
+    saver.finish()
+    other = PlainEngine(seed=1)
+    store.load(other, root / "step-00000001")
+    assert all(bool((p == 7.0).all()) for p in other.module.parameters())
+
+
 def test_the_best_stay_and_an_evaluation_among_them_saves(engine: PlainEngine, root: Path) -> None:
     losses = {1: 2.0, 2: 1.0, 3: 3.0, 5: 1.5}
     for step in (1, 2, 3, 4, 5, 6):
@@ -78,6 +118,15 @@ def test_the_best_stay_and_an_evaluation_among_them_saves(engine: PlainEngine, r
     assert not saver.scored(9, 1.4)
     assert not saver.scored(10, float("nan"))
     assert not saver.scored(11, None)
+
+
+def test_a_removal_that_was_cut_short_does_not_stop_later_ones(engine: PlainEngine, root: Path) -> None:
+    """A run that died in it, was set back and came to the same step again."""
+    (root / ".removing-step-00000001").mkdir(parents=True)
+    (root / ".removing-step-00000001" / "left").touch()
+    for step in (1, 2, 3):
+        save(engine, root, step, last=1)
+    assert sorted(p.name for p in root.iterdir()) == ["LATEST", "step-00000003"]
 
 
 def test_weights_outlive_the_optimizer_state(engine: PlainEngine, root: Path) -> None:

@@ -101,6 +101,41 @@ def test_dropped_optimizer_state_is_dropped_there_too(engine: PlainEngine, root:
     ]
 
 
+def test_whose_checkpoints_they_are_lies_beside_them(engine: PlainEngine, root: Path, url: str) -> None:
+    assert Remote(url).run_config() is None
+    (root.parent / "config.json").write_text('{"name": "mine"}')
+    save(engine, root, Remote(url), 1)
+    assert Remote(url).run_config() == '{"name": "mine"}'
+    assert listing(url) == ["LATEST", "config.json", *whole(1)]
+
+
+def test_a_place_that_can_be_written_is_left_as_it_was(url: str) -> None:
+    Remote(url).probe("rank-3")
+    assert listing(url) == []
+
+
+def test_a_place_that_cannot_be_written_or_read_is_refused(
+    root: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = Remote("file:///dev/null/run")
+    with pytest.raises(UserError, match=r"cannot be written \(.*\), so no checkpoint would be copied there"):
+        remote.probe("rank-0")
+
+    class NoCredentialsError(Exception):
+        """botocore's is no OSError either."""
+
+    def locked(*_: object, **__: object) -> None:
+        raise NoCredentialsError("Unable to locate credentials")
+
+    remote = Remote(url)
+    for name in ("rm_file", "glob"):
+        monkeypatch.setattr(remote._files, name, locked, raising=False)
+    with pytest.raises(UserError, match="cannot be written .Unable to locate credentials"):
+        remote.probe("rank-0")
+    with pytest.raises(UserError, match="cannot be read .Unable to locate credentials"):
+        remote.fetch(root, part=(0, 1), barrier=lambda: None)
+
+
 def test_an_unknown_protocol_is_refused() -> None:
     with pytest.raises(UserError, match=r"checkpoint.remote=nowhere://x .* install the fsspec driver"):
         Remote("nowhere://x")

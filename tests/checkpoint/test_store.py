@@ -67,6 +67,9 @@ def test_a_run_that_was_set_back_keeps_what_it_saves_now(engine: PlainEngine, ro
         flip(root / f"step-{step:08d}/rank-00000.weights.safetensors")
     assert newest(root)[0] is None
     assert sorted(p.name for p in root.glob("bad-*")) == ["bad-step-00000020", "bad-step-00000022"]
+    save(engine, root, 22)
+    flip(root / "step-00000022/rank-00000.weights.safetensors")
+    assert newest(root)[0] is None  # damaged once more: the run starts all the same
     save(engine, root, 30)
     save(engine, root, 2, last=1)
     assert newest(root) == ("step-00000002", [])

@@ -123,6 +123,7 @@ def test_a_wrong_choice_lists_the_choices() -> None:
     [
         ("- 1\n- 2\n", "holds a list"),
         ("a: [1\n", "not readable as YAML"),
+        ("data: {sources: {x: {kind: demo}, x: {kind: demo}}}", "'x' stands twice, again on line 1"),
         ("defaults:\n  - nothing: x\n", "names no config group"),
     ],
 )

@@ -110,6 +110,7 @@ def case_ema(model: str, scratch: Path, stage: str) -> dict[str, Any]:
     ema.after(1)  # not yet
     restored = [s.views["ema"].unique().tolist() for s in slices.local_slices(engine)]
     ema.after(2)
+    ema.settle()
     apart = [
         float((s.views["ema"] - (0.25 * 3.0 + 0.75 * s.views["master"])).abs().max())
         for s in slices.local_slices(engine)
@@ -137,7 +138,7 @@ def case_held_out(model: str, scratch: Path, documents: str) -> dict[str, Any]:
     })  # fmt: skip
     engine = cases.engine_of(model, stage=3)
     cost = CostModel(linear_flops_per_token=1.0, attention_flops_per_pair=0.1)
-    found = held_out_loss(config, engine, str(folder), cost, cases.group(1))()
+    found = held_out_loss(config, engine, str(folder), cost, cases.group(1), moved=lambda: None)()
     sums = {"even": [0.0, 0.0], "odd": [0.0, 0.0]}
     engine.eval()
     for i, doc in enumerate(docs):

@@ -10,6 +10,16 @@ import numpy as np
 BENCH = Path(__file__).resolve().parents[2] / "bench" / "packing.py"
 
 
+def test_a_whole_plan_is_measured():
+    done = subprocess.run(
+        [sys.executable, str(BENCH), "--plan", "20000"], capture_output=True, text=True, check=True
+    )
+    (line,) = json.loads(done.stdout)["planning"]
+    assert line["documents"] == 20000
+    assert line["fill"] > 0.99
+    assert line["cpu_s"] >= 0
+
+
 def test_runs_and_holds_what_its_header_says(tmp_path):
     np.save(tmp_path / "mine.npy", np.full(100, 3000))
     options = [

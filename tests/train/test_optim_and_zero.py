@@ -82,6 +82,16 @@ def test_each_layer_learns_slower_than_the_one_above_it() -> None:
     }
 
 
+def test_muon_refuses_experts_that_are_one_tensor() -> None:
+    module = Tower()
+    module.inner.layers[0].experts = nn.Parameter(torch.zeros(4, 2, 2))
+    with pytest.raises(
+        UserError, match=r"inner.layers.0.experts holds those of all experts.*optim.name=adamw"
+    ):
+        parameter_groups(module, 0.1, muon=True)
+    assert parameter_groups(module, 0.1)
+
+
 def test_muon_takes_the_matrices_of_layers_and_adamw_the_rest() -> None:
     """Three steps equal torch's own two optimizers side by side; all states lie in one place."""
 
@@ -238,3 +248,43 @@ def test_checkpointing_takes_a_switch_a_number_or_selective(value: Any) -> None:
 def test_a_key_that_deepspeed_does_not_know_is_refused() -> None:
     with pytest.raises(UserError, match="deepspeed.extra.zero_optimization.nonesuch"):
         make(extra={"zero_optimization": {"nonesuch": 1}})
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (
+            {"wall_clock_brekdown": True},
+            "wall_clock_brekdown is no key that DeepSpeed knows.*wall_clock_breakdown",
+        ),
+        ({"zero_optimization": {}, "comms_loger": {}}, "comms_loger is no key that DeepSpeed knows"),
+        ({"wandb": {"enabled": "perhaps"}}, "DeepSpeed refuses deepspeed.extra"),
+        ({"amp": {"enabled": True}}, "DeepSpeed refuses deepspeed.extra.*has been removed"),
+        ({"zero_optimization": False}, "zero_optimization=False would replace a whole section"),
+        ({"zero_optimization": {"leaf_module": None}}, "leaf_module=None would replace a whole section"),
+    ],
+)
+def test_what_deepspeed_would_ignore_or_cannot_read_is_refused(extra: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        make(extra=extra)
+
+
+def test_keys_that_deepspeed_reads_are_let_through() -> None:
+    extra = {
+        "wall_clock_breakdown": True,
+        "memory_breakdown": True,
+        "disable_python_gc": True,
+        "aio": {"block_size": 4096},
+        "flops_profiler": {"enabled": False},
+        "comms_logger": {"enabled": True},
+        "tensorboard": {"enabled": False},
+        "zero_optimization": {"leaf_module": {"classes": ["torch.nn.Linear"]}},
+    }
+    config = make(extra=extra, whole_mlp=True)
+    assert {k: config[k] for k in extra if k != "zero_optimization"} == {
+        k: v for k, v in extra.items() if k != "zero_optimization"
+    }
+    assert config["zero_optimization"]["leaf_module"] == {
+        "name_suffixes": ["mlp"],
+        "classes": ["torch.nn.Linear"],
+    }
