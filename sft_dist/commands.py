@@ -1,0 +1,305 @@
+"""What the sub-commands do: load the config, call one pipeline, print what it says. Each returns the exit code.
+
+Pipelines are imported when they are called: a mistake in the config is told before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sft_dist.core.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sft_dist.config import RunConfig
+
+CHECK_EXAMPLES = 500  # of each source, evenly spread: what `check` renders when there is no store yet
+
+
+def _load(options: argparse.Namespace) -> RunConfig:
+    from sft_dist.config.load import load_config
+
+    words: list[str] = options.config
+    file = Path(words[0]) if words and "=" not in words[0] and not words[0].startswith("~") else None
+    return load_config(words[1:] if file else words, file)
+
+
+def _command(options: argparse.Namespace, name: str) -> str:
+    return shlex.join(["sft-dist", name, *options.config])
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Prepare, train, evaluate and report."""
+    from sft_dist.pipelines.evaluate import evaluate
+    from sft_dist.pipelines.train import train
+
+    folder = train(_load(options), console, command=_command(options, "prepare"))
+    if folder.status()["state"] != "finished":
+        return 0
+    evaluate(folder, console)
+    return _show(folder.path, console)
+
+
+def train(options: argparse.Namespace, console: Console) -> int:
+    """Train, or take two steps of it."""
+    from sft_dist.pipelines.smoke import smoke
+    from sft_dist.pipelines.train import train
+
+    if options.smoke:
+        smoke(_load(options), console, command=_command(options, "prepare"))
+        return 0
+    folder = train(_load(options), console, command=_command(options, "prepare"))
+    if folder.status()["state"] == "finished":
+        console.print(f"next: sft-dist evaluate {folder.path}")
+    return 0
+
+
+def check(options: argparse.Namespace, console: Console) -> int:
+    """Print what training would consist of."""
+    from sft_dist.pipelines.check import check
+
+    config = _load(options)
+    summary = check(config, limit=CHECK_EXAMPLES)
+    console.print(summary.line(), soft_wrap=True)
+    for warning in summary.warnings:
+        sys.stderr.write(f"warning: {warning}\n")
+    return 0
+
+
+def preview(options: argparse.Namespace, console: Console) -> int:
+    """Show turns and rows."""
+    from sft_dist.pipelines.check import preview
+
+    preview(_load(options), console, per_source=options.examples, html=options.html)
+    return 0
+
+
+def construct(options: argparse.Namespace, console: Console) -> int:
+    """Generate examples."""
+    from sft_dist.pipelines.construct import construct
+
+    with console.status("constructing") as status:
+        made = construct(_load(options), only=options.only, progress=status.update)
+    for name, done in made.items():
+        dropped = ", ".join(f"{n:,} {why}" for why, n in done.dropped.items()) or "none"
+        console.print(f"{name}: {done.examples:,} examples in {done.path}; dropped: {dropped}")
+    return 0
+
+
+def prepare(options: argparse.Namespace, console: Console) -> int:
+    """Build the token stores, or verify them."""
+    from sft_dist.pipelines.prepare import prepare
+    from sft_dist.shards import Store
+
+    config = _load(options)
+    if options.verify:
+        return _verify(config, console, _command(options, "prepare"))
+    index, _, count = options.slice.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise UserError(
+            f"--slice {options.slice} is not I/N with I below N; a Slurm array gives it as $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"
+        )
+    with console.status("preparing") as status:
+        done = prepare(
+            config,
+            rebuild=options.rebuild,
+            part=(int(index), int(count)),
+            command=_command(options, "prepare"),
+            progress=status.update,
+        )
+    for name, path in done.stores.items():
+        if (path / "manifest.json").is_file():
+            store, read = Store.open(path), done.selected.sources[name]
+            console.print(
+                f"{name}: {len(store):,} examples, {store.n_tokens:,} tokens of {read.read:,} records; evaluation {read.evaluation:,}, "
+                f"unreadable {read.unreadable:,}, dropped {sum(read.dropped.values()):,}"
+            )
+        else:
+            console.print(f"{name}: slice {options.slice} is built; the store is closed when all slices are")
+    for name, read in done.selected.sources.items():
+        if read.prompts:
+            console.print(
+                f"{name}: {read.prompts:,} prompts of {read.read:,} records, for `construct` and never trained on; "
+                f"unreadable {read.unreadable:,}, dropped {sum(read.dropped.values()):,}"
+            )
+    return 0
+
+
+def _verify(config: RunConfig, console: Console, command: str) -> int:
+    from sft_dist.pipelines.selection import stored_sources
+    from sft_dist.shards import Store
+
+    folder = Path(config.data.dir)
+    names = stored_sources(folder, config.data.sources)
+    if names is None:
+        raise UserError(
+            f"{folder} was not prepared with all sources of this config, so there is nothing to verify; run: {command}"
+        )
+    stores = [Store.open(folder / "stores" / name, rebuild=f"{command} --rebuild") for name in names]
+    if wrong := [problem for store in stores for problem in store.verify()]:
+        raise UserError(
+            "{} files do not match their checksums:\n  {}\nrebuild with: {} --rebuild".format(
+                len(wrong), "\n  ".join(wrong), command
+            )
+        )
+    console.print(f"{len(names)} stores match their checksums")
+    return 0
+
+
+def score(options: argparse.Namespace, console: Console) -> int:
+    """Score training examples."""
+    from sft_dist.pipelines.score import score
+
+    with console.status("scoring") as status:
+        paths = score(_load(options), rebuild=options.rebuild, progress=status.update)
+    for path in paths.values():
+        console.print(f"scores: {path}")
+    return 0
+
+
+def card(options: argparse.Namespace, console: Console) -> int:
+    """Write the dataset card."""
+    from sft_dist.pipelines.card import write_card
+
+    config = _load(options)
+    with console.status("reading the data") as status:
+        paths = write_card(config, options.out, command=_command(options, "prepare"), progress=status.update)
+    for path in paths:
+        console.print(f"card: {path}")
+    return 0
+
+
+def freeze(options: argparse.Namespace, console: Console) -> int:
+    """Write a run folder."""
+    from sft_dist.core.runfolder import RunFolder
+    from sft_dist.pipelines.prepare import prepare
+    from sft_dist.pipelines.train import set_up
+
+    config = _load(options)
+    run_dir: Path = options.run_dir
+    config = config.model_copy(update={"name": run_dir.name, "run_root": str(run_dir.parent)})
+    prepared = prepare(config, build=False, command=_command(options, "prepare"))
+    set_up(config, prepared, RunFolder(run_dir))
+    console.print(f"{run_dir / 'config.json'} is written")
+    return 0
+
+
+def export(options: argparse.Namespace, console: Console) -> int:
+    """Export a checkpoint."""
+    from sft_dist.core.runfolder import RunFolder
+    from sft_dist.pipelines.export import export
+
+    out = export(RunFolder(options.run_dir), options.checkpoint, options.out)
+    console.print(f"the model lies in {out}")
+    return 0
+
+
+def evaluate(options: argparse.Namespace, console: Console) -> int:
+    """Evaluate a run, and report."""
+    from sft_dist.core.runfolder import RunFolder
+    from sft_dist.pipelines.evaluate import evaluate
+
+    evaluate(RunFolder(options.run_dir), console)
+    return _show(options.run_dir, console)
+
+
+def report(options: argparse.Namespace, console: Console) -> int:
+    """Report on a run or a sweep."""
+    return _leaderboard(options.sweep, console) if options.sweep else _show(options.run_dir, console)
+
+
+def sweep(options: argparse.Namespace, console: Console) -> int:
+    """Run a sweep, or submit it."""
+    from sft_dist.pipelines.sweep import run_sweep, submit_sweep
+    from sft_dist.pipelines.sweep_task import open_words
+
+    folder = open_words(options.config)
+    if options.submit or options.dry_run:
+        submit_sweep(folder, console, dry_run=options.dry_run)
+        return 0
+    try:
+        failed = run_sweep(folder, console)
+    finally:
+        if folder.trials():
+            _leaderboard(folder.path, console)
+    return 1 if failed else 0
+
+
+def _leaderboard(folder: Path, console: Console) -> int:
+    from sft_dist.report.sweep import sweep_table, write_sweep
+
+    page = write_sweep(folder)
+    console.print(sweep_table(folder))
+    console.print(f"leaderboard: {page}", soft_wrap=True)
+    return 0
+
+
+def _show(run_dir: Path, console: Console) -> int:
+    from sft_dist.report.run import summary_table, write_report
+
+    page = write_report(run_dir)
+    console.print(summary_table(run_dir))
+    console.print(f"report: {page}")
+    return 0
+
+
+def compare(options: argparse.Namespace, console: Console) -> int:
+    """Compare runs."""
+    from sft_dist.report.compare import compare
+
+    console.print(compare(options.run_dirs))
+    return 0
+
+
+def estimate(options: argparse.Namespace, console: Console) -> int:
+    """Print what a run needs."""
+    import json
+
+    from sft_dist.pipelines.check import check
+    from sft_dist.pipelines.estimate import estimate, show
+
+    config = _load(options)
+    result = estimate(
+        config,
+        check(config, limit=CHECK_EXAMPLES),
+        ranks=options.ranks,
+        device=options.device,
+        memory_gib=options.memory,
+        like=options.like,
+    )
+    if options.json:
+        sys.stdout.write(json.dumps(result, indent=1) + "\n")
+    else:
+        show(result, console)
+    return 0
+
+
+def doctor(options: argparse.Namespace, console: Console) -> int:
+    """Examine the machine; 1 when it is not fit."""
+    from sft_dist.config.load import read_run
+    from sft_dist.pipelines.doctor import doctor
+
+    config = read_run(options.run) if options.run else _load(options)
+    return doctor(config, console, as_json=options.json)
+
+
+def submit(options: argparse.Namespace, console: Console) -> int:
+    """Submit a run."""
+    from sft_dist.pipelines.submit import submit
+
+    command = _command(options, "prepare")
+    submit(_load(options), console, command=command, limit=CHECK_EXAMPLES, dry_run=options.dry_run)
+    return 0
+
+
+def watch(options: argparse.Namespace, console: Console) -> int:
+    """Follow a run."""
+    from sft_dist.pipelines.watch import watch
+
+    console.print(watch(options.run_dir, console))
+    return 0
