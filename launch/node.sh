@@ -13,7 +13,8 @@
 # JOIN_TIMEOUT_S   how long a node waits for the others (600)
 #
 # USR1, or Ctrl-C once: the ranks agree on a step, write a checkpoint and end with status "stopped".
-# USR2: every rank writes the stacks of its threads to its log.   TERM, or Ctrl-C twice: torchrun ends the ranks.
+# USR2: every rank writes the stacks of its threads to its log.   TERM, or Ctrl-C twice: torchrun ends the ranks; a TERM in a
+# job on several nodes or by slurm/train.sbatch is as USR1, for Slurm itself kills what outlives its grace time.
 #
 # Why Slurm starts this and not torchrun: with proctrack/cgroup it delivers every signal but KILL to its direct child
 # alone; torchrun would die of USR1, and its ranks would never see it.
@@ -23,11 +24,12 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/env.sh"
 : "${RUN_DIR:?the run folder}" "${MASTER_ADDR:?the address of node 0}" "${MASTER_PORT:?a free port of node 0}"
 
+by_hand=''
 node=${NODE_RANK:-${SLURM_NODEID:-0}} nnodes=${NNODES:-${SLURM_STEP_NUM_NODES:-1}}
 mkdir -p "$RUN_DIR/control"
 case $MASTER_ADDR in
   127.* | localhost)   # one machine, even inside an interactive Slurm allocation of several
-    node=0 nnodes=1
+    node=0 nnodes=1 by_hand=1
     rm -f "$RUN_DIR/control/stop" ;;   # left by the run before; under Slurm the batch script does this, once a restart
 esac
 
@@ -95,10 +97,13 @@ on_interrupt() {
     date +%s > "$RUN_DIR/control/stop"   # for ranks that have no handler yet
     to_ranks USR1
   else
-    on_term
+    end_ranks
   fi
 }
-on_term() { if [ -n "$pid" ]; then kill -s TERM "$pid" 2>/dev/null; fi; }
+on_term() {   # torchrun would kill the ranks after 30 s, in the middle of a checkpoint
+  if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "$by_hand" ]; then to_ranks USR1; else end_ranks; fi
+}
+end_ranks() { if [ -n "$pid" ]; then kill -s TERM "$pid" 2>/dev/null; fi; }
 
 binding=()
 if [ -n "${NUMA_BINDING:-}" ]; then binding=(--numa-binding "$NUMA_BINDING"); fi   # node, socket, exclusive, core-complex

@@ -37,7 +37,7 @@ submit() {   # -> job number
 }
 after() { printf -- '--dependency=afterok:%s' "$1"; }
 
-slices=$(submit --array="0-$((SLICES - 1))" ${prepare_options[@]+"${prepare_options[@]}"} "$SFT_ROOT/slurm/prepare.sbatch" "$@")
+slices=$(submit --array="0-$((SLICES - 1))" --output=%x-%A_%a.out ${prepare_options[@]+"${prepare_options[@]}"} "$SFT_ROOT/slurm/prepare.sbatch" "$@")
 whole=$(submit "$(after "$slices")" ${prepare_options[@]+"${prepare_options[@]}"} "$SFT_ROOT/slurm/prepare.sbatch" "$@")
 train=$(submit "$(after "$whole")" ${train_options[@]+"${train_options[@]}"} "$SFT_ROOT/slurm/train.sbatch" "$@")
 evaluate=$(submit "$(after "$train")" ${evaluate_options[@]+"${evaluate_options[@]}"} "$SFT_ROOT/slurm/evaluate.sbatch")

@@ -39,11 +39,14 @@ if [ -n "${STAGE_ENV:-}" ]; then
     die "STAGE_ENV and a container are two environments; set one of them"
   fi
   [ -f "$STAGE_ENV" ] || die "STAGE_ENV=$STAGE_ENV is no file, so there is no environment to unpack; launch/stage_env.sh says how to make it"
-  staged=$(local_disk)/sft_dist-env-$(id -un)-$(stat -c '%n %s %Y' "$STAGE_ENV" | cksum | cut -d ' ' -f 1)
+  place=$(local_disk)/sft_dist-env-$(id -un)
+  version=$(stat -c '%n %s %Y' "$STAGE_ENV" | cksum | cut -d ' ' -f 1)
+  # %A is SLURM_JOB_ID, of each element of an array too
+  running=$(squeue -h -u "$(id -un)" -t running,suspended,completing -o %A 2>/dev/null | tr '\n' ' ')
   srun --ntasks-per-node=1 --kill-on-bad-exit=1 --quiet ${options[@]+"${options[@]}"} \
-    bash "$SFT_ROOT/launch/stage_env.sh" "$STAGE_ENV" "$staged" ||
+    bash "$SFT_ROOT/launch/stage_env.sh" "$STAGE_ENV" "$place" "$version" "$running" ||
     die "the environment $STAGE_ENV could not be unpacked on every node, see above" 1
-  export PYTHON=$staged/bin/python
+  export PYTHON=$place/$version/bin/python
 fi
 
 # Prefixes of commands. Arrays, not functions: what runs in the background is then srun itself and not a subshell.

@@ -159,7 +159,10 @@ def _gpus(site: SiteProfile, job: Job) -> list[str]:
 
 def _container(image: ContainerProfile, job: Job, root: Path, srun: list[str]) -> dict[str, str]:
     """Return the variables that slurm/job.sh reads for Apptainer; pyxis takes options of srun, which are added."""
-    own = [str(root), job.exports.get("RUN_DIR", str(job.folder))]
+    own = [
+        str(root),
+        job.exports.get("RUN_DIR", str(job.folder.parent)),
+    ]  # without RUN_DIR: of a sweep, the whole of it
     if odd := [m for m in own if re.search(r"[\s,:]", m)]:
         raise UserError(
             f"{odd[0]} would be mounted in the container, and no list of mounts can carry its blanks, commas or colons; "

@@ -94,6 +94,20 @@ def send(run_dir: Path, texts: Mapping[str, str], jobs: Mapping[str, Job]) -> di
     return numbers
 
 
+def follow(numbers: Mapping[str, str], **lines: str) -> str:
+    """Return what is told after a submission: the jobs, how to see them in the queue, and `lines` by title."""
+    told = {name: f"job {number}" for name, number in numbers.items()}
+    told |= {"queue": f"squeue -j {','.join(numbers.values())}", **lines}
+    width = max(map(len, told))
+    return "\n".join(f"{title:{width}}  {text}" for title, text in told.items())
+
+
+def shown(run_dir: Path, texts: Mapping[str, str]) -> str:
+    """Return what a dry run shows: every file that would be written."""
+    files = [f"---- {run_dir / FOLDER / name}\n{text.rstrip()}" for name, text in texts.items()]
+    return "\n".join([*files, "---- dry run: none of these was written, nothing was submitted"])
+
+
 def refuse_if_queued(run_dir: Path) -> None:
     """Refuse a run whose earlier jobs have not ended.
 
@@ -107,7 +121,7 @@ def refuse_if_queued(run_dir: Path) -> None:
     try:
         # an unknown number (Slurm forgets) is an error for one job and ignored among several
         asked = subprocess.run(
-            ["squeue", "-h", "-j", numbers, "-o", "%i"],
+            ["squeue", "-h", "-j", numbers, "-o", "%F"],  # of an array its own number
             capture_output=True,
             text=True,
             check=False,
@@ -115,7 +129,7 @@ def refuse_if_queued(run_dir: Path) -> None:
         )
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return
-    if waiting := asked.stdout.split():
+    if waiting := list(dict.fromkeys(asked.stdout.split())):
         raise BusyError(
             f"{run_dir} was submitted before and its job {waiting[0]} has not ended, so two jobs would share one run folder; "
             f"wait, cancel it with: scancel {' '.join(waiting)}, or use another name"

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 
 from sft_dist.core.errors import BusyError, UserError
 from sft_dist.core.outcome import FIGURES, Curve, curve_of
-from sft_dist.core.runfolder import SILENT_S, RunFolder
+from sft_dist.core.runfolder import SILENT_S, RunFolder, take_lock
 from sft_dist.core.store import read_json, write_json
 
 TrialState = Literal["waiting", "running", "interrupted", "finished", "pruned", "failed"]
@@ -171,7 +171,7 @@ class SweepFolder:
         """Wait for the folder and hold it, against other processes and other nodes."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / f".{name}").open("a") as held:
-            fcntl.flock(held, fcntl.LOCK_EX)
+            take_lock(held, fcntl.LOCK_EX)
             yield
 
     @contextmanager
@@ -184,7 +184,7 @@ class SweepFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / f".trial-{number:03d}.lock").open("a") as held:
             try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                take_lock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise BusyError(
                     f"trial-{number:03d} of {self.path} is trained by another command on this sweep, so it is left to that one"

@@ -113,6 +113,8 @@ def doctor(config: RunConfig, console: Console, *, as_json: bool) -> int:
             shutil.rmtree(folder, ignore_errors=True)
     code = 1 if any(c.level == "fail" for found in table.values() for c in found) else 0
     _print(table, console, as_json=as_json, stepped=healthy)
+    if not as_json and (hint := _unseen(place)):
+        console.print(hint, soft_wrap=True)
     desk.tell({"verdict": code})
     return code
 
@@ -240,6 +242,14 @@ def _print(table: dict[str, list[Check]], console: Console, *, as_json: bool, st
         console.print("the common step and the network were not tried: mend the above first")
     verdict = f"NOT FIT: {', '.join(bad)}" if bad else "fit for training"
     console.print(f"doctor: {verdict}", soft_wrap=True)
+
+
+def _unseen(place: Place) -> str:
+    """Return what is said inside an allocation of several nodes where this process was started alone; else nothing."""
+    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    if nodes == 1 or len(place.names) > 1:
+        return ""
+    return f"this machine alone was examined; all {nodes} nodes of the allocation: srun --ntasks-per-node=1 sft-dist doctor"
 
 
 def _slurm_hosts() -> list[str]:

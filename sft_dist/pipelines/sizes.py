@@ -93,7 +93,7 @@ def unknown_parts(config: RunConfig, text: Mapping[str, Any]) -> list[str]:
 
 
 def ema_bytes(config: RunConfig, shape: Shape) -> int:
-    """Return the size of the averaged weights, which lie in host memory."""
+    """Return the size of the averaged weights, which lie in host memory, as does a copy of the weights."""
     return FP32 * shape.trained if config.optim.ema_decay is not None else 0
 
 

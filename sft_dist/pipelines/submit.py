@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from rich.console import Console
 
 from sft_dist.cluster.site import load_site
-from sft_dist.cluster.submit import FOLDER, chain, files, refuse_if_queued, send
+from sft_dist.cluster.submit import FOLDER, chain, files, follow, refuse_if_queued, send, shown
 from sft_dist.config import RunConfig
 from sft_dist.config.cluster import SiteProfile
 from sft_dist.core.errors import UserError
-from sft_dist.core.runfolder import RunFolder
 from sft_dist.pipelines.check import check
 from sft_dist.pipelines.estimate import estimate, show
 from sft_dist.pipelines.plan import check_ranks
@@ -50,22 +50,22 @@ def submit(config: RunConfig, console: Console, *, command: str, limit: int, dry
     submit = config.submit
     jobs = chain(folder.path, nodes=config.launch.nodes, **submit.model_dump())
     if dry_run:
-        _show(folder, files(site, jobs, config.model_dump(mode="json")), console)
+        texts = files(site, jobs, config.model_dump(mode="json"))
+        console.print(shown(folder.path, texts), soft_wrap=True, markup=False)
         return
     refuse_if_queued(folder.path)
     config = make_way(config, folder)
     numbers = send(folder.path, files(site, jobs, config.model_dump(mode="json")), jobs)
-    for name, number in numbers.items():
-        console.print(f"{name:9} job {number}", soft_wrap=True)
-    console.print(
-        f"run folder  {folder.path}\n"
-        f"output      {folder.path / FOLDER}/*.out\n"
-        f"queue       squeue -j {','.join(numbers.values())}\n"
-        f"follow      sft-dist watch {folder.path}\n"
-        f"stop        scancel --signal=USR1 --batch {numbers['train']} (checkpoint, requeue); "
-        f"touch {folder.path}/control/stop (checkpoint, end); scancel {' '.join(numbers.values())} (at once)",
-        soft_wrap=True,
-    )
+    quoted = shlex.quote(str(folder.path))
+    lines = {
+        "run folder": str(folder.path),
+        "output": f"{folder.path / FOLDER}/*.out",
+        "follow": f"sft-dist watch {quoted}",
+        "save and requeue": f"scancel --signal=USR1 --batch {numbers['train']}",
+        "save and end": f"touch {quoted}/control/stop",
+        "end at once": f"scancel {' '.join(numbers.values())}",
+    }
+    console.print(follow(numbers, **lines), soft_wrap=True, markup=False)
 
 
 def at_site(config: RunConfig, site: SiteProfile) -> RunConfig:
@@ -97,10 +97,3 @@ def _refuse_missing_stores(config: RunConfig, command: str) -> None:
             f"the token store of {', '.join(missing)} is not built in {stores}, so the job would end at its first minute; "
             f"add submit.prepare_tasks=8 to build on CPU nodes first, or run: {command}"
         )
-
-
-def _show(folder: RunFolder, texts: dict[str, str], console: Console) -> None:
-    for name, text in texts.items():
-        console.print(f"---- {folder.path / FOLDER / name}", soft_wrap=True, markup=False)
-        console.print(text.rstrip("\n"), soft_wrap=True, markup=False)
-    console.print("---- dry run: nothing was written or submitted")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from sft_dist.cluster.sbatch import Job
 from sft_dist.cluster.site import load_site
-from sft_dist.cluster.submit import FOLDER, chain, files, refuse_if_queued, send
+from sft_dist.cluster.submit import FOLDER, chain, files, follow, refuse_if_queued, send, shown
 from sft_dist.config import RunConfig
 from sft_dist.config.load import validate
 from sft_dist.core.errors import UserError
@@ -92,7 +93,7 @@ def submit_sweep(folder: SweepFolder, console: Console, *, dry_run: bool) -> Non
             folder=folder.path / FOLDER,
             arguments=(str(folder.path),),
             # stores that only some trials use are built by the first that needs them
-            exports={"PREPARE": "1"} if several else {},
+            exports=({"PREPARE": "1"} if several else {}) | ({"DOCTOR": "1"} if config.submit.doctor else {}),
             nodes=config.launch.nodes,
             array=f"{_ranges(numbers)}%{definition.max_parallel}",
             time=config.submit.time,
@@ -101,24 +102,21 @@ def submit_sweep(folder: SweepFolder, console: Console, *, dry_run: bool) -> Non
         del jobs["train"]
         texts = files(site, jobs, there.model_dump(mode="json"))
         if dry_run:
-            for name, text in texts.items():
-                console.print(f"---- {folder.path / FOLDER / name}", soft_wrap=True, markup=False)
-                console.print(text.rstrip("\n"), soft_wrap=True, markup=False)
-            console.print("---- dry run: nothing was submitted")
+            console.print(shown(folder.path, texts), soft_wrap=True, markup=False)
             return
         refuse_if_queued(folder.path)
         if own:
             folder.define(replace(definition, overrides=[*definition.overrides, *sorted(own)]))
         submitted = send(folder.path, texts, jobs)
-    for name, number in submitted.items():
-        console.print(f"{name:9} job {number}", soft_wrap=True)
-    console.print(
-        f"sweep     {folder.path}: {len(numbers)} trials, {definition.max_parallel} at a time\n"
-        f"queue     squeue -j {','.join(submitted.values())}\n"
-        f"so far    sft-dist report --sweep {folder.path}\n"
-        f"stop      scancel {' '.join(submitted.values())}; the same command continues",
-        soft_wrap=True,
-    )
+    quoted = shlex.quote(str(folder.path))
+    lines = {
+        "sweep folder": f"{folder.path}: {len(numbers)} trial{'s' * (len(numbers) > 1)}, {definition.max_parallel} at a time",
+        "output": f"{folder.path / FOLDER}/*.out",
+        "so far": f"sft-dist report --sweep {quoted}",
+        "go on": f"sft-dist sweep --submit {quoted}",
+        "end at once": f"scancel {' '.join(submitted.values())}",
+    }
+    console.print(follow(submitted, **lines), soft_wrap=True, markup=False)
 
 
 def due_numbers(folder: SweepFolder, definition: Definition) -> list[int]:

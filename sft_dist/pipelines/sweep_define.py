@@ -107,11 +107,16 @@ def trial_config(
     file = folder.config if folder.config.is_file() else None
     config = load_config([*definition.overrides, *_texts(settings)], file)
     group = config.wandb.group or folder.path.name
+    checkpoint = config.checkpoint
+    if checkpoint.remote:  # else a trial would continue the checkpoints of another one
+        own = f"{checkpoint.remote.rstrip('/')}/{folder.path.name}/{name}"
+        checkpoint = checkpoint.model_copy(update={"remote": own})
     return config.model_copy(
         update={
             "name": name,
             "run_root": str(folder.path),
             "data": config.data.model_copy(update={"dir": _data_dir(config, definition)}),
+            "checkpoint": checkpoint,
             "wandb": config.wandb.model_copy(update={"group": group}),
             "sweep": SweepConfig(),  # of the sweep, not of its trials
         }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from sft_dist.config import RunConfig
-from sft_dist.config.load import freeze, read_run
+from sft_dist.config.load import freeze, read_run, thaw
 from sft_dist.core.errors import UserError
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.store import write_json, write_text
@@ -27,6 +28,9 @@ from sft_dist.pipelines.prepare import Prepared, prepare, store_url
 from sft_dist.pipelines.watch import Watcher
 from sft_dist.shards import Store
 from sft_dist.train.zero import check_extra
+
+if TYPE_CHECKING:
+    from sft_dist.checkpoint.remote import Remote
 
 RANK = "sft_dist.pipelines.rank"
 
@@ -50,6 +54,8 @@ FREE_KEYS = {
     "train.threads_per_rank",
     "train.micro_rows",
     "train.sequence_parallel",
+    "model.path",  # the checkpoint knows what it was trained from: it may lie elsewhere now
+    "model.revision",
     "model.attention",
     "model.gradient_checkpointing",
     "model.offload_activations",
@@ -87,6 +93,7 @@ def set_up(config: RunConfig, prepared: Prepared, folder: RunFolder) -> None:
             "check name and run_root, or use checkpoint.resume=auto to start anew"
         )
     config = make_way(config, folder)
+    _refuse_other_remote(config, folder)
     (folder.path / "control").mkdir(parents=True, exist_ok=True)
     with folder.lock():
         _freeze_evaluation(config, folder)
@@ -108,6 +115,11 @@ def make_way(config: RunConfig, folder: RunFolder) -> RunConfig:
     if SweepFolder(folder.path).file.exists():
         raise UserError(
             f"{folder.path} is the folder of a sweep, and a run there would mix with its trials; use another name"
+        )
+    if config.checkpoint.resume == "never" and (remote := _remote(config)) and remote.names():
+        raise UserError(
+            f"checkpoint.resume=never, but checkpoint.remote={config.checkpoint.remote} holds the checkpoints of an earlier run, "
+            "which the new one would fetch and remove; give it another URL, or remove them"
         )
     if folder.path.exists():
         with folder.lock():
@@ -245,6 +257,26 @@ def _read_facts(prepared: Prepared, name: str) -> dict[str, Any]:
     }
 
 
+def _remote(config: RunConfig) -> Remote | None:
+    if not config.checkpoint.remote:
+        return None
+    from sft_dist.checkpoint.remote import Remote  # loads torch, which nothing else here needs
+
+    return Remote(config.checkpoint.remote)
+
+
+def _refuse_other_remote(config: RunConfig, folder: RunFolder) -> None:
+    """Refuse a new run folder whose checkpoint.remote holds the checkpoints of another run: it would continue that one."""
+    if _has_checkpoint(folder) or not (remote := _remote(config)) or not (text := remote.run_config()):
+        return
+    changed = _differences(thaw(text).model_dump(mode="json"), config.model_dump(mode="json"))
+    if fixed := _fixed(changed):
+        raise UserError(
+            f"checkpoint.remote={config.checkpoint.remote} holds the checkpoints of a run with other settings "
+            f"({_shown(changed, fixed)}), which this one would continue; give every run a URL of its own, or restore the settings"
+        )
+
+
 def _has_checkpoint(folder: RunFolder) -> bool:
     return folder.checkpoints.is_dir() and any(folder.checkpoints.glob("step-*"))
 
@@ -258,22 +290,27 @@ def _continues(new: RunConfig, folder: RunFolder) -> bool:
     if not folder.config.exists():
         return True
     changed = _differences(read_run(folder.path).model_dump(mode="json"), new.model_dump(mode="json"))
-    fixed = [
-        k
-        for k in changed
-        if k.split(".")[0] not in FREE_SECTIONS and k not in FREE_KEYS and k not in ("name", "run_root")
-    ]
+    fixed = _fixed(changed)
     if not _has_checkpoint(folder):
         return not fixed
     if fixed:
-        shown = ", ".join(f"{k} {changed[k][0]!r} -> {changed[k][1]!r}" for k in fixed[:5])
         raise UserError(
-            f"{folder.path} was trained with other settings ({shown}), so continuing it would mix two runs; "
+            f"{folder.path} was trained with other settings ({_shown(changed, fixed)}), so continuing it would mix two runs; "
             "use another name, restore the settings, or set checkpoint.resume=never to start anew (the old folder is kept aside)"
         )
     if changed:
         folder.event("config_changed", keys=sorted(changed))
     return True
+
+
+def _fixed(changed: Iterable[str]) -> list[str]:
+    """Return the keys that may not change between the parts of one run."""
+    free = FREE_SECTIONS | {"name", "run_root"}
+    return [k for k in changed if k.split(".")[0] not in free and k not in FREE_KEYS]
+
+
+def _shown(changed: Mapping[str, tuple[Any, Any]], keys: list[str]) -> str:
+    return ", ".join(f"{k} {changed[k][0]!r} -> {changed[k][1]!r}" for k in keys[:5])
 
 
 def _differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from sft_dist.cluster.submit import FOLDER
 from sft_dist.core.errors import UserError
 from sft_dist.core.runfolder import SILENT_S, RunFolder
 
@@ -79,11 +81,15 @@ class Watcher:
             data = f.read()
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        out = []
+        for line in whole.split(b"\n"):
+            with suppress(ValueError):  # one that a full disk or a kill tore
+                out.append(json.loads(line))
+        return out
 
 
 def watch(run_dir: Path, console: Console) -> str:
-    """Follow a run until its status is no longer running; return the status.
+    """Follow a run until its status is no longer running; return the status. One that was submitted is waited for.
 
     Raises:
         UserError: When there is no such folder.
@@ -93,16 +99,31 @@ def watch(run_dir: Path, console: Console) -> str:
             f"{run_dir} is not a folder, so there is no run to follow; name one under run_root, such as runs/demo"
         )
     folder = RunFolder(run_dir)
+    told = False
     with Watcher(folder, console, from_start=True) as watcher:
         while True:
             watcher.poll()
             state = str(folder.status().get("state", "not started"))
+            if state == "not started" and _is_coming(folder):
+                if not told:
+                    console.print(
+                        "not started yet; squeue --me shows its jobs, Ctrl-C ends this command only"
+                    )
+                told = True
+                time.sleep(1.0)
+                continue
             if state == "running" and _silent_s(folder) > SILENT_S:
                 state = f"silent: it says running, but its heartbeat is {_silent_s(folder):.0f} s old"
             if state != "running":
                 watcher.poll()
                 return state
             time.sleep(1.0)
+
+
+def _is_coming(folder: RunFolder) -> bool:
+    """Say whether a run without a status will have one: it was submitted, or is between two attempts."""
+    begun = (folder.path / "heartbeat").exists()
+    return _silent_s(folder) <= SILENT_S if begun else (folder.path / FOLDER / "jobs.json").is_file()
 
 
 def _silent_s(folder: RunFolder) -> float:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sft_dist.core.errors import UserError
 from sft_dist.core.outcome import FIGURES, Curve, Figure, curve_of
 from sft_dist.core.sweepfolder import Definition, SweepFolder, Trial
 from sft_dist.report.text import significant
@@ -82,13 +83,19 @@ def read_board(path: Path) -> Board:
     """Read a sweep's folder.
 
     Raises:
-        UserError: When it is none.
+        UserError: When it is none, or no trial is left of it.
     """
     folder = SweepFolder(path)
     definition = folder.definition()
+    trials = folder.trials()
+    if not trials:
+        raise UserError(
+            f"{path} has no record of any trial (trials/ is empty), so there is nothing to compare; "
+            f"begin them: sft-dist sweep {path}, or the command that made the sweep"
+        )
     figure = FIGURES[definition.metric]
     sign = 1.0 if figure.direction == "minimize" else -1.0
-    trials = sorted(folder.trials(), key=lambda t: (ORDER.index(t.state), sign * (t.value or 0.0), t.number))
+    trials = sorted(trials, key=lambda t: (ORDER.index(t.state), sign * (t.value or 0.0), t.number))
     held_out = [curve_of(path / t.name, "eval_loss") for t in trials]
     in_course = any(len(c) > 1 for c in held_out)
     importance, by = _importance(definition, trials)

@@ -67,26 +67,30 @@ def test_two_nodes_finish(cluster, tmp_path):
 
 
 def test_environment_on_the_disk_of_each_node(cluster, tmp_path):
-    """Packed on the login node, unpacked by each node on its own disk; the ranks run from there."""
+    """Packed on the login node, unpacked by each node on its own disk; the ranks run from there; old ones make room."""
     made = tmp_path / "made"
     venv.create(made, with_pip=False, symlinks=True)
     site = next((made / "lib").glob("python*/site-packages"))
     (site / "here.pth").write_text("\n".join(p for p in sys.path if p.endswith("site-packages")) + "\n")
     archive = tmp_path / "env.tar"
     subprocess.run(["tar", "-C", str(made), "-cf", str(archive), "."], check=True)
+    names = [f"{cluster.environment['PFX']}-node{node}" for node in (1, 2)]
+    place = f"{cluster.root}/local/sft_dist-env-$(id -un)"
+    for name in names:
+        cluster.call(
+            "srun", "-w", name, "bash", "-c", f"mkdir -p {place}/old/.jobs && touch {place}/old/.jobs/1"
+        )
     job, run = train(cluster, tmp_path, "steps=5", STAGE_ENV=str(archive))
     assert cluster.wait(job)["JobState"] == "COMPLETED", log_of(tmp_path, job)
     assert status_of(run)["state"] == "finished"
-    for node in (1, 2):
-        name = f"{cluster.environment['PFX']}-node{node}"
-        found = cluster.call(
-            "srun", "-w", name, "bash", "-c", f"ls -d {cluster.root}/local/sft_dist-env-*/.whole"
-        )
-        assert found.count("\n") == 0
+    for name in names:
+        used = cluster.call("srun", "-w", name, "bash", "-c", f"ls -d {place}/*/.jobs/*")
+        found, _, number = used.partition("/.jobs/")
+        assert number == job  # and `old` is gone
         cluster.call("srun", "-w", name, "bash", "-c", f"rm -rf {cluster.root}/local/*")
     said = [p.read_text() for p in run.glob("logs/attempt-0.1/*/*/attempt_0/*/stdout.log")]
     assert len(said) == 4
-    assert all(f" by {found.removesuffix('/.whole')}/bin/python\n" in text for text in said)
+    assert all(f" by {found}/bin/python\n" in text for text in said)
 
 
 def test_blanks_and_quotes_in_names_reach_the_ranks(cluster, tmp_path):
@@ -122,6 +126,27 @@ def test_signal_stops_requeues_and_resumes_with_the_same_arguments(cluster, tmp_
     assert steps_of(run) == list(range(1, 101))  # no step lost, none repeated
     assert json.loads((run / "config.json").read_text())["overrides"] == ["steps=100", "note=a b'c"]
     assert {p.name for p in (run / "logs").iterdir()} == {"attempt-0.1", "attempt-1.1", "attempt-2.1"}
+
+
+def test_a_preempted_job_saves_in_its_grace_time_and_comes_back(cluster, tmp_path):
+    """Slurm sends TERM to everything and kills after the grace time; a script that ends by itself is not requeued."""
+    job, run = train(cluster, tmp_path, "steps=60")
+    wait_for_step(run, 10)
+    urgent = cluster.submit(tmp_path, "--nodes=2", "--exclusive", "--partition=urgent", "--wrap", "sleep 3")
+    assert cluster.wait(urgent)["JobState"] == "COMPLETED"
+    assert cluster.wait(job)["JobState"] == "COMPLETED", log_of(tmp_path, job)
+    assert cluster.show(job)["Restarts"] == "1"
+    assert steps_of(run) == list(range(1, 61)), log_of(tmp_path, job)  # no step lost, none repeated
+
+
+def test_a_cancelled_job_does_not_come_back(cluster, tmp_path):
+    job, run = train(cluster, tmp_path, "steps=2000")
+    wait_for_step(run, 5)
+    cluster.call("scancel", job)
+    assert cluster.wait(job)["JobState"] == "CANCELLED"
+    cluster.idle()
+    assert cluster.show(job)["JobState"] == "CANCELLED"
+    assert cluster.show(job)["Restarts"] == "0"
 
 
 def test_stop_before_the_ranks_have_handlers(cluster, tmp_path):

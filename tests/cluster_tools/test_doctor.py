@@ -14,6 +14,7 @@ import pytest
 from sft_dist.cluster import checks
 from sft_dist.cluster.desk import Desk, Visitor
 from sft_dist.cluster.verdict import checks_of, compare_versions, judge_steps
+from sft_dist.pipelines.doctor import Place, _unseen
 from sft_dist.pipelines.doctor_step import rounds
 from sft_dist.pipelines.launch import free_port
 
@@ -130,6 +131,27 @@ def test_versions_are_those_of_most_nodes():
 def test_a_node_that_says_nothing_fails():
     (check,) = checks_of(None, 180)
     assert (check.level, check.found) == ("fail", "none within 180 s")
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({}, ""),
+        ({"SLURM_JOB_NUM_NODES": "1"}, ""),
+        (
+            {"SLURM_JOB_NUM_NODES": "4"},
+            "all 4 nodes of the allocation: srun --ntasks-per-node=1 sft-dist doctor",
+        ),
+        ({"SLURM_JOB_NUM_NODES": "4", "WORLD_SIZE": "4", "RANK": "0", "MASTER_PORT": "2"}, ""),
+    ],
+)
+def test_one_node_of_an_allocation_is_not_taken_for_all(monkeypatch, environment, said):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_JOB_NUM_NODES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert _unseen(Place.find()).endswith(said)
+    assert bool(_unseen(Place.find())) == bool(said)
 
 
 def doctor(folder, *words: str, prefix: tuple[str, ...] = ()) -> tuple[int, dict]:

@@ -33,6 +33,13 @@ def test_ranks_and_device_come_from_the_site(tmp_path):
     (tmp_path / "juno.yaml").write_text("{gpus_per_node: 4, gpu_type: a100}")
     assert estimate(config, SUMMARY)["device_bytes"] >> 30 == 79
     assert estimate(config, SUMMARY, ranks=2, device="H100", memory_gib=60)["device_bytes"] >> 30 == 60
+    (tmp_path / "juno.yaml").write_text("{gpus_per_node: 4}")  # not a table of figures for the CPU
+    with pytest.raises(UserError, match="asks for 4 GPUs a node and does not say which"):
+        estimate(config, SUMMARY)
+    assert estimate(config, SUMMARY, device="H100")["device"] == "H100"
+    (tmp_path / "juno.yaml").write_text("{mem: 12G}")
+    nodes = load_config([*DEMO, "cluster=juno", "launch.nproc=2", "launch.nodes=3"])
+    assert estimate(nodes, SUMMARY)["device_bytes"] == 6 << 30  # of a node there, not of this machine
 
 
 def test_the_settings_of_the_config_reach_the_parts():
@@ -91,7 +98,9 @@ def test_host_memory_and_disk(tmp_path):
         return estimate(load_config([*DEMO, *overrides]), SUMMARY, ranks=2, **{"device": "H100"} | given)
 
     assert said()["host_bytes"] == 12 * P  # the copy that a checkpoint is written from
-    assert said("optim.ema_decay=0.9")["host_bytes"] == (16 + 4) * P  # the average, and its copy
+    assert (
+        said("optim.ema_decay=0.9")["host_bytes"] == (16 + 8) * P
+    )  # the average, its copy, and one of the weights
     assert said("deepspeed.offload_optimizer=cpu")["host_bytes"] == 12 * P + 16 * P
     assert said("launch.nodes=2")["host_bytes"] == 6 * P
     here = said(device="cpu")

@@ -140,6 +140,13 @@ def test_containers():
     )
 
 
+def test_the_trials_of_a_sweep_are_seen_in_the_container():
+    site = SiteProfile.model_validate({"container": {"runtime": "apptainer", "image": "/i.sif"}})
+    job = Job(kind="sweep", name="lr", folder=Path("/shared/runs/lr/slurm"), array="0-2")
+    [options] = [x for x in environment(site, job, Path("/repo")) if "CONTAINER_OPTIONS" in x]
+    assert ",/shared/runs/lr:/shared/runs/lr'" in options
+
+
 def test_an_environment_of_each_node(tmp_path):
     site = SiteProfile(stage_env=str(tmp_path / "env.tar"))
     assert f"export STAGE_ENV={tmp_path}/env.tar" in environment(site, TRAIN, Path("/repo"))
@@ -298,3 +305,41 @@ def test_dry_run_shows_everything_and_writes_nothing(tmp_path, monkeypatch, caps
     assert "examples_per_task: 5" in said
     assert "no estimate: the device 'v100' is unknown" in said  # which is no reason not to submit
     assert sorted(p.name for p in tmp_path.iterdir()) == ["juno.yaml"]
+
+
+def test_what_is_told_can_be_pasted(tmp_path, monkeypatch, capsys):
+    """Also from a folder with a blank; and a run that is in the queue is not submitted again."""
+    monkeypatch.setenv("SFT_DIST_CLUSTERS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name, text in (
+        ("sbatch", "echo 71"),
+        ("squeue", 'echo "$*" > asked; echo 71; echo 71'),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    (tmp_path / "juno.yaml").write_text(f"run_root: {tmp_path}/my runs\n")
+    words = [
+        "experiment=demo",
+        "cluster=juno",
+        "data.sources.demo.examples_per_task=5",
+        "submit.prepare_tasks=2",
+    ]
+    assert main(["submit", *words]) == 0
+    run = f"{tmp_path}/my runs/demo"
+    told = capsys.readouterr().out.splitlines()[-10:]
+    assert told == [
+        "slices            job 71",
+        "stores            job 71",
+        "train             job 71",
+        "queue             squeue -j 71,71,71",
+        f"run folder        {run}",
+        f"output            {run}/slurm/*.out",
+        f"follow            sft-dist watch '{run}'",
+        "save and requeue  scancel --signal=USR1 --batch 71",
+        f"save and end      touch '{run}'/control/stop",
+        "end at once       scancel 71 71 71",
+    ]
+    assert main(["submit", *words]) == 2
+    assert "cancel it with: scancel 71, or" in capsys.readouterr().err
+    assert (tmp_path / "asked").read_text() == "-h -j 71,71,71 -o %F\n"

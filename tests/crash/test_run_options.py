@@ -38,11 +38,22 @@ def test_the_best_checkpoint_stays_without_its_optimizer_state(seen: dict[str, A
 
 
 def test_checkpoints_reach_the_url_and_come_back(seen: dict[str, Any]) -> None:
-    assert files_below(seen, "bucket/run") == files_below(seen, "runs/kept/checkpoints")
+    checkpoints = files_below(seen, "runs/kept/checkpoints")
+    assert files_below(seen, "bucket/run") == {"config.json", *checkpoints}
     assert "uploaded" in kinds(seen, "kept")
     assert seen["codes"]["again"] == [0, 0]
     assert kinds(seen, "again")[:2] == ["fetched", "resumed"]
     assert seen["events"]["again"][1]["step"] == 24
+
+
+def test_a_url_that_cannot_be_written_ends_the_run_before_its_first_step(seen: dict[str, Any]) -> None:
+    assert seen["codes"]["unwritable"] == [2, 2]
+    assert seen["status"]["unwritable"]["state"] == "fatal"
+    assert (
+        "checkpoint.remote=file:///dev/null/run cannot be written" in seen["status"]["unwritable"]["reason"]
+    )
+    assert seen["status"]["unwritable"].get("step", 0) == 0
+    assert not [f for f in seen["files"] if f.startswith("runs/unwritable/checkpoints")]
 
 
 def test_stores_come_from_the_url_over_the_nodes_own_disk(seen: dict[str, Any]) -> None:

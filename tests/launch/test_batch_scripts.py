@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from sft_dist.config.load import load_config
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SLURM = REPOSITORY / "slurm"
 
@@ -20,10 +22,12 @@ SLURM = REPOSITORY / "slurm"
 SRUN = """#!/bin/bash
 echo "srun $*" >> "$CALLS"
 case " $* " in
+  *" getent "*) getent ahostsv4 "${!#}" ;;
   *" hostname "*) echo "192.0.2.1 192.0.2.99" ;;
   *" true "*) exit "${ANSWER_CODE:-0}" ;;
   *" freeze "*) [ -z "${FREEZE_CODE:-}" ] || exit "$FREEZE_CODE"; echo '{
- "nproc": 3
+ "nproc": 3,
+ "port": '"${PORT:-null}"'
 }' > "$RUN_DIR/config.json" ;;
   *" begin "*) [ -z "${BEGIN_CODE:-}" ] || exit "$BEGIN_CODE"
     mkdir -p sweep/trial; printf '{\n "pruning": "%s"\n}\n' "${PRUNING:-none}" > sweep/sweep.json
@@ -48,6 +52,7 @@ esac
 """
 SQUEUE = """#!/bin/bash
 case " $* " in
+  *" %A "*) echo 70 ;;
   *" -s "*) grep -q '^attempt' "$CALLS" && echo "70.$(grep -c '^attempt' "$CALLS")" ;;
   *) [ -z "${OWNER_STATE:-}" ] || echo "$OWNER_STATE" ;;
 esac
@@ -213,11 +218,16 @@ def test_requeue_after_the_end_does_nothing(job):
 
 
 def test_data_are_prepared_first_when_asked(job):
-    job.submit("a=1", plan="finished 40 0\n", PREPARE="1")
-    assert [c.split(" -m sft_dist ")[1].split()[0] for c in job.calls("srun") if " -m sft_dist " in c] == [
-        "prepare",
-        "freeze",
-    ]
+    """Also after the first attempt broke off in it, a node having died; never again once the config is frozen."""
+
+    def ours() -> list[str]:
+        return [c.split(" -m sft_dist ")[1].split()[0] for c in job.calls("srun") if " -m sft_dist " in c]
+
+    given = {"PREPARE": "1", "SLURM_RESTART_COUNT": "1"}
+    job.submit("a=1", plan="stopped 7 0\n", **given)
+    assert ours() == ["prepare", "freeze"]
+    job.submit("a=1", plan="finished 40 0\n", **given)
+    assert ours() == ["prepare", "freeze"]
 
 
 @pytest.mark.parametrize(
@@ -234,18 +244,45 @@ def test_master_address_comes_from_the_allocation(job):
     job.submit("a=1", plan="finished 40 0\n", MASTER_ADDR="localhost")  # from someone's shell profile
     assert job.calls("attempt")[0].endswith("address 192.0.2.1")
     job.calls_file.write_text("")
-    suffix = {"MASTER_ADDR_SUFFIX": "i"}
-    (job.folder / "bin" / "getent").write_text(
-        '#!/bin/bash\n[ "$2" = node1i ] && echo "198.51.100.7 STREAM"\n'
+    getent = job.folder / "bin" / "getent"
+    getent.write_text(
+        "#!/bin/bash\ncase $2 in\n"
+        'node1) printf "127.0.1.1 STREAM\\n198.51.100.6 STREAM\\n198.51.100.8 STREAM\\n" ;;\n'
+        'node1i) echo "198.51.100.7 STREAM" ;;\nesac\n'
     )
-    (job.folder / "bin" / "getent").chmod(0o755)
-    job.submit("a=1", plan="finished 40 0\n", **suffix)
-    assert job.calls("attempt")[0].endswith("address 198.51.100.7")
+    getent.chmod(0o755)
+    for suffix, address in (("", "198.51.100.6"), ("i", "198.51.100.7")):
+        job.calls_file.write_text("")
+        job.submit("a=1", plan="finished 40 0\n", MASTER_ADDR_SUFFIX=suffix)
+        assert [c for c in job.calls("srun") if "-w node2" in c]  # as another node knows it
+        assert job.calls("attempt")[0].endswith(f"address {address}")
+    job.calls_file.write_text("")
+    assert "the address of node1j is unknown" in job.submit("a=1", MASTER_ADDR_SUFFIX="j").stdout
+    assert not job.calls("attempt")
+
+
+def test_a_port_that_the_config_names_is_taken(job):
+    job.submit("a=1", plan="running 7 1\nfinished 40 0\n", PORT="31234")
+    assert [line.split()[3] for line in job.calls("attempt")] == ["31234", "31234"]
+
+
+def test_several_tasks_a_node_are_refused(job):
+    done = job.submit("a=1", plan="finished 40 0", SLURM_NTASKS="16")
+    assert (done.returncode, "16 tasks on 2 node(s)" in done.stdout) == (2, True)
+    assert not job.calls("srun")
+    assert job.submit("a=1", plan="finished 40 0", SLURM_NTASKS="2").returncode == 0
 
 
 def test_silent_attempt_gets_usr2_for_stacks_and_is_then_ended(job):
     job.submit("a=1", plan="running 7 1 hang\n", HEARTBEAT_MAX="5")
     assert job.calls("scancel") == ["scancel --signal=USR2 70.1", "scancel 70.1"]
+
+
+def test_silent_attempt_whose_step_is_unknown_does_not_cancel_the_job(job):
+    (job.folder / "bin" / "squeue").write_text("#!/bin/bash\n")
+    job.submit("a=1", plan="running 7 1 hang\n", HEARTBEAT_MAX="5", END_S="1")
+    assert job.calls("requeue") == ["requeue 70"]
+    assert job.calls("scancel") == []
 
 
 def test_signal_is_passed_to_the_step(job):
@@ -264,6 +301,70 @@ def test_signal_is_passed_to_the_step(job):
     process.communicate(timeout=30)
     assert job.calls("scancel") == ["scancel --signal=USR1 70.1"]
     assert (job.run / "control" / "stop").exists()
+
+
+def test_signal_while_the_environment_is_unpacked_or_data_are_prepared(job):
+    """The one comes before the script knows what to do with it; the other may outlast the time that is left."""
+    (job.folder / "env.tar").touch()
+    srun = job.folder / "bin" / "srun"
+    given = {
+        "STAGE_ENV": str(job.folder / "env.tar"),
+        "LOCAL_SCRATCH": str(job.folder / "disk"),
+        "PREPARE": "1",
+    }
+    for case in (
+        '*stage_env.sh*) kill -USR1 "$PPID"; sleep 0.3 ;;',
+        '*" prepare "*) kill -USR1 "$PPID"; exec sleep 40 ;;',
+    ):
+        srun.write_text(SRUN.replace('case " $* " in', f'case " $* " in\n  {case}'))
+        job.calls_file.write_text("")
+        began = time.monotonic()
+        done = job.submit("a=1", plan="finished 40 0", **given)
+        assert done.returncode == REQUEUED, done.stdout
+        assert job.calls("requeue") == ["requeue 70"]
+        assert not job.calls("attempt")
+        assert time.monotonic() - began < 30
+
+
+def test_new_settings_outlive_a_requeue_before_they_are_frozen(job):
+    """Of a run that is submitted again: its folder has a config.json already."""
+    job.run.mkdir()
+    (job.run / "config.json").write_text('{"nproc": 1}')
+    srun = job.folder / "bin" / "srun"
+    srun.write_text(
+        SRUN.replace(
+            '*" freeze "*)', '*" freeze "*) [ -n "${GO:-}" ] || { kill -USR1 "$PPID"; exec sleep 40; };'
+        )
+    )
+    assert job.submit("a=2", plan="finished 40 0").returncode == REQUEUED
+    job.calls_file.write_text("")
+    assert job.submit("a=2", plan="finished 40 0", SLURM_RESTART_COUNT="1", GO="1").returncode == 0
+    assert [c for c in job.calls("srun") if c.endswith(f"freeze --run-dir {job.run} a=2")]
+    assert job.calls("attempt")[0].split()[5] == "3"  # ranks by the new config
+    job.calls_file.write_text("")
+    assert job.submit("a=2", plan="finished 40 0", SLURM_RESTART_COUNT="2").returncode == 0  # frozen now
+    assert not [c for c in job.calls("srun") if " freeze " in c]
+
+
+def test_control_stop_of_a_person_counts_while_the_job_waits(job):
+    (job.run / "control").mkdir(parents=True)
+    (job.run / "control" / "stop").touch()
+    done = job.submit("a=1", plan="finished 40 0", SLURM_RESTART_COUNT="1")
+    assert (done.returncode, job.calls("attempt")) == (0, [])
+    assert "stopped by control/stop" in done.stdout
+    (job.run / "control" / "stop").write_text("1700000000\n")  # of the script itself, before it was requeued
+    assert job.submit("a=1", plan="finished 40 0", SLURM_RESTART_COUNT="1").returncode == 0
+    assert len(job.calls("attempt")) == 1
+
+
+@pytest.mark.parametrize(("state", "requeued"), [("RUNNING", True), ("COMPLETING", False)])
+def test_term_is_a_preemption_while_the_job_runs_else_its_end(job, state, requeued):
+    srun = SRUN.replace('[ "$what" = signal ] && kill -USR1', '[ "$what" = signal ] && kill -TERM')
+    (job.folder / "bin" / "srun").write_text(srun)
+    done = job.submit("a=1", plan="stopped 7 0 signal\n", OWNER_STATE=state)
+    assert done.returncode == (REQUEUED if requeued else 1), done.stdout
+    assert job.calls("requeue") == ["requeue 70"] * requeued
+    assert (job.run / "control" / "stop").read_text()
 
 
 def test_element_of_an_array_is_requeued_by_its_own_name(job):
@@ -309,10 +410,10 @@ def test_the_environment_is_unpacked_on_every_node_before_it_is_used(job):
     assert job.submit("a=1", plan="finished 1 0", **given).returncode == 0
     calls = job.calls("srun")
     assert "--ntasks-per-node=1" in calls[0]
-    target = calls[0].split()[-1]
-    assert target.startswith(f"{job.folder}/disk/sft_dist-env-")
-    assert f"launch/stage_env.sh {job.folder}/env.tar {target}" in calls[0]
-    assert f"{target}/bin/python -m sft_dist freeze" in calls[1]
+    place, version, running = calls[0].split(f"launch/stage_env.sh {job.folder}/env.tar ")[1].split()
+    assert place.startswith(f"{job.folder}/disk/sft_dist-env-")
+    assert running == "70"
+    assert f"{place}/{version}/bin/python -m sft_dist freeze" in calls[1]
 
 
 @pytest.mark.parametrize(
@@ -398,7 +499,7 @@ TASK = "python3 -m sft_dist.pipelines.sweep_task"
 def test_sweep_element_is_begun_trained_and_ended(job):
     done = job.submit("my.yaml", "a=1,2", plan="finished 40 0", script="sweep.sbatch", PREPARE="1", **ELEMENT)
     assert done.returncode == 0, done.stdout
-    calls = [c.split(" -w node1 ")[-1] for c in job.calls("srun") if "hostname" not in c]
+    calls = [c.split(" -w node1 ")[-1] for c in job.calls("srun") if " python3 " in c or "node.sh" in c]
     sweep = job.folder / "sweep"
     assert [calls[0], calls[-1]] == [f"{TASK} begin 2 -- my.yaml a=1,2", f"{TASK} end {sweep} 2"]
     assert f"sft_dist.pipelines.rank --run-dir {sweep}/trial" in calls[1]
@@ -406,8 +507,12 @@ def test_sweep_element_is_begun_trained_and_ended(job):
 
 
 def test_sweep_element_takes_run_root_from_the_site(job):
-    job.submit("a=1,2", plan="finished 40 0", script="sweep.sbatch", RUN_ROOT="/shared/runs", **ELEMENT)
-    assert job.calls("srun")[0].endswith("begin 2 -- a=1,2 run_root=/shared/runs")
+    """Quoted, as Hydra takes what has blanks, quotes or `=` in it."""
+    for root in ("/shared/runs", "/my runs/a=b, it's"):
+        job.calls_file.write_text("")
+        job.submit("a=1,2", plan="finished 40 0", script="sweep.sbatch", RUN_ROOT=root, **ELEMENT)
+        given = job.calls("srun")[0].split(" a=1,2 ")[1]
+        assert load_config([given]).run_root == root
 
 
 @pytest.mark.parametrize(("code", "exit_code"), [("3", 0), ("2", 2)])
@@ -415,6 +520,15 @@ def test_sweep_element_with_nothing_to_do_or_a_mistake(job, code, exit_code):
     done = job.submit("a=1,2", script="sweep.sbatch", BEGIN_CODE=code, **ELEMENT)
     assert done.returncode == exit_code
     assert not job.calls("attempt")
+
+
+def test_sweep_element_whose_trial_another_job_holds_writes_no_outcome(job):
+    control = job.folder / "sweep" / "trial" / "control"
+    control.mkdir(parents=True)
+    (control / "job").write_text("69_2\n")
+    done = job.submit("a=1,2", script="sweep.sbatch", OWNER_STATE="PENDING", **ELEMENT)
+    assert (done.returncode, "belongs to job 69_2" in done.stdout) == (2, True)
+    assert not [c for c in job.calls("srun") if " end " in c]
 
 
 def test_failed_sweep_element_is_begun_again(job):
@@ -445,7 +559,7 @@ def test_chain(job):
     assert done.returncode == 0, done.stdout
     always, where = "sbatch --parsable --kill-on-invalid-dep=yes", f"[{job.run} 8]"
     assert job.calls("sbatch") == [
-        f"{always} --array=0-7 {SLURM}/prepare.sbatch a=1 {where}",
+        f"{always} --array=0-7 --output=%x-%A_%a.out {SLURM}/prepare.sbatch a=1 {where}",
         f"{always} --dependency=afterok:101 {SLURM}/prepare.sbatch a=1 {where}",
         f"{always} --dependency=afterok:102 --nodes=4 --exclusive {SLURM}/train.sbatch a=1 {where}",
         f"{always} --dependency=afterok:103 {SLURM}/evaluate.sbatch {where}",

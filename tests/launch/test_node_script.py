@@ -253,6 +253,16 @@ def test_term_ends_torchrun(launch):
     assert process.wait(20) == 1
 
 
+def test_term_by_slurm_asks_for_a_checkpoint(launch):
+    """Slurm kills what outlives its grace time; torchrun would after 30 seconds."""
+    process = launch.start("x.py", RANKS="1", SLURM_JOB_ID="7", MASTER_ADDR="192.0.2.1", NNODES="1")
+    launch.exists("", ".rank0.ready")
+    process.send_signal(signal.SIGTERM)
+    launch.exists(".rank0.SIGUSR1")
+    assert process.wait(20) == 0
+    assert not Path(f"{launch.environment['RECORD']}.term").exists()
+
+
 def test_first_interrupt_asks_for_a_checkpoint_and_the_second_ends(launch):
     process = launch.start("x.py", RANKS="1")
     launch.exists("", ".rank0.ready")

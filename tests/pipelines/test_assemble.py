@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 
 from sft_dist.config.load import load_config
 from sft_dist.core.errors import UserError
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.store import read_json
+from sft_dist.evals.generate import load_model
+from sft_dist.model import files
 from sft_dist.model.adapters import Lora
 from sft_dist.pipelines import assemble
 
@@ -138,10 +142,33 @@ def test_a_run_with_adapters_ends_in_a_folder_that_is_evaluated(
     assert code == 0, err
     assert (run / "export/adapter_model.safetensors").is_file()
     assert not (run / "export/model.safetensors").exists()
-    assert read_json(run / "env.json")["model"] == {"path": str(base_model), "commit": None}
+    trained_from = files.base_fingerprint(str(base_model), None)
+    assert read_json(run / "env.json")["model"] == {
+        "path": str(base_model),
+        "commit": None,
+        "fingerprint": trained_from,
+    }
+    assert read_json(run / "export/base_model.json") == {"fingerprint": trained_from}
     index = read_json(run / "checkpoints/step-00000004/index.json")
     assert index["parameters"]
     assert all(".lora_" in n for n in index["parameters"])
     code, _, err = sft("evaluate", str(run))
     assert code == 0, err
     assert read_json(run / "eval/scores.json")["seen"]["tasks"]
+
+    # the base lies elsewhere now: the same run; then it is another model: nothing goes on with it
+    moved = project / "moved"
+    shutil.copytree(base_model, moved)
+    words = ["my.yaml", "lora.rank=4", "lora.export=adapter", "optim.lr=0.01", f"model.path={moved}"]
+    code, _, err = sft("train", *words, "train.max_steps=5")
+    assert code == 0, err
+    weights = load_file(moved / "model.safetensors")
+    save_file({n: 1.01 * t for n, t in weights.items()}, moved / "model.safetensors", {"format": "pt"})
+    code, _, err = sft("train", *words, "train.max_steps=6")
+    assert code == 2
+    assert "was trained from another base" in err
+    code, _, err = sft("export", str(run), "--out", str(project / "out"))
+    assert code == 2
+    assert "is another model now than the one that training started from" in err
+    with pytest.raises(UserError, match="was trained on another model"):
+        load_model(str(run / "export"))

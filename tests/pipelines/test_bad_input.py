@@ -29,6 +29,9 @@ def test_unreadable_records_are_named_by_file_and_line_and_the_rest_is_kept(sft:
     err = refused(sft, "check", "my.yaml")  # 1 of 20 is more than the default 2 %
     assert "messages.jsonl, line 5" in err
     assert "data.max_bad_share" in err
+    refused(sft, "prepare", "my.yaml")
+    listed = (project / "data/rejects/chats.jsonl").read_text().splitlines()
+    assert [json.loads(line)["record"]["line"] for line in listed] == [5]
     code, out, _ = sft("prepare", "my.yaml", "data.max_bad_share=0.1")
     assert code == 0
     assert "unreadable 1" in out
@@ -114,6 +117,8 @@ def test_a_damaged_store(sft: Sft, project: Path) -> None:
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     assert "do not match their checksums" in refused(sft, "prepare", "my.yaml", "--verify")
+    assert sft("prepare", "my.yaml", "--rebuild")[0] == 0
+    assert sft("prepare", "my.yaml", "--verify")[0] == 0
 
 
 def test_seq_len_shorter_than_every_example(sft: Sft) -> None:
@@ -156,11 +161,13 @@ def test_a_run_that_does_not_exist(sft: Sft, words: list[str]) -> None:
 
 def test_slices_build_a_store_together(sft: Sft, project: Path) -> None:
     words = ("prepare", "my.yaml", "data.shard_examples=10")
-    code, out, _ = sft(*words, "--slice", "0/2")
+    code, out, _ = sft(*words, "--slice", "1/2")
     assert code == 0
     assert "the store is closed when all slices are" in out
-    assert sft(*words, "--slice", "1/2")[0] == 0
+    assert not (project / "data/eval/store").exists()  # several slices would take one another's files away
+    assert sft(*words, "--slice", "0/2")[0] == 0
     assert (project / "data/stores/records/manifest.json").is_file()
+    assert (project / "data/eval/store/manifest.json").is_file()
     assert sft(*words, "--verify")[0] == 0
 
 
@@ -190,6 +197,23 @@ def test_a_data_folder_that_cannot_be(sft: Sft) -> None:
 def test_a_task_file_that_is_no_text(sft: Sft, project: Path) -> None:
     (project / "tasks.txt").write_bytes(b"one\n\xff\xfe\n")
     assert "tasks.txt is not text" in refused(sft, "prepare", "my.yaml", "data.holdout.task_file=tasks.txt")
+
+
+def test_a_template_in_another_encoding(sft: Sft, project: Path) -> None:
+    (project / "mine.jinja").write_bytes("{{ messages }} \u00e9".encode("latin-1"))
+    err = refused(sft, "check", "my.yaml", "render.template=mine.jinja")
+    assert "render.template=mine.jinja is not UTF-8" in err
+
+
+def test_a_card_where_a_file_lies(sft: Sft) -> None:
+    assert sft("prepare", "my.yaml")[0] == 0
+    assert "the folder my.yaml cannot be made" in refused(sft, "card", "my.yaml", "--out", "my.yaml")
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "x"])
+def test_a_number_of_examples_that_is_none(sft: Sft, number: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        sft("preview", "my.yaml", "--examples", number)
 
 
 @pytest.mark.parametrize("given", ["3/3", "1", "a/b", "\u00b2/3"])
@@ -275,10 +299,14 @@ def test_a_global_batch_of_fewer_rows_than_run_side_by_side_is_warned_of(sft: Sf
         ("optim.warmup=5", "optim.warmup fills 5 steps of 2, so the learning rate never leaves its warm-up"),
         ("optim.warmup_tokens=1024", "optim.warmup_tokens fills 2 steps of 2"),
         ("train.profile=[3,4]", "train.profile=[3, 4] begins after the last of 2 steps"),
+        (
+            "optim.schedule=wsd optim.warmup=1 optim.decay=2",
+            "optim.schedule=wsd rises over 1 and falls over 2 of 2 steps",
+        ),
     ],
 )
 def test_what_is_hardly_meant_is_warned_of(sft: Sft, word: str, message: str) -> None:
-    code, _, err = sft("check", "my.yaml", "train.max_steps=2", word)
+    code, _, err = sft("check", "my.yaml", "train.max_steps=2", *word.split())
     assert code == 0
     assert message in err
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from sft_dist.config.load import load_config
+from sft_dist.core.errors import UserError
 from sft_dist.core.records import Span, Tokens
+from sft_dist.pipelines import score
 from sft_dist.pipelines.score import documents
 
 Sft = Callable[..., tuple[int, str, str]]
@@ -74,6 +78,14 @@ def test_scores_are_those_of_plain_transformers(sft: Sft, project: Path, base_mo
             )
             assert line["ifd"] == pytest.approx(given / alone, abs=1e-4)
             assert line["tokens"] == sum(s.length for s in tokens.spans)
+
+
+def test_a_check_that_ends_in_nan_is_not_passed(project: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(score.leak, "measure", lambda *_: float("nan"))
+    config = load_config([], project / "my.yaml")
+    renderer = SimpleNamespace(tokenizer=SimpleNamespace(vocab_size=1))
+    with pytest.raises(UserError, match="packed documents see one another"):
+        score._Losses.load(config, renderer)
 
 
 def test_an_interrupted_scoring_goes_on(sft: Sft, project: Path):

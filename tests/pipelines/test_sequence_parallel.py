@@ -49,6 +49,11 @@ def test_a_run_that_shares_rows_is_the_run_that_does_not(sft: Sft, project: Path
         ),
         (
             "train",
+            ("train.sequence_parallel=2", "launch.nproc=1"),
+            "1 rank cannot form groups of train.sequence_parallel=2",
+        ),
+        (
+            "train",
             ("train.sequence_parallel=4", "launch.nproc=4"),
             "the model has 2 attention heads, which 4 ranks",
         ),

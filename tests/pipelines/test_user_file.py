@@ -219,3 +219,15 @@ def test_wandb_offline_gets_the_metrics_and_checkpoints_come_by_time(
     runs = list((project / "runs/mine/wandb").glob("offline-run-*/*.wandb"))
     assert len(runs) == 1
     assert b"train/loss" in runs[0].read_bytes()
+
+
+def test_an_example_that_two_sources_hold_counts_once(sft: Sft) -> None:
+    """Under the task of one and, by default, the name of the other; before anything is built, and after."""
+    words = (
+        "my.yaml", "~data.sources.chats", "data.sources.records.share=null", "data.holdout.examples_per_task=0",
+        "data.sources.again={kind: alpaca, path: alpaca.json}",
+    )  # fmt: skip
+    before = sft("check", *words)[1]
+    assert before.startswith("60 examples")
+    assert sft("prepare", *words)[0] == 0
+    assert sft("check", *words)[1] == before

@@ -13,9 +13,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from sft_dist.batch import SamplerState
 from sft_dist.checkpoint.store import Keep, Position
 from sft_dist.config.load import load_config, read_run
-from sft_dist.core.records import StepMetrics
+from sft_dist.core.records import StepMetrics, StepPlan
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.store import read_jsonl
 from sft_dist.mix import Mixture
@@ -25,6 +26,7 @@ from sft_dist.pipelines import plan, rank
 from sft_dist.pipelines.evaluate import _Work
 from sft_dist.pipelines.heldout import held_out_loss
 from sft_dist.pipelines.record import Record
+from sft_dist.pipelines.resume import remaining
 
 Sft = Callable[..., tuple[int, str, str]]
 COST = CostModel(linear_flops_per_token=10.0, attention_flops_per_pair=2.0, head_flops_per_target=100.0)
@@ -92,7 +94,7 @@ def test_optim_train_and_checkpoint_reach_loop_saver_and_tracker(
         project / "my.yaml",
     )  # fmt: skip
     engine = SimpleNamespace(device=torch.device("cpu"), module=SimpleNamespace(hf=None))
-    parts: Any = SimpleNamespace(engine=engine, ema=None, sequence=None)
+    parts: Any = SimpleNamespace(engine=engine, ema=None, sequence=None, base="b1")
     corpus = SimpleNamespace(task_names=["t"], source_names=["s"])
     made: Any = SimpleNamespace(corpus=corpus, planner=None, hash=5, steps=10, cost=COST)
     start = Position(step=0, epoch=0, epoch_step=0)
@@ -108,6 +110,7 @@ def test_optim_train_and_checkpoint_reach_loop_saver_and_tracker(
     )
     assert options["useful_flops"](4, 1, 16) == 3 * (40 + 16 + 100)
     assert seen["saver"][1]["keep"] == Keep(last=6, best=1, optimizer_last=2)
+    assert seen["saver"][1]["facts"] == {"plan_hash": 5, "base": "b1"}
     assert seen["profiler"][0][0] == (2, 3)
     tracked = {k: seen["tracker"][1][k] for k in ("mode", "name", "project", "entity", "group", "tags")}
     assert tracked == {
@@ -146,6 +149,19 @@ def test_the_tracker_gets_every_nth_step_and_the_file_all(tmp_path: Path) -> Non
     assert folder.status()["step"] == 5
 
 
+def test_short_steps_do_not_wait_for_the_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("sft_dist.pipelines.record.time.monotonic", lambda: now)
+    folder = RunFolder(tmp_path)
+    record = Record(folder, SimpleNamespace(log=print), is_main=True, steps=9, log_every=99, remote=None)  # type: ignore[arg-type]
+    told = []
+    for step in range(1, 10):
+        record.step(metrics(step))
+        told.append(folder.status()["step"])
+        now += 0.4
+    assert told == [1, 1, 1, 4, 4, 4, 7, 7, 9]  # at once, every second, and the last
+
+
 def metrics(step: int) -> StepMetrics:
     return StepMetrics(
         step=step, epoch=0, loss=1.0, grad_norm=float("nan"), lr=0.1, tokens=1, target_tokens=1, tokens_per_s=1.0, mfu=None, fill=1.0,
@@ -158,7 +174,7 @@ def test_the_held_out_loss_looks_at_as_many_tokens_as_it_may(sft: Sft, project: 
     assert sft("prepare", "my.yaml")[0] == 0
 
     def passes(eval_tokens: int) -> int:
-        calls = []
+        calls, moves = [], []
 
         class Engine:
             device = torch.device("cpu")
@@ -171,8 +187,11 @@ def test_the_held_out_loss_looks_at_as_many_tokens_as_it_may(sft: Sft, project: 
         words = [f"train.eval_tokens={eval_tokens}", "pack.seq_len=64", "train.micro_rows=1"]
         config = load_config(words, project / "my.yaml")
         sequence = SequenceGroup(size=1, place=0, data_rank=0, data_ranks=1, group=None)
-        scores = held_out_loss(config, Engine(), "data/eval/store", COST, sequence)()
-        assert scores["loss"] == pytest.approx(1.0)
+        evaluate = held_out_loss(
+            config, Engine(), "data/eval/store", COST, sequence, moved=lambda: moves.append(1)
+        )
+        assert evaluate()["loss"] == pytest.approx(1.0)
+        assert len(moves) == len(calls)  # a long evaluation is not taken for a hang
         return len(calls)
 
     assert (passes(1), passes(64), passes(130)) == (1, 1, 2)
@@ -186,3 +205,24 @@ def test_evaluation_takes_so_many_examples_of_a_task(sft: Sft, project: Path) ->
         assert sft("freeze", "my.yaml", f"eval.max_examples_per_task={most}", "--run-dir", str(run))[0] == 0
         work = _Work(read_run(run), RunFolder(run))
         assert set(Counter(e.task for e in work.examples).values()) == {most}
+
+
+def test_no_epoch_is_planned_beyond_the_last_step() -> None:
+    asked: list[int] = []
+
+    class Counting:
+        def steps(self, state: SamplerState, epochs: int) -> Iterator[Any]:
+            for i in range(state.step, 9):
+                asked.append(i)
+                yield (
+                    StepPlan(epoch=0, step=i, micro_rows=(), target_weight=1.0, imbalance=1.0, fill=1.0),
+                    SamplerState(epoch=0, step=i + 1),
+                )
+
+    config = SimpleNamespace(train=SimpleNamespace(smoke=False, epochs=3))
+    start = Position(step=2, epoch=0, epoch_step=2)
+    alone = SequenceGroup(size=1, place=0, data_rank=0, data_ranks=1)
+    left = [at.step for at, _, _ in remaining(config, Counting(), None, start=start, steps=5, sequence=alone)]
+    assert left == [3, 4, 5]
+    assert asked == [2, 3, 4]
+    assert not list(remaining(config, Counting(), None, start=start, steps=2, sequence=alone))

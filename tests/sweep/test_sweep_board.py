@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from sft_dist.cli import main
 from sft_dist.core.errors import UserError
-from sft_dist.core.sweepfolder import SweepFolder
+from sft_dist.core.sweepfolder import SweepFolder, Trial
 from sft_dist.report.sweep import as_json, sweep_table, write_sweep
 from sft_dist.report.sweep_facts import axis_of, read_board, short_names
 
@@ -114,6 +115,7 @@ def test_a_sweep_without_any_result_has_a_page(tmp_path):
     folder = SweepFolder(tmp_path / "s")
     folder.path.mkdir()
     folder.define(definition())
+    folder.write(Trial(number=0, settings={"optim.lr": "0.0001", "optim.schedule": "cosine"}))
     assert "No trial has a result yet." in page_of(folder.path)
 
 
@@ -143,3 +145,15 @@ def test_command_line(tmp_path, capsys):
     assert "is not a sweep" in capsys.readouterr().err
     with pytest.raises(UserError, match="is not a sweep"):
         read_board(tmp_path)
+
+
+def test_a_sweep_of_which_nothing_is_left_is_one_sentence(tmp_path, capsys):
+    folder = sweep_of_six(tmp_path / "lr")
+    shutil.rmtree(folder.path / "trials")
+    assert main(["report", "--sweep", str(folder.path)]) == 2
+    assert "has no record of any trial" in capsys.readouterr().err
+    assert not (folder.path / "leaderboard.html").exists()
+    assert (
+        main(["sweep", str(folder.path)]) == 2
+    )  # what the sweep itself says is not hidden by the table after it
+    assert "repeat the command that made the sweep, which adds what is missing" in capsys.readouterr().err

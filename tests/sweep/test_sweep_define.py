@@ -45,6 +45,14 @@ def test_a_grid_is_written_down_before_anything_runs(tmp_path):
     assert json.loads(folder.file.read_text())["space"] == {"optim.lr": "1e-3,2e-3", "train.epochs": "1,2"}
 
 
+def test_no_trial_finds_the_checkpoints_of_another():
+    folder = define(None, [RATES, "checkpoint.remote=s3://bucket/runs/"])
+    for name in ("trial-000", "trial-001"):
+        found = trial_config(folder, folder.definition(), {"optim.lr": "0.1"}, name)
+        assert found.checkpoint.remote == f"s3://bucket/runs/sweep/{name}"
+    assert config(define(None, [RATES, "sweep.name=here"])).checkpoint.remote is None
+
+
 def test_the_same_command_changes_nothing_and_further_values_come_after():
     folder = define(None, [RATES])
     before = folder.file.read_text()

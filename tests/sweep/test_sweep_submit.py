@@ -65,6 +65,8 @@ def test_one_array_job_over_what_is_due(site):
     assert f"slurm/sweep.sbatch {folder.path}\n" in file
     assert site.read_text().count("\n") == 1
     assert "2 trials, 2 at a time" in said
+    assert f"so far        sft-dist report --sweep {folder.path}\n" in said
+    assert "queue         squeue -j 71\n" in said
 
 
 def test_stores_are_built_before_on_cpus(site):
@@ -89,6 +91,12 @@ def test_a_dry_run_shows_and_submits_nothing(site):
     said = submitted(folder, dry_run=True)
     assert "#SBATCH --array=0-2%2" in said
     assert not site.exists()
+
+
+def test_nodes_are_examined_before_each_trial_where_it_is_asked_for(site):
+    folder = sweep("submit.doctor=true")
+    submitted(folder)
+    assert "export DOCTOR=1" in (folder.path / "slurm" / "sweep.sbatch").read_text()
 
 
 def test_trials_with_stores_of_their_own_build_them(site):
