@@ -101,13 +101,21 @@ class Remote:
             path = self._path(CONFIG)
             return self._files.cat_file(path).decode("utf-8") if self._files.exists(path) else None
 
-    def fetch(self, root: Path, *, part: tuple[int, int], barrier: Callable[[], Any]) -> Path | None:
+    def fetch(
+        self,
+        root: Path,
+        *,
+        part: tuple[int, int],
+        barrier: Callable[[], Any],
+        agree: Callable[[str | None], str | None],
+    ) -> Path | None:
         """Download the newest checkpoint when it is newer than every one in `root`. Called by all ranks together.
 
         Args:
             root: The local folder of checkpoints, shared by all ranks.
             part: (i, n): this process downloads every n-th file from the i-th.
             barrier: Waits for the other processes.
+            agree: Returns what process 0 gave: caches of a network disk may tell the others of other checkpoints.
 
         Returns:
             The local folder; None where there is nothing newer. Its checksums are verified by whoever opens it.
@@ -115,11 +123,9 @@ class Remote:
         Raises:
             UserError: When the place cannot be read: starting anew without looking there could repeat days of work.
         """
-        there = self.names()
-        local = sorted(p.name for p in root.glob("step-*") if store.NAME.fullmatch(p.name))
-        if not there or (local and local[-1] >= there[-1]):
+        name = agree(self._newer(root) if part[0] == 0 else None)
+        if name is None:
             return None
-        name = there[-1]
         aside, final = root / f".fetching-{name}", root / name
         if part[0] == 0:
             shutil.rmtree(aside, ignore_errors=True)
@@ -135,6 +141,11 @@ class Remote:
             write_text(root / "LATEST", f"{name}\n")
         barrier()
         return final
+
+    def _newer(self, root: Path) -> str | None:
+        there = self.names()
+        local = sorted(p.name for p in root.glob("step-*") if store.NAME.fullmatch(p.name))
+        return there[-1] if there and (not local or local[-1] < there[-1]) else None
 
     @contextmanager
     def _reading(self) -> Iterator[None]:

@@ -167,7 +167,7 @@ def newest(root: Path, on_bad: Callable[[Path, str], None]) -> Path | None:
         root: The folder of checkpoints.
         on_bad: Called on rank 0 with one that cannot be resumed and why; the one before it is tried.
     """
-    for folder in _broadcast(_whole(root)[::-1]):
+    for folder in from_rank_0(_whole(root)[::-1]):
         wrong = next((w for w in _gather(damage(folder, dist.get_rank(), dist.get_world_size())) if w), "")
         if not wrong:
             return folder
@@ -281,7 +281,8 @@ def _gather(value: Any) -> list[Any]:
     return out
 
 
-def _broadcast(value: Any) -> Any:
+def from_rank_0(value: Any) -> Any:
+    """Return what rank 0 gave. Collective."""
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]

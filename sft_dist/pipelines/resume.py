@@ -60,7 +60,9 @@ def resume(
 
     if remote:
         part = (dist.get_rank(), dist.get_world_size())
-        fetched = remote.fetch(folder.checkpoints, part=part, barrier=dist.barrier)
+        fetched = remote.fetch(
+            folder.checkpoints, part=part, barrier=dist.barrier, agree=checkpoints.from_rank_0
+        )
         if fetched and dist.get_rank() == 0:
             folder.event("fetched", checkpoint=fetched.name, url=remote.url)
     found = checkpoints.newest(folder.checkpoints, passed_over)

@@ -45,7 +45,7 @@ def whole(step: int) -> list[str]:
 
 
 def fetch(root: Path, url: str) -> Path | None:
-    return Remote(url).fetch(root, part=(0, 1), barrier=lambda: None)
+    return Remote(url).fetch(root, part=(0, 1), barrier=lambda: None, agree=lambda name: name)
 
 
 def test_a_checkpoint_comes_back_where_the_local_folder_lacks_it(
@@ -133,7 +133,25 @@ def test_a_place_that_cannot_be_written_or_read_is_refused(
     with pytest.raises(UserError, match="cannot be written .Unable to locate credentials"):
         remote.probe("rank-0")
     with pytest.raises(UserError, match="cannot be read .Unable to locate credentials"):
-        remote.fetch(root, part=(0, 1), barrier=lambda: None)
+        remote.fetch(root, part=(0, 1), barrier=lambda: None, agree=lambda name: name)
+
+
+def test_what_is_fetched_is_what_rank_0_sees(tmp_path: Path, url: str) -> None:
+    """A rank whose cache shows no checkpoint, or one that is gone, would wait for the others for ever."""
+    remote = Remote(url)
+    assert remote.names() == []
+    met: list[str] = []
+    with pytest.raises(
+        UserError, match=r"cannot be read"
+    ):  # it follows rank 0, though it sees nothing itself
+        remote.fetch(
+            tmp_path / "root",
+            part=(1, 2),
+            barrier=lambda: met.append("barrier"),
+            agree=lambda _: "step-00000007",
+        )
+    assert met == ["barrier"]
+    assert remote.fetch(tmp_path / "root", part=(1, 2), barrier=lambda: None, agree=lambda _: None) is None
 
 
 def test_an_unknown_protocol_is_refused() -> None:

@@ -262,7 +262,9 @@ def test_the_command_is_killed_and_started_again(tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_on_its_way(tmp_path):
-    with ScriptedServer(answer=teach, delay_s=0.5) as server:
+    with ScriptedServer(
+        answer=teach, delay_s=2
+    ) as server:  # all 20 would take 10 s: time to interrupt on a busy machine
         config = write_config(tmp_path, server, f"{{answered: {SETS['answered']}}}", teacher="concurrency: 4")
         process = launch(config)
         end = time.monotonic() + 30
