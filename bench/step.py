@@ -16,6 +16,7 @@ Prints one JSON object. All sides train the same small Llama on the same chats, 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import os
@@ -26,6 +27,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -127,33 +130,36 @@ def measure_pairs(work, stage, pairs):
     from sft_dist.train import loop
 
     config, folder = open_run(work, f"pairs-{stage}", stage=stage, steps=pairs + WARM_UP)
-    ours, bare, losses_bare, losses_ours = [], [], [], []
+    ours, bare, losses_bare, collated = [], [], [], deque()
     run = loop.run
 
-    def paired(engine, work_items, **options):
+    def remembered(plan, collate):
+        batches = collate()
+        collated.append((batches, plan.target_weight))
+        return batches
+
+    def paired(engine, work_items, *, hooks, **options):
         bare_step = bare_loop(str(folder.path / "init"))
+        began = time.process_time()
 
-        def alternating():
-            # the loop asks for the next batch once a step: what passes between two requests is our step
-            yielded = None
-            for position, plan, collated in work_items:
-                if yielded is not None:
-                    ours.append(time.process_time() - yielded)
-                batches = collated()
-                began = time.process_time()
-                losses_bare.append(bare_step(batches, plan.target_weight))
-                bare.append(time.process_time() - began)
-                yielded = time.process_time()
-                yield position, plan, collated
+        def log(metrics):
+            nonlocal began
+            hooks.log(metrics)
+            ours.append(time.process_time() - began)
+            began = time.process_time()
+            losses_bare.append(bare_step(*collated.popleft()))
+            bare.append(time.process_time() - began)
+            began = time.process_time()
 
-        return run(engine, alternating(), **options)
+        items = (
+            (position, plan, partial(remembered, plan, collate)) for position, plan, collate in work_items
+        )
+        return run(engine, items, hooks=dataclasses.replace(hooks, log=log), **options)
 
     train_here(config, folder, paired)
-    losses_ours += [json.loads(line)["loss"] for line in folder.metrics.read_text().splitlines()
-                    if '"train"' in line]  # fmt: skip
-    # our first interval holds no step: the loop fetches two batches before it starts
-    ours = ours[1:]
-    keep = slice(WARM_UP, min(len(ours), len(bare)))
+    losses_ours = [json.loads(line)["loss"] for line in folder.metrics.read_text().splitlines()
+                   if '"train"' in line]  # fmt: skip
+    keep = slice(WARM_UP, None)
     ratios = [b / o for o, b in zip(ours[keep], bare[keep], strict=True)]
     return {
         "over_bare": round(statistics.median(ratios), 3),
@@ -171,20 +177,20 @@ def measure_ours(work, steps):
     config, folder = open_run(work, f"ours-{time.time_ns()}", stage=0, steps=steps + WARM_UP)
     run, marks = loop.run, []
 
-    def timed(engine, work_items, **options):
-        def marked():
-            for item in work_items:
-                marks.append(time.process_time())
-                yield item
+    def timed(engine, work_items, *, hooks, **options):
+        def log(metrics):
+            hooks.log(metrics)
+            marks.append(time.process_time())
 
-        return run(engine, marked(), **options)
+        return run(engine, work_items, hooks=dataclasses.replace(hooks, log=log), **options)
 
     train_here(config, folder, timed)
     lines = [json.loads(x) for x in folder.metrics.read_text().splitlines() if '"train"' in x]
-    # marks[k] is the fetch before step k - 1 begins, so marks[k + 1] - marks[k] holds that step
-    seconds = marks[-1] - marks[WARM_UP + 1]
-    tokens = sum(line["tokens"] for line in lines[WARM_UP : len(marks) - 2])
-    return {"tokens_per_cpu_s": round(tokens / seconds), "first_loss": lines[0]["loss"]}
+    tokens = sum(line["tokens"] for line in lines[WARM_UP:])
+    return {
+        "tokens_per_cpu_s": round(tokens / (marks[-1] - marks[WARM_UP - 1])),
+        "first_loss": lines[0]["loss"],
+    }
 
 
 def measure_trl(work, steps, cache):
