@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from sft_dist.core.errors import UserError
 from sft_dist.model import attention, backends, leak
 from sft_dist.model.load import load_packed
 from sft_dist.model.packed import PackedLM, to_inputs
@@ -172,5 +173,5 @@ def test_the_start_up_check_passes_on_a_right_backend(tiny_model: Path) -> None:
 
 def test_attention_without_document_borders_is_refused(tiny_model: Path) -> None:
     module = packed(tiny_model, "sdpa_per_doc")
-    with pytest.raises(RuntimeError, match="documents would see one another"):
+    with pytest.raises(UserError, match="documents would see one another"):
         module.hf.get_decoder()(input_ids=torch.ones(1, 4, dtype=torch.long), use_cache=False)
