@@ -110,7 +110,8 @@ def test_preempted_twice_and_broken_equals_undisturbed(cluster: Cluster, tmp_pat
 
 def test_second_job_on_the_run_folder_of_a_live_one_is_refused(cluster: Cluster, tmp_path, undisturbed):
     """By the batch script; and by the ranks themselves, where no batch script looks."""
-    job, run = start(cluster, tmp_path, undisturbed, "--nodes=1")
+    long = ("train.epochs=40",)  # it is to outlive both attempts, on a busy machine too
+    job, run = start(cluster, tmp_path, undisturbed, "--nodes=1", words=long)
     wait_until(lambda: 3 in losses(run), timeout_s=240)
     second, _ = start(cluster, tmp_path, undisturbed, "--nodes=1", RUN_DIR=str(run))
     assert cluster.wait(second)["ExitCode"] == "2:0"
