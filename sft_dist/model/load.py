@@ -317,13 +317,11 @@ def _partitioned(zero_config: Mapping[str, Any] | None) -> Iterator[None]:
         yield
         return
     import deepspeed
-    from deepspeed.runtime.zero.partition_parameters import DeepSpeedTensorOverride
     from transformers.integrations import HfDeepSpeedConfig
 
     alive = HfDeepSpeedConfig(dict(zero_config))  # held by a weak reference only: it must outlive the load
     init = deepspeed.zero.Init
-    # Left to itself it gives every tensor made under it the weights' dtype, those of RoPE too: angles in bfloat16.
-    deepspeed.zero.Init = partial(init, tensor_overrides={DeepSpeedTensorOverride.device})
+    deepspeed.zero.Init = partial(init, **partition.only_device())
     try:
         yield
     finally:

@@ -61,16 +61,33 @@ def find(path: str, model: Any, zero_config: Mapping[str, Any], revision: str | 
     return Source(files=files, key_of=key_of, missing=missing, unused=names.unused)
 
 
+def only_device() -> dict[str, Any]:
+    """Return the options by which zero.Init leaves the dtype of tensors alone.
+
+    By default it gives every tensor made under it the weights' dtype, those of RoPE too: angles in bfloat16.
+    """
+    from deepspeed.runtime.zero.partition_parameters import DeepSpeedTensorOverride
+
+    return {"tensor_overrides": {DeepSpeedTensorOverride.device}}
+
+
 def build(config: Any, zero_config: Mapping[str, Any], dtype: torch.dtype, attn: str, **options: Any) -> Any:
     """Return a model of partitioned, uninitialised parameters. Collective. Its buffers are right."""
-    import deepspeed
+    from deepspeed.runtime.zero.partition_parameters import Init
     from transformers import initialization
     from transformers.modeling_utils import set_zero3_state
+
+    class Unsent(Init):  # type: ignore[misc]
+        """Cuts parameters where they are: rank 0's are as empty as all others, and need not be sent."""
+
+        def _zero_init_param(self, param: Any) -> None:
+            self._convert_to_deepspeed_param(param)
+            param.partition()
 
     with ExitStack() as stack:
         for context in (
             initialization.no_init_weights(),
-            deepspeed.zero.Init(config_dict_or_path=dict(zero_config)),
+            Unsent(config_dict_or_path=dict(zero_config), **only_device()),
             set_zero3_state(),
         ):
             stack.enter_context(context)
