@@ -14,7 +14,7 @@ def test_a_full_disk_costs_no_good_checkpoint(crash: Callable[..., dict[str, Any
     assert seen["codes"] == [3, 3]  # both ranks ended by themselves, together
     assert seen["status"]["state"] == "fatal"
     assert "could not be written" in seen["status"]["reason"]
-    assert "(that of step 22)" in seen["status"]["reason"]
+    assert "the steps after 22, the last good checkpoint, are lost" in seen["status"]["reason"]
     assert seen["kinds"][-3:] == ["resumed", "save_failed", "save_failed"]
     assert seen["left"] == ["LATEST", "step-00000022"]
     assert seen["damage"] == ""
