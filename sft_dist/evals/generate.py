@@ -6,9 +6,9 @@ Legend: B examples of a batch, T tokens of the longest prompt in it, G generated
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.process import logger
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 log = logger(__name__)
 
 THINK_END = "</think>"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class PromptRenderer(Protocol):
@@ -211,28 +214,36 @@ def generate_ids(
         pad_token_id=pad_id,
     )
     generate: Any = model.generate
-    input_ids_BT, mask_BT = left_pad(prompts, pad_id)
-    try:
+
+    def run(batch: Sequence[Sequence[int]]) -> list[list[int]]:
+        input_ids_BT, mask_BT = left_pad(batch, pad_id)
         with torch.inference_mode():
             out = generate(input_ids=input_ids_BT.to(model.device), attention_mask=mask_BT.to(model.device))
+        answers_BG = out[:, input_ids_BT.shape[1] :].tolist()
+        return [cut_at_stop(ids, stop_ids) for ids in answers_BG]
+
+    return in_halves(run, prompts, "prompts")
+
+
+def in_halves(
+    run: Callable[[Sequence[Item]], list[Result]], batch: Sequence[Item], what: str
+) -> list[Result]:
+    """Return `run(batch)`; a batch that does not fit into the memory of the device is split in two, down to single items.
+
+    Raises:
+        torch.OutOfMemoryError: When a single item does not fit.
+    """
+    import torch
+
+    try:
+        return run(batch)
     except torch.OutOfMemoryError:
-        if len(prompts) == 1:
+        if len(batch) == 1:
             raise
-        torch.cuda.empty_cache()
-        middle = len(prompts) // 2
-        log.warning(
-            "a batch of %d prompts does not fit into device memory; running it in halves", len(prompts)
-        )
-        halves = (prompts[:middle], prompts[middle:])
-        return [
-            ids
-            for half in halves
-            for ids in generate_ids(
-                model, half, stop_ids=stop_ids, pad_id=pad_id, max_new_tokens=max_new_tokens
-            )
-        ]
-    answers_BG = out[:, input_ids_BT.shape[1] :].tolist()
-    return [cut_at_stop(ids, stop_ids) for ids in answers_BG]
+    torch.cuda.empty_cache()  # here, because the error that was caught held what was allocated
+    middle = len(batch) // 2
+    log.warning("a batch of %d %s does not fit into device memory; running it in halves", len(batch), what)
+    return in_halves(run, batch[:middle], what) + in_halves(run, batch[middle:], what)
 
 
 def cut_at_stop(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:

@@ -6,19 +6,17 @@ Legend: B examples of a batch, T tokens of the longest, K trailing positions tha
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_dist.core.process import logger
 from sft_dist.core.records import Drop, Example, Tokens
-from sft_dist.evals.generate import PromptRenderer, accepts, left_pad
+from sft_dist.evals.generate import PromptRenderer, accepts, in_halves, left_pad
 from sft_dist.evals.parts import collect, run_part
 from sft_dist.evals.records import AnswerLoss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-log = logger(__name__)
 
 
 def loss_part(
@@ -74,21 +72,7 @@ def answer_nats(model: PreTrainedModel, documents: Sequence[Tokens]) -> list[flo
     logits of whole prompts would not fit. Documents longer than the model's context are scored as they are. A batch that does
     not fit into the memory of the device is split in two, down to single documents.
     """
-    import torch
-
-    if not documents:
-        return []
-    try:
-        return _nats(model, documents)
-    except torch.OutOfMemoryError:
-        if len(documents) == 1:
-            raise
-    torch.cuda.empty_cache()
-    middle = len(documents) // 2
-    log.warning(
-        "a batch of %d documents does not fit into device memory; running it in halves", len(documents)
-    )
-    return answer_nats(model, documents[:middle]) + answer_nats(model, documents[middle:])
+    return in_halves(partial(_nats, model), documents, "documents") if documents else []
 
 
 def _nats(model: PreTrainedModel, documents: Sequence[Tokens]) -> list[float]:
