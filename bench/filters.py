@@ -79,7 +79,7 @@ def cpu_s():
 def selected(path, filters, out, *, processes, evaluated):
     """Run the selection pass over a file of instruction and output."""
     from sft_dist.config.load import validate
-    from sft_dist.pipelines.select import select
+    from sft_dist.selection.assign import select
     from sft_dist.sources import open_source
 
     config = validate({
@@ -93,7 +93,7 @@ def selected(path, filters, out, *, processes, evaluated):
     sources = {n: open_source(n, c) for n, c in config.data.sources.items()}
 
     def work():
-        found = select(config, sources, out, lambda _: None).sources["bench"]
+        found = select(config.data, sources, out, lambda _: None, seed=config.seed).sources["bench"]
         return {"kept": found.kept, "dropped": found.dropped}
 
     return measured(work)

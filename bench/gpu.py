@@ -278,7 +278,7 @@ def engine_of(work, model, checkpointing, seq_len):
 
     from sft_dist.config.load import validate
     from sft_dist.core.runfolder import RunFolder
-    from sft_dist.pipelines.assemble import assemble
+    from sft_dist.pipelines.train.engine import assemble
     from sft_dist.render.tokenizer import TextTokenizer, train_tokenizer
 
     tokenizer = work / "tokenizer"
@@ -302,7 +302,7 @@ def speeds(work, name, checkpointing, reduced):
     import torch
 
     from sft_dist.model.packed import to_inputs
-    from sft_dist.pipelines.plan import cost_of
+    from sft_dist.pipelines.train.planning import cost_of
     from sft_dist.train import zero
     from sft_dist.train.metrics import peak_flops
 

@@ -52,8 +52,8 @@ def write_copies(files, copies, path):
 def ours(path, tokenizer, filters):
     """CPU seconds of each stage of `prepare`: reading alone, selection, then all that is left."""
     from sft_dist.config.load import validate
-    from sft_dist.pipelines.prepare import prepare
-    from sft_dist.pipelines.select import select
+    from sft_dist.pipelines.data.prepare import prepare
+    from sft_dist.selection.assign import select
     from sft_dist.shards import Store
     from sft_dist.sources import open_source
 
@@ -77,7 +77,9 @@ def ours(path, tokenizer, filters):
             read = sum(1 for _ in sources["bench"])
             spent["read"] = time.process_time() - start
             start = time.process_time()
-            selected = select(config, sources, Path(out), lambda _: None).sources["bench"]
+            selected = select(config.data, sources, Path(out), lambda _: None, seed=config.seed).sources[
+                "bench"
+            ]
             spent["select"] = time.process_time() - start
             start = time.process_time()
             store = Store.open(prepare(config).stores["bench"])
@@ -96,7 +98,7 @@ def with_datasets(path, tokenizer):
     import datasets
     from transformers import PreTrainedTokenizerFast
 
-    from sft_dist.render.chat import Renderer
+    from sft_dist.render.renderer import Renderer
     from sft_dist.render.tokenizer import TextTokenizer
 
     datasets.disable_progress_bars()

@@ -72,8 +72,8 @@ def run_config(work, name, *, stage, steps, data="data"):
 def open_run(work, name, **options):
     """Prepare and freeze a run in this process; return (config, run folder)."""
     from sft_dist.config.load import validate
-    from sft_dist.pipelines.prepare import prepare
-    from sft_dist.pipelines.train import run_folder, set_up
+    from sft_dist.pipelines.data.prepare import prepare
+    from sft_dist.pipelines.train.run_folder import run_folder, set_up
 
     config = validate(run_config(work, name, **options))
     folder = run_folder(config)
@@ -83,7 +83,7 @@ def open_run(work, name, **options):
 
 def train_here(config, folder, loop_run=None):
     """Run the one rank in this process, with another `loop.run` if given."""
-    from sft_dist.pipelines import rank
+    from sft_dist.pipelines.train import worker as rank
     from sft_dist.train import zero
     from sft_dist.train.guard import Heartbeat
 
@@ -281,7 +281,7 @@ def measure(options, work):
     initial = work / "runs" / "pairs-0" / "init"
     shutil.copytree(initial, work / "model")
     from sft_dist.config.load import read_run
-    from sft_dist.pipelines.renderer import make_renderer
+    from sft_dist.pipelines.data.renderer import make_renderer
 
     config = read_run(folder.path)
     make_renderer(config, Path(config.data.dir), lambda: ()).save_tokenizer(work / "tokenizer")

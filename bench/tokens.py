@@ -102,7 +102,7 @@ def render(examples, renderer):
 
 def ours(chats, renderer, folder):
     """Read, render, verify, write a store, plan an epoch; return the store."""
-    from sft_dist.batch.sampler import Planner
+    from sft_dist.batch.planner import Planner
     from sft_dist.core.records import Drop
     from sft_dist.mix import Corpus
     from sft_dist.pack import CostModel
@@ -200,7 +200,7 @@ def main():
     parser.add_argument("--no-trl", action="store_true", help="leave TRL out")
     options = parser.parse_args()
 
-    from sft_dist.render.chat import Renderer
+    from sft_dist.render.renderer import Renderer
     from sft_dist.render.tokenizer import TextTokenizer, train_tokenizer
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -14,4 +14,4 @@ MASTER_PORT=${MASTER_PORT:-$("$PYTHON" -c 'import socket; s = socket.socket(); s
 export RUN_DIR MASTER_ADDR MASTER_PORT
 
 if [ $# -gt 0 ] || [ ! -s "$RUN_DIR/config.json" ]; then "$PYTHON" -m sft_dist freeze --run-dir "$RUN_DIR" "$@"; fi
-exec bash "$here/node.sh" -m sft_dist.pipelines.rank --run-dir "$RUN_DIR"
+exec bash "$here/node.sh" -m sft_dist.pipelines.train.worker --run-dir "$RUN_DIR"

@@ -30,4 +30,4 @@ if [ "$NODE_RANK" = 0 ]; then
   rm -f "$RUN_DIR/control/stop"
   if [ $# -gt 0 ] || [ ! -s "$RUN_DIR/config.json" ]; then "$PYTHON" -m sft_dist freeze --run-dir "$RUN_DIR" "$@"; fi
 fi
-exec bash "$here/node.sh" -m sft_dist.pipelines.rank --run-dir "$RUN_DIR"
+exec bash "$here/node.sh" -m sft_dist.pipelines.train.worker --run-dir "$RUN_DIR"

@@ -2,7 +2,7 @@
 # Runs the ranks of one node: the only caller of torchrun. Everything after the environment goes to torchrun as it is:
 #
 #   RUN_DIR=runs/x MASTER_ADDR=127.0.0.1 MASTER_PORT=29400 NPROC=2 \
-#     launch/node.sh -m sft_dist.pipelines.rank --run-dir runs/x
+#     launch/node.sh -m sft_dist.pipelines.train.worker --run-dir runs/x
 #
 # RUN_DIR       the run folder, on a disk that all nodes share
 # MASTER_ADDR   address of node 0 (not its name: that may resolve to 127.0.1.1); 127.0.0.1 means one node

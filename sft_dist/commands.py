@@ -35,8 +35,8 @@ def _command(options: argparse.Namespace, name: str) -> str:
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Prepare, train, evaluate and report."""
-    from sft_dist.pipelines.evaluate import evaluate
-    from sft_dist.pipelines.train import train
+    from sft_dist.pipelines.evaluate.command import evaluate
+    from sft_dist.pipelines.train.command import train
 
     folder = train(_load(options), console, command=_command(options, "prepare"))
     if folder.status()["state"] != "finished":
@@ -47,8 +47,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 def train(options: argparse.Namespace, console: Console) -> int:
     """Train, or take two steps of it."""
-    from sft_dist.pipelines.smoke import smoke
-    from sft_dist.pipelines.train import train
+    from sft_dist.pipelines.train.command import train
+    from sft_dist.pipelines.train.smoke import smoke
 
     if options.smoke:
         smoke(_load(options), console, command=_command(options, "prepare"))
@@ -61,7 +61,7 @@ def train(options: argparse.Namespace, console: Console) -> int:
 
 def check(options: argparse.Namespace, console: Console) -> int:
     """Print what training would consist of."""
-    from sft_dist.pipelines.check import check
+    from sft_dist.pipelines.data.check import check
 
     config = _load(options)
     summary = check(config, limit=CHECK_EXAMPLES)
@@ -73,7 +73,7 @@ def check(options: argparse.Namespace, console: Console) -> int:
 
 def preview(options: argparse.Namespace, console: Console) -> int:
     """Show turns and rows."""
-    from sft_dist.pipelines.check import preview
+    from sft_dist.pipelines.data.check import preview
 
     preview(_load(options), console, per_source=options.examples, html=options.html)
     return 0
@@ -81,7 +81,7 @@ def preview(options: argparse.Namespace, console: Console) -> int:
 
 def construct(options: argparse.Namespace, console: Console) -> int:
     """Generate examples."""
-    from sft_dist.pipelines.construct import construct
+    from sft_dist.pipelines.data.construct import construct
 
     with console.status("constructing") as status:
         made = construct(_load(options), only=options.only, progress=status.update)
@@ -93,7 +93,7 @@ def construct(options: argparse.Namespace, console: Console) -> int:
 
 def prepare(options: argparse.Namespace, console: Console) -> int:
     """Build the token stores, or verify them."""
-    from sft_dist.pipelines.prepare import prepare
+    from sft_dist.pipelines.data.prepare import prepare
     from sft_dist.shards import Store
 
     config = _load(options)
@@ -131,7 +131,7 @@ def prepare(options: argparse.Namespace, console: Console) -> int:
 
 
 def _verify(config: RunConfig, console: Console, command: str) -> int:
-    from sft_dist.pipelines.selection import stored_sources
+    from sft_dist.selection.files import stored_sources
     from sft_dist.shards import Store
 
     folder = Path(config.data.dir)
@@ -153,7 +153,7 @@ def _verify(config: RunConfig, console: Console, command: str) -> int:
 
 def score(options: argparse.Namespace, console: Console) -> int:
     """Score training examples."""
-    from sft_dist.pipelines.score import score
+    from sft_dist.pipelines.data.score import score
 
     with console.status("scoring") as status:
         paths = score(_load(options), rebuild=options.rebuild, progress=status.update)
@@ -164,7 +164,7 @@ def score(options: argparse.Namespace, console: Console) -> int:
 
 def card(options: argparse.Namespace, console: Console) -> int:
     """Write the dataset card."""
-    from sft_dist.pipelines.card import write_card
+    from sft_dist.pipelines.data.card import write_card
 
     config = _load(options)
     with console.status("reading the data") as status:
@@ -177,8 +177,8 @@ def card(options: argparse.Namespace, console: Console) -> int:
 def freeze(options: argparse.Namespace, console: Console) -> int:
     """Write a run folder."""
     from sft_dist.core.runfolder import RunFolder
-    from sft_dist.pipelines.prepare import prepare
-    from sft_dist.pipelines.train import set_up
+    from sft_dist.pipelines.data.prepare import prepare
+    from sft_dist.pipelines.train.run_folder import set_up
 
     config = _load(options)
     run_dir: Path = options.run_dir
@@ -192,7 +192,7 @@ def freeze(options: argparse.Namespace, console: Console) -> int:
 def export(options: argparse.Namespace, console: Console) -> int:
     """Export a checkpoint."""
     from sft_dist.core.runfolder import RunFolder
-    from sft_dist.pipelines.export import export
+    from sft_dist.pipelines.evaluate.export import export
 
     out = export(RunFolder(options.run_dir), options.checkpoint, options.out)
     console.print(f"the model lies in {out}")
@@ -202,7 +202,7 @@ def export(options: argparse.Namespace, console: Console) -> int:
 def evaluate(options: argparse.Namespace, console: Console) -> int:
     """Evaluate a run, and report."""
     from sft_dist.core.runfolder import RunFolder
-    from sft_dist.pipelines.evaluate import evaluate
+    from sft_dist.pipelines.evaluate.command import evaluate
 
     evaluate(RunFolder(options.run_dir), console)
     return _show(options.run_dir, console)
@@ -215,8 +215,8 @@ def report(options: argparse.Namespace, console: Console) -> int:
 
 def sweep(options: argparse.Namespace, console: Console) -> int:
     """Run a sweep, or submit it."""
-    from sft_dist.pipelines.sweep import run_sweep, submit_sweep
-    from sft_dist.pipelines.sweep_task import open_words
+    from sft_dist.pipelines.sweep.run import run_sweep, submit_sweep
+    from sft_dist.pipelines.sweep.trial import open_words
 
     folder = open_words(options.config)
     if options.submit or options.dry_run:
@@ -260,8 +260,8 @@ def estimate(options: argparse.Namespace, console: Console) -> int:
     """Print what a run needs."""
     import json
 
-    from sft_dist.pipelines.check import check
-    from sft_dist.pipelines.estimate import estimate, show
+    from sft_dist.pipelines.cluster.estimate import estimate, show
+    from sft_dist.pipelines.data.check import check
 
     config = _load(options)
     result = estimate(
@@ -282,7 +282,7 @@ def estimate(options: argparse.Namespace, console: Console) -> int:
 def doctor(options: argparse.Namespace, console: Console) -> int:
     """Examine the machine; 1 when it is not fit."""
     from sft_dist.config.load import read_run
-    from sft_dist.pipelines.doctor import doctor
+    from sft_dist.pipelines.cluster.doctor import doctor
 
     config = read_run(options.run) if options.run else _load(options)
     return doctor(config, console, as_json=options.json)
@@ -290,7 +290,7 @@ def doctor(options: argparse.Namespace, console: Console) -> int:
 
 def submit(options: argparse.Namespace, console: Console) -> int:
     """Submit a run."""
-    from sft_dist.pipelines.submit import submit
+    from sft_dist.pipelines.cluster.submit import submit
 
     command = _command(options, "prepare")
     submit(_load(options), console, command=command, limit=CHECK_EXAMPLES, dry_run=options.dry_run)
@@ -299,7 +299,7 @@ def submit(options: argparse.Namespace, console: Console) -> int:
 
 def watch(options: argparse.Namespace, console: Console) -> int:
     """Follow a run."""
-    from sft_dist.pipelines.watch import watch
+    from sft_dist.report.watch import watch
 
     console.print(watch(options.run_dir, console))
     return 0

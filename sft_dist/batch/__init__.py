@@ -1,8 +1,8 @@
 """Corpus -> an epoch's plan -> the batches of each rank. Position is data: (epoch, step). Next: train."""
 
 from sft_dist.batch.collate import collate, sequence_slice
-from sft_dist.batch.plan import EpochPlan, PlanCounts, TaskCounts
-from sft_dist.batch.sampler import Planner, SamplerState
+from sft_dist.batch.epoch_plan import EpochPlan, PlanCounts, TaskCounts
+from sft_dist.batch.planner import Planner, SamplerState
 
 __all__ = [
     "EpochPlan",

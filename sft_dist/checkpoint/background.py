@@ -25,9 +25,9 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from sft_dist.checkpoint import store
+from sft_dist.checkpoint import io as store
+from sft_dist.checkpoint.io import Keep, Position
 from sft_dist.checkpoint.remote import Remote
-from sft_dist.checkpoint.store import Keep, Position
 from sft_dist.core import process
 
 log = process.logger(__name__)

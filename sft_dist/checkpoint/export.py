@@ -18,13 +18,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sft_dist.checkpoint.contents import Base, Item, apart, plan, value_of
-from sft_dist.checkpoint.store import read_parameter
+from sft_dist.checkpoint.export_plan import Base, Item, apart, plan, value_of
+from sft_dist.checkpoint.io import read_parameter
 from sft_dist.core.errors import UserError
-from sft_dist.core.store import read_json, replace_folder, write_json
-from sft_dist.model import adapters, files, rope, support, vocabulary
-from sft_dist.model.files import BaseFiles
+from sft_dist.core.files import read_json, replace_folder, write_json
+from sft_dist.model import adapters, rope, support, vocabulary
+from sft_dist.model import weight_files as files
 from sft_dist.model.load import DTYPES, read_config
+from sft_dist.model.weight_files import BaseFiles
 from sft_dist.render.tokenizer import TextTokenizer
 
 SHARD_BYTES = 4 << 30

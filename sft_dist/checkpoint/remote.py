@@ -14,9 +14,9 @@ from typing import Any
 
 import fsspec
 
-from sft_dist.checkpoint import store
+from sft_dist.checkpoint import io as store
 from sft_dist.core.errors import UserError
-from sft_dist.core.store import read_json, replace_folder, write_text
+from sft_dist.core.files import read_json, replace_folder, write_text
 
 CONFIG = "config.json"  # of the run folder
 

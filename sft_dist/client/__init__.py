@@ -6,7 +6,7 @@
 from sft_dist.client.cache import Cache
 from sft_dist.client.client import Client, Stats
 from sft_dist.client.errors import BudgetSpentError, RefusedError, UnavailableError
-from sft_dist.client.order import in_order
+from sft_dist.client.ordered_map import in_order
 from sft_dist.client.request import Choice, Completion, Request, request_seed, unusable
 
 __all__ = [

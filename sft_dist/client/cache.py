@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft_dist.core.errors import UserError
-from sft_dist.core.store import fsync_path
+from sft_dist.core.files import fsync_path
 
 _HEAD = re.compile(rb'\{"key":"([0-9a-f]*)","tokens":(\d+),')
 

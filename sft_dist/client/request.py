@@ -9,7 +9,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from sft_dist.core.records import Drop
-from sft_dist.core.seeds import derive
+from sft_dist.core.rng import derive
 
 Turns = tuple[Mapping[str, Any], ...]
 

@@ -14,11 +14,11 @@ import pydantic
 from pydantic import BaseModel
 
 from sft_dist.config.construct import SetConfig
-from sft_dist.config.foreign import FOREIGN_KEYS
+from sft_dist.config.other_trainers import FOREIGN_KEYS
 from sft_dist.config.root import RunConfig
 from sft_dist.config.sources import SourceConfig
 from sft_dist.core.errors import UserError, nearest
-from sft_dist.core.paths import resource
+from sft_dist.core.process import resource
 
 DEFAULT_EXPERIMENT = "demo"
 

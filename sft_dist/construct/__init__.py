@@ -8,9 +8,9 @@ What is held out, and what descends from it, never enters: `training_only` stand
 from sft_dist.construct.answer import answer
 from sft_dist.construct.evolve import evolve
 from sft_dist.construct.instructwild import instructwild
+from sft_dist.construct.novelty import NoveltyPool
 from sft_dist.construct.output import Made
-from sft_dist.construct.pool import NoveltyPool
-from sft_dist.construct.seeds import Seed, group_seeds, training_only
+from sft_dist.construct.seed_examples import Seed, group_seeds, training_only
 from sft_dist.construct.self_instruct import self_instruct
 from sft_dist.construct.teacher import Teacher
 

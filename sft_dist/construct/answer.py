@@ -10,7 +10,7 @@ from typing import Any
 from sft_dist.client import Completion, Request, unusable
 from sft_dist.construct.journal import Journal
 from sft_dist.construct.output import Made, Output
-from sft_dist.construct.seeds import training_only
+from sft_dist.construct.seed_examples import training_only
 from sft_dist.construct.stage import Outcome, Stage, outcomes
 from sft_dist.construct.teacher import Teacher
 from sft_dist.construct.templates import ANSWER_STOP, VERSION, answer_prompt

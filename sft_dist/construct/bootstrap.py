@@ -22,14 +22,14 @@ from sft_dist.client import (
 )
 from sft_dist.construct.heuristics import instruction_fault
 from sft_dist.construct.journal import Journal
-from sft_dist.construct.pool import NoveltyPool
-from sft_dist.construct.seeds import Seed, bits
+from sft_dist.construct.novelty import NoveltyPool
+from sft_dist.construct.seed_examples import Seed, bits
 from sft_dist.construct.stage import AHEAD, left_undone
 from sft_dist.construct.teacher import Teacher
 from sft_dist.construct.templates import LIST_SAMPLING, LIST_STOP, split_list
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import Drop
-from sft_dist.core.seeds import generator
+from sft_dist.core.rng import generator
 
 STALLED_ROUNDS = 10  # in a row that add nothing
 

@@ -15,7 +15,7 @@ from sft_dist.construct.answer import answer_stage, with_answer
 from sft_dist.construct.heuristics import answer_fault, evolved_fault
 from sft_dist.construct.journal import Journal
 from sft_dist.construct.output import Made, Output
-from sft_dist.construct.seeds import is_single_turn, training_only
+from sft_dist.construct.seed_examples import is_single_turn, training_only
 from sft_dist.construct.stage import Outcome, Stage, outcomes
 from sft_dist.construct.teacher import Teacher
 from sft_dist.construct.templates import (
@@ -27,9 +27,9 @@ from sft_dist.construct.templates import (
     same_prompt,
     says_equal,
 )
+from sft_dist.core.files import fingerprint
 from sft_dist.core.records import Drop, Example, Message, make_example
-from sft_dist.core.seeds import derive
-from sft_dist.core.store import fingerprint
+from sft_dist.core.rng import derive
 from sft_dist.holdout import Holdout, descend
 
 

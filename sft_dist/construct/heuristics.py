@@ -6,7 +6,7 @@ import re
 import string
 from collections.abc import Sequence
 
-from sft_dist.construct.pool import IDEOGRAPH
+from sft_dist.construct.novelty import IDEOGRAPH
 from sft_dist.core.records import Drop
 
 # Self-Instruct: what a text model cannot do, or does too often.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_dist.core.errors import UserError
-from sft_dist.core.store import write_text
+from sft_dist.core.files import write_text
 
 
 class Journal:

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from sft_dist.core.files import atomic_path, write_json
 from sft_dist.core.records import Drop, Example, example_to_dict
-from sft_dist.core.store import atomic_path, write_json
 
 EXAMPLES, DROPPED, COUNTS = "examples.jsonl", "dropped.jsonl", "counts.json"
 

@@ -14,7 +14,7 @@ from sft_dist.construct.bootstrap import Instruction, Plan, bootstrap
 from sft_dist.construct.heuristics import keep_instances
 from sft_dist.construct.journal import Journal
 from sft_dist.construct.output import Made, Output
-from sft_dist.construct.seeds import Seed, bits, joint_origin, seeds_fingerprint, shots
+from sft_dist.construct.seed_examples import Seed, bits, joint_origin, seeds_fingerprint, shots
 from sft_dist.construct.stage import Outcome, Stage, outcomes
 from sft_dist.construct.teacher import Teacher
 from sft_dist.construct.templates import (
@@ -30,7 +30,7 @@ from sft_dist.construct.templates import (
     tasks_prompt,
 )
 from sft_dist.core.records import Drop, single_turn
-from sft_dist.core.seeds import generator
+from sft_dist.core.rng import generator
 
 CLASSIFICATION_SHOTS, OTHER_SHOTS = 12, 19  # 31 in all, as published
 INSTANCE_SHOTS = 8

@@ -1,11 +1,19 @@
-"""This process among its peers: rank and world from the environment (torchrun's names), and the logger. No torch."""
+"""This process: rank and world from the environment (torchrun's names), logger, CPU limit, shipped files. No torch."""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+PACKAGE = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,3 +62,30 @@ def logger(name: str = "sft_dist") -> logging.Logger:
         root.setLevel(logging.INFO if me.is_main else logging.WARNING)
         root.propagate = False
     return log
+
+
+@contextmanager
+def cpu_limit(seconds: float, error: Callable[[str], Exception]) -> Iterator[None]:
+    """Raise `error` after `seconds` of this process' CPU time; in other threads than the main one, do nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  the signal module's protocol
+        raise error(f"it takes more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def resource(name: str) -> Path:
+    """Return the folder `name`, from the repository of an editable install or from inside an installed wheel."""
+    for root in (PACKAGE.parent, PACKAGE / "_resources"):
+        if (root / name).is_dir() and (root != PACKAGE.parent or (root / "pyproject.toml").is_file()):
+            return root / name
+    raise FileNotFoundError(f"{name}/ lies neither beside the package nor inside it; reinstall sft-dist")

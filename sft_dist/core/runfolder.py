@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import time
@@ -12,34 +11,14 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from sft_dist.core.errors import BusyError
-from sft_dist.core.process import logger
-from sft_dist.core.store import append_jsonl, read_json, write_json
+from sft_dist.core.files import append_jsonl, read_json, write_json
+from sft_dist.core.locks import take_lock
 
 SILENT_S = 900.0
-"""A running run is taken for dead after this time without progress (the heartbeat's age; train/silence.py): a step, a
+"""A running run is taken for dead after this time without progress (the heartbeat's age; train/stall_report.py): a step, a
 checkpoint or an evaluation may be long. The batch script ends it later, after HEARTBEAT_MAX."""
 
-NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
-
 State = Literal["running", "stopped", "finished", "fatal"]
-
-
-def take_lock(held: IO[str], how: int) -> None:
-    """Lock a file; where the file system knows no locks (Lustre mounted without `flock`), warn and go on.
-
-    Raises:
-        BlockingIOError: When another process holds it and `how` says not to wait.
-    """
-    try:
-        fcntl.flock(held, how)
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        logger().warning(
-            "%s cannot be locked (%s), so two commands on one folder would not notice one another; see that there is one only",
-            held.name,
-            error.strerror,
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sft_dist.core.records import Example
+from sft_dist.core.rng import derive
 from sft_dist.core.sample import Sample
-from sft_dist.core.seeds import derive
-from sft_dist.evals.tasks import user_text
+from sft_dist.evals.splits import user_text
 
 MAX_PAIRS = 1_000_000  # 2.4 GiB at the peak with texts of 100 words, their indexes included
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sft_dist.core.errors import UserError
+from sft_dist.core.files import fingerprint, read_json
 from sft_dist.core.process import logger
 from sft_dist.core.records import Drop, Example, Tokens
-from sft_dist.core.store import fingerprint, read_json
-from sft_dist.evals.parts import collect, run_part
-from sft_dist.evals.records import Generation
-from sft_dist.evals.tasks import up_to_answer
+from sft_dist.evals.resumable_work import collect, run_part
+from sft_dist.evals.splits import Generation, up_to_answer
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +94,7 @@ def load_model(
 
 def _check_base(adapter: Path) -> None:
     """Refuse an adapter on another base than the one that it was trained on: it would answer, and nothing would tell."""
-    from sft_dist.model.files import BASE, base_fingerprint  # torch
+    from sft_dist.model.weight_files import BASE, base_fingerprint  # torch
 
     settings, record = read_json(adapter / "adapter_config.json"), adapter / BASE
     base, revision = settings["base_model_name_or_path"], settings.get("revision")

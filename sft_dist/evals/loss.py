@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from sft_dist.core.records import Drop, Example, Tokens
 from sft_dist.evals.generate import PromptRenderer, accepts, in_halves, left_pad
-from sft_dist.evals.parts import collect, run_part
-from sft_dist.evals.records import AnswerLoss
+from sft_dist.evals.resumable_work import collect, run_part
+from sft_dist.evals.splits import AnswerLoss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

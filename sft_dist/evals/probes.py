@@ -14,9 +14,9 @@ from typing import TypeAlias
 import numpy as np
 
 from sft_dist.core.records import Example, Message, make_example
-from sft_dist.core.seeds import generator
-from sft_dist.evals.records import AnswerLoss, Generation
+from sft_dist.core.rng import generator
 from sft_dist.evals.score import exact_match
+from sft_dist.evals.splits import AnswerLoss, Generation
 
 Probe: TypeAlias = Callable[[Example, Sequence[Example], np.random.Generator], Example | None]
 

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from sft_dist.core.errors import UserError
+from sft_dist.core.files import write_json, write_text
 from sft_dist.core.records import Example
-from sft_dist.core.store import write_json, write_text
 from sft_dist.evals.baselines import Baselines
-from sft_dist.evals.records import AnswerLoss, Generation, Judged
-from sft_dist.evals.tasks import SetName, prompt_text, user_text
+from sft_dist.evals.splits import AnswerLoss, Generation, Judged, SetName, prompt_text, user_text
 
 CLASSIFICATION_CATEGORIES = frozenset(
     {

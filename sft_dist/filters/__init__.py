@@ -12,9 +12,9 @@ from typing import ClassVar, Protocol
 from pydantic import BaseModel
 
 from sft_dist.config.filters import FiltersConfig
+from sft_dist.core.files import fingerprint
 from sft_dist.core.records import Drop, Example
-from sft_dist.core.store import fingerprint
-from sft_dist.filters.dedup import Seen, duplicate_key
+from sft_dist.filters.exact_duplicates import Seen, duplicate_key
 from sft_dist.filters.language import Language
 from sft_dist.filters.rules import (
     AnswerRepeatsPrompt,

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from sft_dist.core.errors import UserError, nearest
 from sft_dist.core.records import Drop, Example
+from sft_dist.filters.patterns import LETTER
 from sft_dist.filters.rules import answers_of, excerpt, prompt_of
-from sft_dist.filters.tables import LETTER
 
 JUDGED_CHARS = 1000  # of a text: a language shows in fewer, and the time goes with the length
 

@@ -8,7 +8,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from sft_dist.filters.tables import WORD
+from sft_dist.filters.patterns import WORD
 from sft_dist.pack.jit import jit
 
 CACHED_WORDS = 1 << 20  # about 150 MB; a corpus of a million examples has fewer distinct words

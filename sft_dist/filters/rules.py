@@ -15,7 +15,7 @@ import numpy as np
 
 from sft_dist.core.records import Drop, Example
 from sft_dist.filters.ngrams import piece_codes
-from sft_dist.filters.tables import (
+from sft_dist.filters.patterns import (
     ASKS_FOR_JSON,
     CONTROL,
     DANGLING_WORDS,

@@ -3,7 +3,7 @@
 `decide` looks at every source once; `split` then puts each example on its side, the same in every process.
 """
 
-from sft_dist.holdout.decide import decide
-from sft_dist.holdout.decision import Holdout, Side, descend, input_key, split
+from sft_dist.holdout.choose_split import decide
+from sft_dist.holdout.holdout import Holdout, Side, descend, input_key, split
 
 __all__ = ["Holdout", "Side", "decide", "descend", "input_key", "split"]

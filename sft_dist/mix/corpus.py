@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sft_dist.core.errors import UserError
+from sft_dist.core.files import fingerprint
 from sft_dist.core.records import Span
-from sft_dist.core.store import fingerprint
 from sft_dist.pack.jit import jit
 from sft_dist.shards import Store
 

@@ -15,12 +15,13 @@ from torch import nn
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.process import logger
-from sft_dist.model import adapters, attention, memory, partition, rope, support, vocabulary
+from sft_dist.model import activation_memory as memory
+from sft_dist.model import adapters, attention, partition, rope, support, vocabulary
 from sft_dist.model.adapters import Lora
-from sft_dist.model.files import BaseFiles, auto_class, commit_of, skeleton
 from sft_dist.model.packed import PackedLM
 from sft_dist.model.trainable import choose
 from sft_dist.model.ulysses import SequenceGroup
+from sft_dist.model.weight_files import BaseFiles, auto_class, commit_of, skeleton
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sft_dist.core.errors import UserError
-from sft_dist.model.files import BaseFiles, aliases, auto_class, match
+from sft_dist.model.weight_files import BaseFiles, aliases, auto_class, match
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from sft_dist.core.errors import UserError
-from sft_dist.model.memory import layers
+from sft_dist.model.activation_memory import layers
 from sft_dist.pack import CostModel
 
 LAYERS = re.compile(r"layers\[(-?\d*):(-?\d*)\]")

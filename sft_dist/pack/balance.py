@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sft_dist.core.seeds import derive
+from sft_dist.core.rng import derive
 from sft_dist.pack.shuffle import shuffle
 
 # Cost has a long tail: within a window of 16 batches the costliest sixteenth is of mixed cost, and alone makes most

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import Example
-from sft_dist.render.chat import Renderer
 from sft_dist.render.draft import Segment
+from sft_dist.render.renderer import Renderer
 
 if TYPE_CHECKING:
     from rich.console import Console

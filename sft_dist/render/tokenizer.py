@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from sft_dist.core.errors import UserError
-from sft_dist.core.store import fingerprint, write_json, write_text
+from sft_dist.core.files import fingerprint, write_json, write_text
 from sft_dist.render.tokenizer_files import (
     EOS_NAMES,
     PAD_NAMES,

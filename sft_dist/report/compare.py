@@ -11,11 +11,11 @@ from typing import Literal
 import numpy as np
 
 from sft_dist.core.errors import UserError
-from sft_dist.report.facts import METRIC_TITLES, Facts, facts_of, gain, score, smooth, status_of
-from sft_dist.report.figures import Line, chart
-from sft_dist.report.markup import Cell, Row, figure, page, table
-from sft_dist.report.read import RunFiles, flatten, read_run
-from sft_dist.report.text import DASH, decimal, duration, esc, join, percent, points, short
+from sft_dist.report.charts import Line, chart
+from sft_dist.report.formatting import DASH, decimal, duration, esc, join, percent, points, short
+from sft_dist.report.html import Cell, Row, figure, page, table
+from sft_dist.report.run_files import RunFiles, flatten, read_run
+from sft_dist.report.run_summary import METRIC_TITLES, Facts, facts_of, gain, score, smooth, status_of
 
 ALWAYS_DIFFERENT = ("name", "run_root")
 """Settings that say nothing about why runs differ."""

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sft_dist.report.facts import METRIC_TITLES, SET_TITLES, edge_mean, gain, score
-from sft_dist.report.figures import sparkline
-from sft_dist.report.markup import Cell, Row, bar, missing, name_cell, table
-from sft_dist.report.read import RunFiles, number
-from sft_dist.report.text import DASH, clip, count, decimal, esc, join, percent, points
+from sft_dist.report.charts import sparkline
+from sft_dist.report.formatting import DASH, clip, count, decimal, esc, join, percent, points
+from sft_dist.report.html import Cell, Row, bar, missing, name_cell, table
+from sft_dist.report.run_files import RunFiles, number
+from sft_dist.report.run_summary import METRIC_TITLES, SET_TITLES, edge_mean, gain, score
 
 SAMPLES = 4
 """Right answers, and wrong ones, that are shown of each set."""

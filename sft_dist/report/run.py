@@ -7,12 +7,12 @@ from pathlib import Path
 
 from rich.table import Table
 
-from sft_dist.core.store import write_text
-from sft_dist.report.facts import METRIC_TITLES, SET_TITLES, Facts, facts_of, gain, score, status_of
-from sft_dist.report.markup import page
-from sft_dist.report.read import RunFiles, flatten, number, read_run
+from sft_dist.core.files import write_text
+from sft_dist.report.formatting import count, decimal, duration, esc, join, percent, points, short
+from sft_dist.report.html import page
 from sft_dist.report.results import results_section, samples_section, tasks_section
-from sft_dist.report.text import count, decimal, duration, esc, join, percent, points, short
+from sft_dist.report.run_files import RunFiles, flatten, number, read_run
+from sft_dist.report.run_summary import METRIC_TITLES, SET_TITLES, Facts, facts_of, gain, score, status_of
 from sft_dist.report.training import data_section, events_section, setup_section, training_section
 
 TONES = {"finished": "good", "fatal": "bad", "silent": "bad"}

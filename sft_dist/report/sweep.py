@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from sft_dist.core.store import write_json, write_text
-from sft_dist.core.sweepfolder import Trial
-from sft_dist.report.figures import Line, chart
-from sft_dist.report.markup import Cell, Row, bar, figure, page, table
+from sft_dist.cluster.sweep.folder import Trial
+from sft_dist.core.files import write_json, write_text
+from sft_dist.report.charts import Line, chart
+from sft_dist.report.formatting import DASH, count, esc, join, percent
+from sft_dist.report.html import Cell, Row, bar, figure, page, table
 from sft_dist.report.sweep_facts import Axis, Board, axis_of, number_of, read_board, short_names
 from sft_dist.report.sweep_figures import parallel, scatter
-from sft_dist.report.text import DASH, count, esc, join, percent
 
 TONES = {"finished": "good", "failed": "bad"}
 SHOWN = 20

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sft_dist.cluster.sweep.folder import Definition, SweepFolder, Trial
+from sft_dist.cluster.sweep.run_metric import FIGURES, Curve, Figure, curve_of
 from sft_dist.core.errors import UserError
-from sft_dist.core.outcome import FIGURES, Curve, Figure, curve_of
-from sft_dist.core.sweepfolder import Definition, SweepFolder, Trial
-from sft_dist.report.text import significant
+from sft_dist.report.formatting import significant
 
 MODEL_TRIALS = 12
 """Finished trials from which Optuna's estimate is preferred to a plain rank correlation."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from sft_dist.report.formatting import esc, join
 from sft_dist.report.sweep_facts import Axis
-from sft_dist.report.text import esc, join
 
 TOP, BOTTOM = 30, 14  # pixels above and below the axes, for titles and the lowest labels
 

@@ -9,11 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sft_dist.report.facts import Facts, edge_mean, smooth, task_mix
-from sft_dist.report.figures import Line, chart, sparkline
-from sft_dist.report.markup import Cell, bar, facts, figure, missing, name_cell, pairs, table
-from sft_dist.report.read import RunFiles, flatten, number
-from sft_dist.report.text import (
+from sft_dist.report.charts import Line, chart, sparkline
+from sft_dist.report.formatting import (
     DASH,
     count,
     decimal,
@@ -26,6 +23,9 @@ from sft_dist.report.text import (
     short,
     significant,
 )
+from sft_dist.report.html import Cell, bar, facts, figure, missing, name_cell, pairs, table
+from sft_dist.report.run_files import RunFiles, flatten, number
+from sft_dist.report.run_summary import Facts, edge_mean, smooth, task_mix
 
 MULTIPLES = 24
 """Tasks whose loss is drawn at once; further ones are folded away."""

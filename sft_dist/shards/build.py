@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sft_dist.core import store as files
+from sft_dist.core import files
 from sft_dist.core.errors import UserError
-from sft_dist.core.runfolder import take_lock
+from sft_dist.core.locks import take_lock
 from sft_dist.shards import format as layout
 from sft_dist.shards.format import ShardRecord
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sft_dist.core import store as files
+from sft_dist.core import files
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sft_dist.core import store as files
+from sft_dist.core import files
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import Span, Tokens
 from sft_dist.shards import format as layout

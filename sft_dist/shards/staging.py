@@ -13,7 +13,7 @@ from typing import Any
 
 import fsspec
 
-from sft_dist.core import store as files
+from sft_dist.core import files
 from sft_dist.core.errors import UserError
 from sft_dist.shards import format as layout
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from sft_dist.core import store as files
+from sft_dist.core import files
 from sft_dist.core.records import Tokens
 from sft_dist.shards import format as layout
 from sft_dist.shards.format import ShardRecord

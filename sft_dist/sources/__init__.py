@@ -17,7 +17,7 @@ from sft_dist.sources.alpaca import AlpacaReader
 from sft_dist.sources.base import RecordError, Source
 from sft_dist.sources.chat import ChatReader
 from sft_dist.sources.examples import ExamplesReader
-from sft_dist.sources.flan import FlanReader
+from sft_dist.sources.flan.reader import FlanReader
 from sft_dist.sources.natural_instructions import NaturalInstructionsReader, TaskInfo
 
 __all__ = ["SOURCES", "RecordError", "Source", "TaskInfo", "open_source"]
@@ -40,7 +40,7 @@ def _hub(name: str, **options: Any) -> Source:
 
 
 def _promptsource(name: str, **options: Any) -> Source:
-    from sft_dist.sources.promptsource import PromptsourceReader  # imports jinja2
+    from sft_dist.sources.promptsource.reader import PromptsourceReader  # imports jinja2
 
     return PromptsourceReader(name, **options)
 

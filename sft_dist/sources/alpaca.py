@@ -10,8 +10,8 @@ from typing import Any
 
 from sft_dist.core.records import BadRecord, Example, Message, make_example, single_turn
 from sft_dist.sources.base import FileSource, RecordError, kind_of, optional_text, text_field
-from sft_dist.sources.reading import RawRecord, data_files, read_records
-from sft_dist.sources.turns import as_prompt
+from sft_dist.sources.files.data_files import RawRecord, data_files, read_records
+from sft_dist.sources.messages import as_prompt
 
 NO_INPUT = ("", "<noinput>")  # what generators (Alpaca) write for none, stripped and case folded
 

@@ -11,9 +11,9 @@ from os.path import commonpath
 from pathlib import Path
 from typing import Any, Protocol
 
+from sft_dist.core.files import checksum, fingerprint
 from sft_dist.core.records import BadRecord, Example
-from sft_dist.core.store import checksum, fingerprint
-from sft_dist.sources.reading import TEXT_CHARS, RawRecord, file_kind
+from sft_dist.sources.files.data_files import TEXT_CHARS, RawRecord, file_kind
 
 READER_VERSION = 2  # raised when a reader makes other examples of the same records
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from sft_dist.core.records import BadRecord, Example, Message, make_example
 from sft_dist.sources.base import FileSource, RecordError, kind_of, text_field
-from sft_dist.sources.reading import RawRecord, data_files, read_records
-from sft_dist.sources.turns import ROLE_NAMES, as_prompt, check_conversation, read_tools, read_turns
+from sft_dist.sources.files.data_files import RawRecord, data_files, read_records
+from sft_dist.sources.messages import ROLE_NAMES, as_prompt, check_conversation, read_tools, read_turns
 
 TURN_FIELDS = ("messages", "conversations", "conversation")
 TURN_KEYS = {  # format -> (role field, content field) of a turn

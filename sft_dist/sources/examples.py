@@ -7,8 +7,8 @@ from typing import Any
 
 from sft_dist.core.records import BadRecord, Example, make_example
 from sft_dist.sources.base import FileSource, RecordError, kind_of, text_field
-from sft_dist.sources.reading import RawRecord, data_files, read_records
-from sft_dist.sources.turns import check_conversation, read_turns
+from sft_dist.sources.files.data_files import RawRecord, data_files, read_records
+from sft_dist.sources.messages import check_conversation, read_turns
 
 
 class ExamplesReader(FileSource):

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from sft_dist.core.errors import UserError, nearest
+from sft_dist.core.files import fingerprint
 from sft_dist.core.records import BadRecord, Example
-from sft_dist.core.store import fingerprint
 from sft_dist.sources.alpaca import AlpacaFields
 from sft_dist.sources.base import READER_VERSION, FileSource
 from sft_dist.sources.chat import conversation
-from sft_dist.sources.parsing import as_object
-from sft_dist.sources.reading import TEXT_CHARS, RawRecord
+from sft_dist.sources.files.data_files import TEXT_CHARS, RawRecord
+from sft_dist.sources.files.json_record import as_object
 
 OUR_FIELDS = {
     "alpaca": ("instruction", "input", "output", "system", "history"),

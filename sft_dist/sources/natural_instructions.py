@@ -17,8 +17,8 @@ from typing import Any
 
 from sft_dist.core.records import BadRecord, Example, single_turn
 from sft_dist.sources.base import FileSource, RecordError, kind_of
-from sft_dist.sources.json_array import read_array
-from sft_dist.sources.reading import TEXT_CHARS, RawRecord, open_data
+from sft_dist.sources.files.data_files import TEXT_CHARS, RawRecord, open_data
+from sft_dist.sources.files.json_array import read_array
 from sft_dist.sources.task_files import chosen_files, load_task, task_files, task_name
 
 _V1_PARTS = ("Definition", "Emphasis & Caution", "Things to Avoid", "Prompt")

@@ -10,8 +10,8 @@ from typing import Any
 from sft_dist.core.errors import UserError, nearest
 from sft_dist.core.process import logger
 from sft_dist.core.records import BadRecord
-from sft_dist.sources.parsing import parse_object
-from sft_dist.sources.reading import TEXT_CHARS, file_kind, open_data
+from sft_dist.sources.files.data_files import TEXT_CHARS, file_kind, open_data
+from sft_dist.sources.files.json_record import parse_object
 
 
 def task_name(path: Path) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from sft_dist.core.process import current
 from sft_dist.core.records import Batch
 from sft_dist.core.runfolder import RunFolder
-from sft_dist.train.silence import path_of, say
+from sft_dist.train.stall_report import path_of, say
 
 HEARTBEAT_S = 5.0
 WINDOW_STEPS = 64  # losses that a step is compared with
@@ -76,7 +76,7 @@ class Heartbeat:
     """Touches the heartbeat file when the loop has moved, so that its age is the time without progress.
 
     A thread looks every few seconds, so a short step costs no write. A rank that has not moved for half of `limit_s`
-    says where it stands (train/silence.py), before the launcher ends the run for its old heartbeat.
+    says where it stands (train/stall_report.py), before the launcher ends the run for its old heartbeat.
 
     Args:
         folder: The run folder.

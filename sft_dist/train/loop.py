@@ -14,11 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sft_dist.checkpoint.background import Saver
-from sft_dist.checkpoint.store import Position
+from sft_dist.checkpoint.io import Position
 from sft_dist.core.records import Batch, StepMetrics, StepPlan
-from sft_dist.core.seeds import derive
+from sft_dist.core.rng import derive
 from sft_dist.model.packed import to_inputs
-from sft_dist.train import reasons
+from sft_dist.train import stop_messages
 from sft_dist.train.guard import Heartbeat, Judge, Requests, example_losses, guilty
 from sft_dist.train.metrics import Meter, step_metrics
 from sft_dist.train.zero import update
@@ -106,7 +106,7 @@ def run(
             hooks.event("skipped_step", step=after.step, cause=cause, loss=_or_none(loss), examples=names)
             if judge.stops(cause):
                 _keep(position, saver, judge)
-                return _fatal(position, reasons.stopped(after.step, cause, loss, saver.saved_at), hooks)
+                return _fatal(position, stop_messages.stopped(after.step, cause, loss, saver.saved_at), hooks)
         position, skipped = after, skipped + 1 if cause else 0
         hooks.log(
             step_metrics(
@@ -126,7 +126,7 @@ def run(
         heartbeat.progress()
         if skipped >= schedule.max_skipped_steps:
             saver.finish()
-            return _fatal(position, reasons.skipped(skipped, position.step, saver.saved_at), hooks)
+            return _fatal(position, stop_messages.skipped(skipped, position.step, saver.saved_at), hooks)
         due = sums.save or sums.stop or _every(position.step, schedule.save_every_steps)
         last = sums.stop or position.step == schedule.total_steps  # the last evaluation comes after the loop
         if _every(position.step, schedule.eval_every) and not last:
@@ -201,7 +201,7 @@ def _fatal(position: Position, reason: str, hooks: Hooks) -> tuple[Position, str
 def _ended(position: Position, state: str, saver: Saver) -> tuple[Position, str, str]:
     """Return how training ended: as it should, if the last state is on disk."""
     if saver.saved_at != position:
-        return position, "fatal", reasons.unsaved(position.step, saver.saved_at)
+        return position, "fatal", stop_messages.unsaved(position.step, saver.saved_at)
     return position, state, ""
 
 

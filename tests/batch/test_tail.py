@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sft_dist.batch.tail import spread_tail
+from sft_dist.batch.last_batch import spread_tail
 
 
 def spread(rows, rows_per_step):

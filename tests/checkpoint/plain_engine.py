@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from sft_dist.checkpoint import store
+from sft_dist.checkpoint import io as store
 from sft_dist.checkpoint.background import Saved, Saver
-from sft_dist.checkpoint.store import Keep, Position
+from sft_dist.checkpoint.io import Keep, Position
 
 
 class PlainEngine:

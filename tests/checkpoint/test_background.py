@@ -12,9 +12,10 @@ import pytest
 import torch
 from plain_engine import PlainEngine, at, equal, flip, newest, save
 
-from sft_dist.checkpoint import background, store
+from sft_dist.checkpoint import background
+from sft_dist.checkpoint import io as store
 from sft_dist.checkpoint.background import Saved, Saver
-from sft_dist.checkpoint.store import Keep
+from sft_dist.checkpoint.io import Keep
 from sft_dist.core.errors import UserError
 
 

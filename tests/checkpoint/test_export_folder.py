@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sft_dist.checkpoint import export, store
-from sft_dist.checkpoint.contents import Base
+from sft_dist.checkpoint import export
+from sft_dist.checkpoint import io as store
 from sft_dist.checkpoint.export import export_checkpoint
+from sft_dist.checkpoint.export_plan import Base
 from sft_dist.core.errors import UserError
-from sft_dist.core.store import read_json
+from sft_dist.core.files import read_json
 from sft_dist.model.adapters import Lora
 from sft_dist.model.load import load_packed
 

@@ -9,10 +9,10 @@ import fsspec
 import pytest
 from plain_engine import PlainEngine, at, equal, newest
 
-from sft_dist.checkpoint import store
+from sft_dist.checkpoint import io as store
 from sft_dist.checkpoint.background import Saved, Saver
+from sft_dist.checkpoint.io import Keep
 from sft_dist.checkpoint.remote import Remote
-from sft_dist.checkpoint.store import Keep
 from sft_dist.core.errors import UserError
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from plain_engine import PlainEngine, at, equal, flip, newest, save
 
-from sft_dist.checkpoint import store
+from sft_dist.checkpoint import io as store
 from sft_dist.core.errors import UserError
 
 

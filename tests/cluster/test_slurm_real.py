@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from slurm_machine import REPOSITORY, Cluster, wait_until
 
-from sft_dist.core.store import read_jsonl
+from sft_dist.core.files import read_jsonl
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 SCRIPT = str(REPOSITORY / "slurm" / "train.sbatch")
@@ -47,7 +47,7 @@ def rank_process(run: Path, rank: int) -> int:
             continue
         if (
             b"RANK=%d" % rank in environment
-            and b"sft_dist.pipelines.rank" in command
+            and b"sft_dist.pipelines.train.worker" in command
             and str(run).encode() in command
         ):
             return int(process.name)

@@ -8,8 +8,8 @@ import pytest
 from slurm_machine import REPOSITORY, Cluster, wait_until
 from test_slurm_real import ONE_THREAD, losses, settings
 
-from sft_dist.core.store import read_jsonl, write_json
-from sft_dist.core.sweepfolder import SweepFolder, Trial
+from sft_dist.cluster.sweep.folder import SweepFolder, Trial
+from sft_dist.core.files import read_jsonl, write_json
 from sft_dist.report.sweep import write_sweep
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from slurm_machine import FAKE, REPOSITORY, Cluster, wait_until
 
-from sft_dist.cluster.sbatch import Job, render
+from sft_dist.cluster.slurm.sbatch import Job, render
 from sft_dist.config.cluster import SiteProfile
 
 pytestmark = pytest.mark.cluster

@@ -11,12 +11,12 @@ import time
 
 import pytest
 
-from sft_dist.cluster import checks
-from sft_dist.cluster.desk import Desk, Visitor
-from sft_dist.cluster.verdict import checks_of, compare_versions, judge_steps
-from sft_dist.pipelines.doctor import Place, _unseen
-from sft_dist.pipelines.doctor_step import rounds
-from sft_dist.pipelines.launch import free_port
+from sft_dist.cluster.doctor import checks
+from sft_dist.cluster.doctor.diagnose import checks_of, compare_versions, judge_steps
+from sft_dist.cluster.doctor.rendezvous import Desk, Visitor
+from sft_dist.cluster.local_ranks import free_port
+from sft_dist.pipelines.cluster.doctor import Place, _unseen
+from sft_dist.pipelines.cluster.doctor_step import rounds
 
 SMALL = [
     "experiment=demo",

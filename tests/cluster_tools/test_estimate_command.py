@@ -9,9 +9,9 @@ import pytest
 from sft_dist.cli import main
 from sft_dist.config.load import freeze, load_config
 from sft_dist.core.errors import UserError
-from sft_dist.pipelines.estimate import estimate, host_memory
-from sft_dist.pipelines.plan import Summary
-from sft_dist.pipelines.sizes import model_config
+from sft_dist.pipelines.cluster.estimate import estimate, host_memory
+from sft_dist.pipelines.cluster.estimate_inputs import model_config
+from sft_dist.pipelines.train.planning import Summary
 
 SUMMARY = Summary(
     examples=100, tokens=4000, target_tokens=1000, fill=0.5, steps=10, drops={}, squares_per_token=40.0

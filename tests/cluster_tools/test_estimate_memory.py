@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sft_dist.cluster.estimate import (
+from sft_dist.cluster.estimate.estimate import (
     Measured,
     Work,
     export_bytes,
@@ -20,8 +20,8 @@ from sft_dist.cluster.estimate import (
     time_of,
     with_backward,
 )
-from sft_dist.cluster.memory import CHUNK_LOGITS, Setup, Shape, memory
-from sft_dist.cluster.trained import adapted, partly, sizes
+from sft_dist.cluster.estimate.memory import CHUNK_LOGITS, Setup, Shape, memory
+from sft_dist.cluster.estimate.trainable import adapted, partly, sizes
 from sft_dist.pack import CostModel, devices
 
 HERE = Path(__file__).parent

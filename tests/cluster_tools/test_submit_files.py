@@ -8,14 +8,14 @@ import pytest
 import yaml
 
 from sft_dist.cli import main
-from sft_dist.cluster.sbatch import Job, environment, options, render, submit
-from sft_dist.cluster.site import load_site
-from sft_dist.cluster.submit import CONFIG, chain, files
+from sft_dist.cluster.slurm.job_chain import CONFIG, chain, files
+from sft_dist.cluster.slurm.sbatch import Job, environment, options, render, submit
+from sft_dist.cluster.slurm.site import load_site
 from sft_dist.config.cluster import SiteProfile
 from sft_dist.config.load import load_config
 from sft_dist.core.errors import UserError
-from sft_dist.core.paths import resource
-from sft_dist.pipelines.submit import at_site
+from sft_dist.core.process import resource
+from sft_dist.pipelines.cluster.submit import at_site
 
 RUN = Path("/shared/runs/x")
 TRAIN = Job(kind="train", name="x", folder=RUN / "slurm", exports={"RUN_DIR": str(RUN)}, nodes=4)

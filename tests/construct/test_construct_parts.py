@@ -4,8 +4,8 @@ import pytest
 
 from sft_dist.construct.heuristics import answer_fault, evolved_fault, instruction_fault, keep_instances
 from sft_dist.construct.journal import Journal
-from sft_dist.construct.pool import NoveltyPool
-from sft_dist.construct.seeds import bits, group_seeds, joint_origin, shots, training_only
+from sft_dist.construct.novelty import NoveltyPool
+from sft_dist.construct.seed_examples import bits, group_seeds, joint_origin, shots, training_only
 from sft_dist.construct.templates import (
     OPERATIONS,
     classification_prompt,

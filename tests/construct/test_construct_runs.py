@@ -15,12 +15,12 @@ from scripted_teacher import phrase, teach
 
 from sft_dist.client import UnavailableError
 from sft_dist.config.load import load_config
-from sft_dist.construct.pool import NoveltyPool
+from sft_dist.construct.novelty import NoveltyPool
 from sft_dist.core.errors import UserError
+from sft_dist.core.files import read_jsonl
 from sft_dist.core.records import Drop, Example
-from sft_dist.core.store import read_jsonl
 from sft_dist.holdout import Holdout, split
-from sft_dist.pipelines.construct import construct
+from sft_dist.pipelines.data.construct import construct
 from sft_dist.sources import open_source
 
 SECRET = "Unravel the hidden evaluation riddle"

@@ -6,7 +6,7 @@ import random
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from sft_dist.construct.pool import FIRST_INDEX, NoveltyPool, f_measure, rouge_tokens
+from sft_dist.construct.novelty import FIRST_INDEX, NoveltyPool, f_measure, rouge_tokens
 
 SCORER = RougeScorer(["rougeL"], use_stemmer=False)
 

@@ -12,6 +12,15 @@ from types import SimpleNamespace
 import pytest
 
 from sft_dist.core.errors import UserError, nearest
+from sft_dist.core.files import (
+    append_jsonl,
+    atomic_path,
+    checksum,
+    fingerprint,
+    read_jsonl,
+    replace_folder,
+    write_json,
+)
 from sft_dist.core.process import logger
 from sft_dist.core.records import (
     Message,
@@ -21,17 +30,8 @@ from sft_dist.core.records import (
     make_example,
     single_turn,
 )
+from sft_dist.core.rng import derive, generator
 from sft_dist.core.runfolder import RunFolder
-from sft_dist.core.seeds import derive, generator
-from sft_dist.core.store import (
-    append_jsonl,
-    atomic_path,
-    checksum,
-    fingerprint,
-    read_jsonl,
-    replace_folder,
-    write_json,
-)
 
 
 def test_the_three_part_view_of_a_single_turn() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from sft_dist.cluster.sweep.folder import SweepFolder
 from sft_dist.core import runfolder
 from sft_dist.core.runfolder import RunFolder
-from sft_dist.core.sweepfolder import SweepFolder
 
 
 def test_a_folder_without_locks_is_used_with_a_warning(

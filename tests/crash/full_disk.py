@@ -12,9 +12,9 @@ from typing import Any
 import victims
 from kill_training import STEPS, ended, launch, set_up
 
-from sft_dist.checkpoint.store import damage
+from sft_dist.checkpoint.io import damage
+from sft_dist.core.files import read_jsonl
 from sft_dist.core.runfolder import RunFolder
-from sft_dist.core.store import read_jsonl
 
 ROOM_BYTES = 60_000  # logs and metrics fit, a rank's weights (100 kB) do not
 BEFORE = STEPS - 2

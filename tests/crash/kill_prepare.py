@@ -14,7 +14,7 @@ import victims
 
 from sft_dist.cli import main
 from sft_dist.core.errors import UserError
-from sft_dist.core.store import checksum
+from sft_dist.core.files import checksum
 from sft_dist.shards import Store
 
 CONFIG = """

@@ -20,9 +20,9 @@ import victims
 from transformers import LlamaForCausalLM  # noqa: F401  the same
 
 from sft_dist.cli import main
+from sft_dist.core.files import read_json, read_jsonl
 from sft_dist.core.runfolder import RunFolder
-from sft_dist.core.store import read_json, read_jsonl
-from sft_dist.pipelines import rank
+from sft_dist.pipelines.train import worker as rank
 
 RANKS, STEPS = 2, 24
 CONFIG = """

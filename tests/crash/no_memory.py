@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sft_dist.pipelines import rank
+from sft_dist.pipelines.train import worker as rank
 
 
 def allocate(*_: Any, **__: Any) -> None:

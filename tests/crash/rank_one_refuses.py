@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from sft_dist.core.errors import UserError
-from sft_dist.pipelines import rank
+from sft_dist.pipelines.train import worker as rank
 
 
 def refuse(*_: Any) -> None:

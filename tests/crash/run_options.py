@@ -14,8 +14,8 @@ import victims
 from kill_training import CONFIG, STEPS, launch, warm
 
 from sft_dist.cli import main
+from sft_dist.core.files import read_jsonl
 from sft_dist.core.runfolder import RunFolder
-from sft_dist.core.store import read_jsonl
 
 # a learning rate that rises beyond all measure, so that the held-out loss does too and the best step is not the last
 KEPT = (

@@ -10,7 +10,7 @@ import pytest
 
 from sft_dist.cli import main
 from sft_dist.core.runfolder import RunFolder
-from sft_dist.pipelines import train
+from sft_dist.pipelines.train import command as train
 
 CONFIG = """
 name: refused

@@ -21,9 +21,9 @@ import torch
 import torch.distributed as dist
 
 from sft_dist.batch import sequence_slice
-from sft_dist.checkpoint import store
+from sft_dist.checkpoint import io as store
 from sft_dist.checkpoint.background import Saved, Saver
-from sft_dist.checkpoint.store import Keep, Position
+from sft_dist.checkpoint.io import Keep, Position
 from sft_dist.core.records import Batch, Row, StepPlan
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.model import ulysses

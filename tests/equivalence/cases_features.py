@@ -14,19 +14,20 @@ import torch.distributed as dist
 from deepspeed.runtime.swap_tensor import optimizer_utils
 from deepspeed.utils import groups
 
-from sft_dist.checkpoint import slices, store
-from sft_dist.checkpoint.store import Position
+from sft_dist.checkpoint import io as store
+from sft_dist.checkpoint import slices
+from sft_dist.checkpoint.io import Position
 from sft_dist.config.root import RunConfig
+from sft_dist.core.files import read_json
 from sft_dist.core.records import Span, Tokens
-from sft_dist.core.store import read_json
-from sft_dist.model import memory
+from sft_dist.model import activation_memory as memory
 from sft_dist.model.loss import LossHead, LossOptions
 from sft_dist.model.neftune import add_noise
 from sft_dist.model.packed import to_inputs
 from sft_dist.pack import CostModel
-from sft_dist.pipelines.heldout import held_out_loss
 from sft_dist.shards import ShardWriter, finish_store
 from sft_dist.train.ema import Ema
+from sft_dist.train.evaluate import held_out_loss
 
 STEPS, HALF = 20, 10
 

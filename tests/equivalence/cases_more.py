@@ -16,8 +16,9 @@ import torch
 import torch.distributed as dist
 
 from sft_dist.batch import Planner, SamplerState, collate, sequence_slice
-from sft_dist.checkpoint import slices, store
-from sft_dist.checkpoint.store import Position
+from sft_dist.checkpoint import io as store
+from sft_dist.checkpoint import slices
+from sft_dist.checkpoint.io import Position
 from sft_dist.core.records import Span, Tokens
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.mix import Corpus

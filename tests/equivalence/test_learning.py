@@ -81,7 +81,7 @@ def test_flops_are_those_that_torch_counts() -> None:
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoModelForCausalLM, Qwen3Config
 
-    from sft_dist.pipelines.plan import cost_of
+    from sft_dist.pipelines.train.planning import cost_of
 
     T, N = 2048, 512
     attention.register()
@@ -135,7 +135,7 @@ def test_flops_of_what_is_trained_are_those_that_torch_counts(trained: dict[str,
     from transformers import AutoModelForCausalLM, Qwen3Config
 
     from sft_dist.model import adapters, trainable
-    from sft_dist.pipelines.plan import cost_of
+    from sft_dist.pipelines.train.planning import cost_of
 
     T, N = 256, 64
     attention.register()

@@ -13,7 +13,8 @@ import torch
 from torch.nn import functional as F
 
 from sft_dist.core.errors import UserError
-from sft_dist.model import attention, backends, leak
+from sft_dist.model import attention, backends
+from sft_dist.model import isolation_check as leak
 from sft_dist.model.load import load_packed
 from sft_dist.model.packed import PackedLM, to_inputs
 

@@ -20,7 +20,7 @@ from sft_dist.evals.generate import (
     part_folder,
 )
 from sft_dist.evals.loss import answer_nats, collect_losses, loss_part
-from sft_dist.evals.parts import collect, run_part
+from sft_dist.evals.resumable_work import collect, run_part
 
 torch = pytest.importorskip("torch")
 
@@ -361,7 +361,7 @@ def test_with_the_real_renderer_and_tokenizer_to_scores(tmp_path):
 
     from sft_dist.evals.baselines import Baselines, known
     from sft_dist.evals.score import judge, scores, write_results
-    from sft_dist.render.chat import Renderer
+    from sft_dist.render.renderer import Renderer
     from sft_dist.render.tokenizer import train_tokenizer
 
     examples = [

@@ -8,9 +8,8 @@ import pytest
 
 from sft_dist.core.records import single_turn
 from sft_dist.evals.baselines import Baselines, known
-from sft_dist.evals.records import Generation
 from sft_dist.evals.score import judge, scores
-from sft_dist.evals.tasks import cap_per_task
+from sft_dist.evals.splits import Generation, cap_per_task
 
 
 def read(path):

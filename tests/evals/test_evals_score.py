@@ -9,7 +9,6 @@ import pytest
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import single_turn
 from sft_dist.evals.baselines import Baselines, Known, TokenSetIndex, known, most_common
-from sft_dist.evals.records import AnswerLoss, Generation
 from sft_dist.evals.score import (
     exact_match,
     judge,
@@ -19,6 +18,7 @@ from sft_dist.evals.score import (
     strict_exact_match,
     write_results,
 )
+from sft_dist.evals.splits import AnswerLoss, Generation
 
 
 def ask(task, text, *answers):
@@ -243,7 +243,7 @@ def test_a_missing_generation_is_an_error_not_a_zero():
 def test_scoring_never_reaches_torch():
     import subprocess
 
-    code = "import sys, sft_dist.evals.score as s, sft_dist.evals.probes, sft_dist.evals.parts; s.rouge_l('a', ['a']); print('torch' in sys.modules)"
+    code = "import sys, sft_dist.evals.score as s, sft_dist.evals.probes, sft_dist.evals.resumable_work; s.rouge_l('a', ['a']); print('torch' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "False\n"

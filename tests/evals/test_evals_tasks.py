@@ -8,8 +8,7 @@ import pytest
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import Message, example_to_dict, make_example, single_turn
 from sft_dist.evals.probes import probed, sensitivity
-from sft_dist.evals.records import Generation
-from sft_dist.evals.tasks import cap_per_task, load_eval_sets, prompt_text, user_text
+from sft_dist.evals.splits import Generation, cap_per_task, load_eval_sets, prompt_text, user_text
 
 
 def example(task, text, answer):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sft_dist.core.records import Message, make_example, single_turn
-from sft_dist.filters.leakage import LeakIndex, question
+from sft_dist.filters.decontamination import LeakIndex, question
 
 FIRST = [
     "the",

@@ -9,7 +9,7 @@ import pytest
 
 from sft_dist.core.records import Message, make_example, single_turn
 from sft_dist.filters import Seen
-from sft_dist.filters.near import NearDuplicates, Sketcher, bands_of, jaccard, parts_of
+from sft_dist.filters.near_duplicates import NearDuplicates, Sketcher, bands_of, jaccard, parts_of
 from sft_dist.filters.ngrams import ngrams, shingles, words
 
 WORDS = [f"word{i}" for i in range(2000)]

@@ -445,11 +445,11 @@ def test_pyxis_starts_every_step_of_ours_in_the_container(job):
     [
         (
             "CONTAINER=/images/sft.sif",
-            "beside exec --nv /images/sft.sif python3 -m sft_dist.pipelines.sweep_task watch",
+            "beside exec --nv /images/sft.sif python3 -m sft_dist.pipelines.sweep.trial watch",
         ),
         (
             f"SRUN_OPTIONS='{PYXIS}'",
-            f"-w node1 {PYXIS} --overlap python3 -m sft_dist.pipelines.sweep_task watch",
+            f"-w node1 {PYXIS} --overlap python3 -m sft_dist.pipelines.sweep.trial watch",
         ),
     ],
 )
@@ -493,7 +493,7 @@ def test_evaluate(job):
 
 
 ELEMENT = {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "2", "RUN_DIR": ""}
-TASK = "python3 -m sft_dist.pipelines.sweep_task"
+TASK = "python3 -m sft_dist.pipelines.sweep.trial"
 
 
 def test_sweep_element_is_begun_trained_and_ended(job):
@@ -502,7 +502,7 @@ def test_sweep_element_is_begun_trained_and_ended(job):
     calls = [c.split(" -w node1 ")[-1] for c in job.calls("srun") if " python3 " in c or "node.sh" in c]
     sweep = job.folder / "sweep"
     assert [calls[0], calls[-1]] == [f"{TASK} begin 2 -- my.yaml a=1,2", f"{TASK} end {sweep} 2"]
-    assert f"sft_dist.pipelines.rank --run-dir {sweep}/trial" in calls[1]
+    assert f"sft_dist.pipelines.train.worker --run-dir {sweep}/trial" in calls[1]
     assert not [c for c in calls if " prepare " in c]  # begin did it: train.sbatch knows no overrides
 
 
@@ -546,7 +546,7 @@ def test_pruning_is_watched_beside_the_training_and_ends_with_it(job):
     began = time.monotonic()
     job.submit("a=1,2", plan="finished 40 0", script="sweep.sbatch", PRUNING="median", **ELEMENT)
     assert time.monotonic() - began < 30
-    assert job.calls("beside") == [f"beside -m sft_dist.pipelines.sweep_task watch {job.folder}/sweep 2"]
+    assert job.calls("beside") == [f"beside -m sft_dist.pipelines.sweep.trial watch {job.folder}/sweep 2"]
 
 
 def test_a_sweep_is_an_array_of_something(job):

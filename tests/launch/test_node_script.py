@@ -113,13 +113,15 @@ def option(record: dict, name: str) -> str:
 
 def test_torchrun_arguments_of_one_node(launch):
     logs = str(launch.run / "logs" / "attempt-0.1" / "node-0")
-    assert launch.call("-m", "sft_dist.pipelines.rank", "--run-dir", "x y", NPROC="2")["arguments"] == [
+    assert launch.call("-m", "sft_dist.pipelines.train.worker", "--run-dir", "x y", NPROC="2")[
+        "arguments"
+    ] == [
         *("--nnodes", "1", "--node-rank", "0", "--nproc-per-node", "2"),
         *("--rdzv-backend", "static", "--master-addr", "127.0.0.1", "--master-port", "29400"),
         *("--rdzv-conf", "timeout=600", "--max-restarts", "0"),
         *("--signals-to-handle", "SIGTERM,SIGHUP,SIGQUIT"),
         *("--log-dir", logs, "--redirects", "3", "--tee", "3", "--local-ranks-filter", "0"),
-        *("-m", "sft_dist.pipelines.rank", "--run-dir", "x y"),
+        *("-m", "sft_dist.pipelines.train.worker", "--run-dir", "x y"),
     ]
 
 
@@ -301,7 +303,7 @@ def test_local_freezes_the_config_and_finds_a_port(launch):
         "train.epochs=2",
     ]
     assert 1024 < int(option(record, "--master-port")) < 65536
-    assert record["arguments"][-4:] == ["-m", "sft_dist.pipelines.rank", "--run-dir", str(launch.run)]
+    assert record["arguments"][-4:] == ["-m", "sft_dist.pipelines.train.worker", "--run-dir", str(launch.run)]
 
     launch.call(script="local.sh")  # without overrides an existing run is continued as it is
     assert "train.epochs=2" in (launch.run / "config.json").read_text()

@@ -8,7 +8,7 @@ import pytest
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import Message, make_example
-from sft_dist.mix import Mixture, SourceMix, draw, make_pool, mixture_table
+from sft_dist.mix import Mixture, SourceMix, draw, make_pool
 
 
 def counts(corpus, mixture, epoch=0, seed=0):
@@ -195,7 +195,7 @@ def test_duplicates_inside_one_source_are_its_own_affair(make_corpus):
 
 
 def test_flan2021_limits_the_pool_of_a_task_and_caps_its_rate(make_corpus, monkeypatch):
-    from sft_dist.mix.rates import PRESETS, Preset
+    from sft_dist.mix.weights import PRESETS, Preset
 
     assert PRESETS["flan2021"] == Preset(caps={"": 3000}, task_pool=30000)
     monkeypatch.setitem(PRESETS, "flan2021", Preset(caps={"": 3}, task_pool=30))
@@ -216,7 +216,7 @@ def test_flan2022_has_the_published_shares_and_caps(make_corpus):
 def test_flan2022_caps_the_tasks_of_each_submixture(make_corpus, monkeypatch):
     from dataclasses import replace
 
-    from sft_dist.mix.rates import PRESETS
+    from sft_dist.mix.weights import PRESETS
 
     published = {"flan2021": 30_000, "t0": 20_000, "cot": 100_000, "niv2": 5_000, "dialog": 200_000}
     assert PRESETS["flan2022"].caps == published
@@ -242,7 +242,7 @@ def test_flan2022_knows_its_submixtures_only_and_renormalises_those_present(make
 
 
 def test_t0_divides_the_cap_of_a_large_dataset_by_its_templates(make_corpus, monkeypatch):
-    from sft_dist.mix.rates import PRESETS, Preset
+    from sft_dist.mix.weights import PRESETS, Preset
 
     assert PRESETS["t0"] == Preset(caps={"": 500_000}, split_cap=True)
     monkeypatch.setitem(PRESETS, "t0", Preset(caps={"": 50}, split_cap=True))
@@ -320,30 +320,6 @@ def test_quotas_add_up_whatever_the_settings(make_corpus, seed):
         assert (corpus.source_of[indices] == 0).sum() == round(0.3 * total)
     else:
         assert np.bincount(corpus.task_of[indices], minlength=len(corpus.task_names)).min() >= low
-
-
-def test_table_shows_what_mixing_did(make_corpus):
-    corpus = make_corpus({"a": {"x": 30, "y": 10}, "b": {"x": 60}})
-    lines = mixture_table(corpus, draw(corpus, Mixture(sources={"b": SourceMix(share=0.8)}), seed=0, epoch=0))
-    shown = [
-        (
-            m.source,
-            m.task,
-            m.examples_before,
-            m.share_before,
-            m.examples_after,
-            m.share_after,
-            round(m.epochs, 3),
-        )
-        for m in lines
-    ]
-    assert shown == [
-        ("a", None, 40, 0.4, 20, 0.2, 0.5),
-        ("a", "x", 30, 0.3, 15, 0.15, 0.5),
-        ("a", "y", 10, 0.1, 5, 0.05, 0.5),
-        ("b", None, 60, 0.6, 80, 0.8, 1.333),
-        ("b", "x", 60, 0.6, 80, 0.8, 1.333),
-    ]
 
 
 def test_a_million_examples_in_a_few_tenths_of_a_second(make_corpus):

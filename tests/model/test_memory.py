@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sft_dist.core.errors import UserError
-from sft_dist.model import memory
+from sft_dist.model import activation_memory as memory
 
 LAYERS, WIDTH, INNER, TOKENS = 4, 32, 96, 48
 

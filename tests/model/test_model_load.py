@@ -18,13 +18,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sft_dist.core.errors import UserError
-from sft_dist.model import files, leak, partition, support
+from sft_dist.model import isolation_check as leak
 from sft_dist.model import load as load_module
+from sft_dist.model import partition, support
+from sft_dist.model import weight_files as files
 from sft_dist.model.adapters import Lora
-from sft_dist.model.files import BaseFiles
 from sft_dist.model.initial import create_initial
 from sft_dist.model.load import attention_needs, load_packed, read_config
 from sft_dist.model.packed import to_inputs
+from sft_dist.model.weight_files import BaseFiles
 
 SHAPE = {
     "hidden_size": 16, "intermediate_size": 32, "layers": 2, "heads": 2, "kv_heads": None, "max_position_embeddings": 64, "rope_theta": 1e4,
@@ -86,7 +88,7 @@ def test_a_hub_id_that_cannot_be_read_names_what_to_do() -> None:
 
 OFFLINE = """
 import sys
-from sft_dist.model.files import BaseFiles
+from sft_dist.model.weight_files import BaseFiles
 from sft_dist.model.load import load_packed
 loaded = load_packed("org/tiny", dtype="float32", backend="auto", device="cpu", zero_config=None, gradient_checkpointing=False)
 print("seen", loaded.commit, len(BaseFiles.find("org/tiny", None).file_of))

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sft_dist.core.errors import UserError
-from sft_dist.model import attention, leak, support
+from sft_dist.model import attention, support
+from sft_dist.model import isolation_check as leak
 from sft_dist.model.adapters import Lora
 from sft_dist.model.load import attention_needs, load_packed
 from sft_dist.model.packed import PackedLM, to_inputs

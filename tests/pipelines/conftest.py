@@ -39,7 +39,7 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from sft_dist.render.chat import Renderer
+    from sft_dist.render.renderer import Renderer
     from sft_dist.render.tokenizer import train_tokenizer
 
     folder = tmp_path_factory.mktemp("base") / "model"

@@ -21,7 +21,7 @@ from sft_dist.config import RunConfig
 from sft_dist.config.load import load_config
 from sft_dist.core.records import BadRecord, Example
 from sft_dist.mix import draw
-from sft_dist.pipelines.plan import mixture_of, open_corpus
+from sft_dist.pipelines.train.planning import mixture_of, open_corpus
 from sft_dist.sources import open_source
 
 EPOCH = 4000  # examples

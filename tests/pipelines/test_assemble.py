@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from sft_dist.config.load import load_config
 from sft_dist.core.errors import UserError
+from sft_dist.core.files import read_json
 from sft_dist.core.runfolder import RunFolder
-from sft_dist.core.store import read_json
 from sft_dist.evals.generate import load_model
-from sft_dist.model import files
+from sft_dist.model import weight_files as files
 from sft_dist.model.adapters import Lora
-from sft_dist.pipelines import assemble
+from sft_dist.pipelines.train import engine as assemble
 
 Sft = Callable[..., tuple[int, str, str]]
 

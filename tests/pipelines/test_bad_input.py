@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sft_dist.checkpoint.store import FORMAT
+from sft_dist.checkpoint.io import FORMAT
 
 Sft = Callable[..., tuple[int, str, str]]
 

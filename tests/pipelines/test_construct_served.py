@@ -15,9 +15,9 @@ import httpx
 import pytest
 
 from sft_dist.config.load import load_config
+from sft_dist.core.files import read_jsonl
 from sft_dist.core.records import Example
-from sft_dist.core.store import read_jsonl
-from sft_dist.pipelines.construct import construct
+from sft_dist.pipelines.data.construct import construct
 from sft_dist.sources import open_source
 
 START_S = 180

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sft_dist.core.store import read_json
+from sft_dist.core.files import read_json
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 

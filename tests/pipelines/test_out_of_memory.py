@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from sft_dist.cluster.estimate import needed
-from sft_dist.cluster.memory import memory
+from sft_dist.cluster.estimate.estimate import needed
+from sft_dist.cluster.estimate.memory import memory
 from sft_dist.config import RunConfig
 from sft_dist.config.load import validate
-from sft_dist.pipelines.memory import out_of_memory
-from sft_dist.pipelines.sizes import GIB, model_config, setup_of, shape_of
+from sft_dist.pipelines.cluster.estimate_inputs import GIB, model_config, setup_of, shape_of
+from sft_dist.pipelines.train.oom_message import out_of_memory
 
 SHAPE = {
     "model_type": "llama", "vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 8192,

@@ -13,11 +13,11 @@ from scripted_teacher import phrase, rng_of, teach
 from sft_dist.config import RunConfig
 from sft_dist.config.load import validate
 from sft_dist.core.errors import UserError
-from sft_dist.core.store import read_json, read_jsonl
-from sft_dist.pipelines.construct import construct
-from sft_dist.pipelines.prepare import prepare
-from sft_dist.pipelines.select import select
-from sft_dist.pipelines.selection import DROPPED, PROMPT, Selected, seed_examples, training_examples
+from sft_dist.core.files import read_json, read_jsonl
+from sft_dist.pipelines.data.construct import construct
+from sft_dist.pipelines.data.prepare import prepare
+from sft_dist.selection.assign import select
+from sft_dist.selection.files import DROPPED, PROMPT, Selected, seed_examples, training_examples
 from sft_dist.shards import Store
 from sft_dist.sources import open_source
 
@@ -63,7 +63,7 @@ def write(
 
 def run(config: RunConfig):
     sources = {n: open_source(n, c) for n, c in config.data.sources.items()}
-    return sources, select(config, sources, Path(config.data.dir), lambda _: None)
+    return sources, select(config.data, sources, Path(config.data.dir), lambda _: None, seed=config.seed)
 
 
 def evaluated(selected: Selected) -> list[dict[str, str]]:

@@ -13,8 +13,8 @@ import pytest
 from sft_dist.config.load import load_config
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import Span, Tokens
-from sft_dist.pipelines import score
-from sft_dist.pipelines.score import documents
+from sft_dist.pipelines.data import score
+from sft_dist.pipelines.data.score import documents
 
 Sft = Callable[..., tuple[int, str, str]]
 
@@ -49,7 +49,7 @@ def test_scores_are_those_of_plain_transformers(sft: Sft, project: Path, base_mo
     from transformers import AutoModelForCausalLM
 
     from sft_dist.config.load import load_config
-    from sft_dist.pipelines.renderer import make_renderer
+    from sft_dist.pipelines.data.renderer import make_renderer
     from sft_dist.sources import open_source
 
     assert sft("score", "my.yaml")[0] == 0

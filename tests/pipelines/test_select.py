@@ -13,11 +13,11 @@ from sft_dist.config import RunConfig
 from sft_dist.config.load import validate
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import BadRecord
-from sft_dist.filters.near import Sketcher
+from sft_dist.filters.near_duplicates import Sketcher
 from sft_dist.holdout import Holdout
-from sft_dist.pipelines import judge as judging
-from sft_dist.pipelines.select import select
-from sft_dist.pipelines.selection import DROPPED, EVALUATE, TRAIN, UNREADABLE, training_examples
+from sft_dist.selection import per_record as judging
+from sft_dist.selection.assign import select
+from sft_dist.selection.files import DROPPED, EVALUATE, TRAIN, UNREADABLE, training_examples
 from sft_dist.sources import open_source
 
 WORDS = [f"word{i}" for i in range(4000)]
@@ -59,7 +59,7 @@ def write(folder: Path, data: dict[str, list[dict[str, str]]], **filters: object
 
 def run(config: RunConfig):
     sources = {n: open_source(n, c) for n, c in config.data.sources.items()}
-    return sources, select(config, sources, Path(config.data.dir), lambda _: None)
+    return sources, select(config.data, sources, Path(config.data.dir), lambda _: None, seed=config.seed)
 
 
 def rejects(config: RunConfig, source: str) -> dict[int, dict[str, str]]:
@@ -199,7 +199,7 @@ def test_a_relaunch_keeps_counts_and_a_change_decides_anew(tmp_path: Path, monke
     _, first = run(config)
     files = {p: p.read_bytes() for p in Path(config.data.dir).rglob("*") if p.is_file()}
     with monkeypatch.context() as patched:  # what is there is read back, not decided again
-        patched.setattr("sft_dist.pipelines.select.decide", None)
+        patched.setattr("sft_dist.selection.assign.decide", None)
         _, again = run(config)
     assert again.contaminated == first.contaminated != ()
     for name in first.sources:

@@ -18,13 +18,13 @@ from datasets import Dataset
 
 from sft_dist.config.load import load_config
 from sft_dist.core.records import Example, single_turn
-from sft_dist.pipelines import build
-from sft_dist.pipelines import select as selecting
-from sft_dist.pipelines.construct import _labels
-from sft_dist.pipelines.judge import work_ahead
-from sft_dist.pipelines.prepare import prepare
-from sft_dist.pipelines.selection import DROPPED, STATE, TRAIN, Selection, read_selected, stored_sources
-from sft_dist.render.chat import Renderer
+from sft_dist.pipelines.data.construct import _labels
+from sft_dist.pipelines.data.prepare import prepare
+from sft_dist.render.renderer import Renderer
+from sft_dist.selection import assign as selecting
+from sft_dist.selection import tokenize as build
+from sft_dist.selection.files import DROPPED, STATE, TRAIN, Selection, read_selected, stored_sources
+from sft_dist.selection.per_record import work_ahead
 from sft_dist.sources import open_source
 from sft_dist.sources.alpaca import AlpacaReader
 from sft_dist.sources.hub import HubReader

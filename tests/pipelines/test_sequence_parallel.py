@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from sft_dist.core.files import read_jsonl
 from sft_dist.core.runfolder import RunFolder
-from sft_dist.core.store import read_jsonl
 
 Sft = Callable[..., tuple[int, str, str]]
 SHORT = ("train.max_steps=3", "train.export=false", "train.eval_every=2", "optim.warmup=0")

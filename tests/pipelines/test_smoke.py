@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from sft_dist.config.load import load_config
-from sft_dist.pipelines.smoke import small
+from sft_dist.pipelines.train.smoke import small
 
 Sft = Callable[..., tuple[int, str, str]]
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sft_dist.checkpoint.store import read_parameter
+from sft_dist.checkpoint.io import read_parameter
 from sft_dist.config.root import RunConfig
 from sft_dist.core.errors import UserError
+from sft_dist.core.files import read_json, read_jsonl
 from sft_dist.core.runfolder import RunFolder
-from sft_dist.core.store import read_json, read_jsonl
-from sft_dist.model import memory
+from sft_dist.model import activation_memory as memory
 from sft_dist.model.loss import LossOptions
 from sft_dist.model.packed import PackedLM
-from sft_dist.pipelines import assemble
+from sft_dist.pipelines.train import engine as assemble
 
 OPTIONS = [
     "optim.ema_decay=0.5",

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sft_dist.core.files import read_jsonl
 from sft_dist.core.runfolder import RunFolder
-from sft_dist.core.store import read_jsonl
 from sft_dist.shards import Store
 
 Sft = Callable[..., tuple[int, str, str]]
@@ -103,8 +103,8 @@ def test_train_stop_continue_export_evaluate_report(sft: Sft, project: Path) -> 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from sft_dist.checkpoint.store import read_parameter
-    from sft_dist.core.store import read_json
+    from sft_dist.checkpoint.io import read_parameter
+    from sft_dist.core.files import read_json
 
     model = AutoModelForCausalLM.from_pretrained(folder.export)
     latest = folder.checkpoints / (folder.checkpoints / "LATEST").read_text().strip()
@@ -166,7 +166,7 @@ def test_train_stop_continue_export_evaluate_report(sft: Sft, project: Path) -> 
 
 def test_stop_by_file_and_start_anew(sft: Sft, project: Path) -> None:
     """`control/stop` ends a run with a checkpoint; `never` starts anew once, not at every restart; a live run is left alone."""
-    from sft_dist.core.store import read_json
+    from sft_dist.core.files import read_json
 
     assert sft("prepare", "my.yaml")[0] == 0
     folder = RunFolder(project / "runs" / "mine")

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from sft_dist.core.files import append_jsonl
 from sft_dist.core.runfolder import RunFolder
-from sft_dist.core.store import append_jsonl
-from sft_dist.pipelines import watch as module
-from sft_dist.pipelines.watch import watch
+from sft_dist.report import watch as module
+from sft_dist.report.watch import watch
 
 
 def step(number: int) -> dict[str, object]:

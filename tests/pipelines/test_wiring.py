@@ -14,19 +14,20 @@ import torch
 import torch.distributed as dist
 
 from sft_dist.batch import SamplerState
-from sft_dist.checkpoint.store import Keep, Position
+from sft_dist.checkpoint.io import Keep, Position
 from sft_dist.config.load import load_config, read_run
+from sft_dist.core.files import read_jsonl
 from sft_dist.core.records import StepMetrics, StepPlan
 from sft_dist.core.runfolder import RunFolder
-from sft_dist.core.store import read_jsonl
 from sft_dist.mix import Mixture
 from sft_dist.model.ulysses import SequenceGroup
 from sft_dist.pack import CostModel
-from sft_dist.pipelines import plan, rank
-from sft_dist.pipelines.evaluate import _Work
-from sft_dist.pipelines.heldout import held_out_loss
-from sft_dist.pipelines.record import Record
-from sft_dist.pipelines.resume import remaining
+from sft_dist.pipelines.evaluate.command import _Work
+from sft_dist.pipelines.train import planning as plan
+from sft_dist.pipelines.train import worker as rank
+from sft_dist.pipelines.train.resume import remaining
+from sft_dist.train.evaluate import held_out_loss
+from sft_dist.train.run_log import Record
 
 Sft = Callable[..., tuple[int, str, str]]
 COST = CostModel(linear_flops_per_token=10.0, attention_flops_per_pair=2.0, head_flops_per_target=100.0)
@@ -151,7 +152,7 @@ def test_the_tracker_gets_every_nth_step_and_the_file_all(tmp_path: Path) -> Non
 
 def test_short_steps_do_not_wait_for_the_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("sft_dist.pipelines.record.time.monotonic", lambda: now)
+    monkeypatch.setattr("sft_dist.train.run_log.time.monotonic", lambda: now)
     folder = RunFolder(tmp_path)
     record = Record(folder, SimpleNamespace(log=print), is_main=True, steps=9, log_every=99, remote=None)  # type: ignore[arg-type]
     told = []

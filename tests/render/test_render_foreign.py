@@ -10,7 +10,7 @@ from render_helpers import chat, targets
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import Drop, Message, ToolCall
 from sft_dist.render.builtin import jinja_text
-from sft_dist.render.chat import Renderer
+from sft_dist.render.renderer import Renderer
 from sft_dist.render.tokenizer import TextTokenizer, train_tokenizer
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>", "<s>")
@@ -342,7 +342,7 @@ def test_template_kwargs_reach_the_template(renderer_of):
 
 
 def test_renderings_of_one_shape_are_cached(renderer_of, monkeypatch):
-    from sft_dist.render.foreign import ForeignTemplate
+    from sft_dist.render.jinja_template import ForeignTemplate
 
     renderer = renderer_of(template("m.content"))
     calls = []

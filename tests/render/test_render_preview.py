@@ -10,8 +10,8 @@ from render_helpers import chat
 from rich.console import Console
 
 from sft_dist.core.records import Message
-from sft_dist.render.chat import Renderer
 from sft_dist.render.preview import preview_html, preview_terminal
+from sft_dist.render.renderer import Renderer
 from sft_dist.render.tokenizer import train_tokenizer
 
 EVIL = "<script>alert(1)</script> [red]<!--CARDS-->"

@@ -11,7 +11,7 @@ from render_helpers import CHATML_TOKENS, LLAMA3_TOKENS
 
 from sft_dist.core.records import Drop, Example, Message, ToolCall, make_example
 from sft_dist.render.builtin import BUILTINS
-from sft_dist.render.chat import Renderer
+from sft_dist.render.renderer import Renderer
 from sft_dist.render.tokenizer import TextTokenizer, train_tokenizer
 
 SPECIALS = ("<|endoftext|>", *CHATML_TOKENS, "<|pad|>", *LLAMA3_TOKENS)

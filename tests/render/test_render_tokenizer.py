@@ -172,7 +172,7 @@ def sentencepiece_like(scheme: str) -> Tokenizer:
 @pytest.mark.parametrize("scheme", ["first", "always", "prepend"])
 def test_segments_get_a_space_before_them_only_where_the_whole_text_would(scheme, tmp_path):
     """The known trap of Llama 2's tokenizer: encoding piece by piece sprinkles spaces."""
-    from sft_dist.render.chat import Renderer
+    from sft_dist.render.renderer import Renderer
 
     inner = sentencepiece_like(scheme)
     inner.save(str(tmp_path / "tokenizer.json"))

@@ -16,7 +16,7 @@ from tokenizers import AddedToken
 
 from sft_dist.core.records import Drop, Message, make_example
 from sft_dist.render.builtin import BUILTINS
-from sft_dist.render.chat import Renderer
+from sft_dist.render.renderer import Renderer
 from sft_dist.render.tokenizer import TextTokenizer
 
 # stock template -> the tokenizer it is tried with

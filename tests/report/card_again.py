@@ -22,7 +22,7 @@ import xxhash
 
 from sft_dist.config import RunConfig
 from sft_dist.core.records import BadRecord, Example
-from sft_dist.core.seeds import derive
+from sft_dist.core.rng import derive
 
 COLUMNS = (
     "examples", "tokens", "target_tokens", "drawn_examples", "drawn_tokens", "drawn_target_tokens",

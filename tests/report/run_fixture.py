@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from sft_dist.core.files import write_json
 from sft_dist.core.records import StepMetrics, single_turn
-from sft_dist.core.store import write_json
 from sft_dist.evals.baselines import Baselines, Known
-from sft_dist.evals.records import AnswerLoss, Generation
 from sft_dist.evals.score import judge, scores, write_results
+from sft_dist.evals.splits import AnswerLoss, Generation
 
 # task -> (training examples, loss at the start, loss at the end, share that the model gets right, labels)
 TASKS = {

@@ -17,12 +17,12 @@ from rouge_score.rouge_scorer import _score_lcs
 from sft_dist.cli import main
 from sft_dist.config.load import load_config
 from sft_dist.mix import draw
-from sft_dist.pipelines.plan import mixture_of, open_corpus
-from sft_dist.report.card_counts import warnings
-from sft_dist.report.card_facts import Amount, Balance, TaskFacts, TaskLabels
-from sft_dist.report.card_figures import columns, rings
-from sft_dist.report.card_language import distinct, nearest_rouge_l, singular, verb_and_noun
-from sft_dist.report.text import count
+from sft_dist.pipelines.train.planning import mixture_of, open_corpus
+from sft_dist.report.card.charts import columns, rings
+from sft_dist.report.card.counts import warnings
+from sft_dist.report.card.facts import Amount, Balance, TaskFacts, TaskLabels
+from sft_dist.report.card.language import distinct, nearest_rouge_l, singular, verb_and_noun
+from sft_dist.report.formatting import count
 from sft_dist.shards import Store
 from sft_dist.sources import open_source
 
@@ -162,8 +162,7 @@ def test_counts_tokens_and_shares(built):
 def test_what_one_epoch_draws(built):
     """From the documents of the plan, one by one: truncation keeps the end of what is longer than a row."""
     from sft_dist.config.load import load_config
-    from sft_dist.mix import mixture_table
-    from sft_dist.pipelines.plan import cost_model, make_planner, open_corpus
+    from sft_dist.pipelines.train.planning import cost_model, make_planner, open_corpus
 
     folder, card, _, _ = built
     config = load_config([], folder / "my.yaml")
@@ -188,10 +187,8 @@ def test_what_one_epoch_draws(built):
     assert card["not_trained"]["truncated"] == cut > 0
     assert card["total"]["drawn_examples"] == sum(examples.values())
     assert {t.task: t.target_tokens_after for t in plan.task_table()} == targets
-    lines = {x.source: x for x in mixture_table(corpus, plan.docs) if x.task is None}
-    assert {s["name"]: s["amount"]["drawn_examples"] for s in card["sources"]} == {
-        n: x.examples_after for n, x in lines.items()
-    }
+    of_source = Counter(corpus.source_names[i] for i in corpus.source_of[plan.docs])
+    assert {s["name"]: s["amount"]["drawn_examples"] for s in card["sources"]} == of_source
     assert card["across_sources"] == plan.counts.duplicates
 
 
@@ -419,7 +416,7 @@ def test_the_same_twice(built):
 
 
 def test_a_pool_counts_what_one_process_counts(built, tmp_path, monkeypatch):
-    monkeypatch.setattr("sft_dist.pipelines.build.CHUNK", 5)  # so that few examples are enough for a pool
+    monkeypatch.setattr("sft_dist.selection.tokenize.CHUNK", 5)  # so that few examples are enough for a pool
     command = [
         "prepare",
         str(built[0] / "my.yaml"),

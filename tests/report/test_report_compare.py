@@ -8,7 +8,7 @@ from test_report_run import check
 
 from sft_dist.core.errors import UserError
 from sft_dist.report.compare import compare, comparison
-from sft_dist.report.read import read_run
+from sft_dist.report.run_files import read_run
 
 
 @pytest.fixture(scope="module")

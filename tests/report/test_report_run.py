@@ -19,10 +19,10 @@ from rich.console import Console
 from run_fixture import STEPS, TASKS, write_run
 
 from sft_dist.core.errors import UserError
-from sft_dist.report.facts import edge_mean, facts_of, gain, smooth, status_of, task_mix, thin
-from sft_dist.report.read import MADE_BY, flatten, number, read_run, read_training
+from sft_dist.report.formatting import clip, duration, esc, percent, points, short
 from sft_dist.report.run import summary_table, write_report
-from sft_dist.report.text import clip, duration, esc, percent, points, short
+from sft_dist.report.run_files import MADE_BY, flatten, number, read_run, read_training
+from sft_dist.report.run_summary import edge_mean, facts_of, gain, smooth, status_of, task_mix, thin
 
 
 @pytest.fixture(scope="module")

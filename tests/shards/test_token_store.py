@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from sft_dist.core.errors import UserError
+from sft_dist.core.files import read_json, write_json
 from sft_dist.core.records import Span, Tokens
-from sft_dist.core.store import read_json, write_json
 from sft_dist.shards import (
     ShardWriter,
     Store,

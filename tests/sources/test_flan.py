@@ -12,15 +12,14 @@ import pytest
 from sft_dist.config import RunConfig
 from sft_dist.config.sources import FlanSource
 from sft_dist.core.errors import UserError
+from sft_dist.core.files import read_jsonl
 from sft_dist.core.records import BadRecord, Example
-from sft_dist.core.store import read_jsonl
 from sft_dist.holdout import Holdout, split
-from sft_dist.pipelines.select import select
-from sft_dist.pipelines.selection import TRAIN
-from sft_dist.sources import flan_patterns as patterns
+from sft_dist.selection.assign import select
+from sft_dist.selection.files import TRAIN
 from sft_dist.sources import open_source
-from sft_dist.sources.flan import FITS, PATTERNS, FlanReader
-from sft_dist.sources.flan_questions import draw_layout, read_question
+from sft_dist.sources.flan.questions import draw_layout, read_question
+from sft_dist.sources.flan.reader import FITS, PATTERNS, FlanReader, patterns
 
 
 def legs(number, animal, each):
@@ -66,9 +65,9 @@ def parts(e):
 @pytest.fixture
 def first_pattern(monkeypatch):
     """Every draw of a pattern or layout gives the first of its table, so that a prompt can be written down here."""
-    monkeypatch.setattr("sft_dist.sources.flan._draw", lambda table, chance: table[0])
-    monkeypatch.setattr("sft_dist.sources.flan_questions.LETTERED", patterns.LETTERED[:1])
-    monkeypatch.setattr("sft_dist.sources.flan_questions.LISTED", patterns.LISTED[:1])
+    monkeypatch.setattr("sft_dist.sources.flan.reader._draw", lambda table, chance: table[0])
+    monkeypatch.setattr("sft_dist.sources.flan.questions.LETTERED", patterns.LETTERED[:1])
+    monkeypatch.setattr("sft_dist.sources.flan.questions.LISTED", patterns.LISTED[:1])
 
 
 BIRDS = "How many legs have 4 birds?"
@@ -441,7 +440,7 @@ def test_no_question_is_asked_in_training_and_in_evaluation(shared_data, tmp_pat
         }
     )
     source = open_source("flan", config.data.sources["flan"])
-    selected = select(config, {"flan": source}, tmp_path, lambda _: None)
+    selected = select(config.data, {"flan": source}, tmp_path, lambda _: None, seed=config.seed)
     codes = selected.sources["flan"].codes
     trained = [e for e, code in zip(source, codes, strict=True) if code == TRAIN]
     assert len(trained) > 4000

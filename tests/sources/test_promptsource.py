@@ -14,16 +14,17 @@ import yaml
 from sft_dist.config import RunConfig
 from sft_dist.config.sources import AlpacaSource, PromptsourceSource
 from sft_dist.core.errors import UserError
+from sft_dist.core.files import read_jsonl
 from sft_dist.core.records import BadRecord, Example
-from sft_dist.core.store import read_jsonl
-from sft_dist.pipelines.select import select
-from sft_dist.pipelines.selection import TRAIN
-from sft_dist.sources import open_source, promptsource_sandbox
-from sft_dist.sources.promptsource import PromptsourceReader
-from sft_dist.sources.promptsource_render import CompiledTemplate, PromptRecord
-from sft_dist.sources.promptsource_sandbox import PromptEnvironment
-from sft_dist.sources.promptsource_yaml import read_templates
-from sft_dist.sources.reading import RawRecord
+from sft_dist.selection.assign import select
+from sft_dist.selection.files import TRAIN
+from sft_dist.sources import open_source
+from sft_dist.sources.files.data_files import RawRecord
+from sft_dist.sources.promptsource.reader import PromptsourceReader
+from sft_dist.sources.promptsource.reader import sandbox as promptsource_sandbox
+from sft_dist.sources.promptsource.render import CompiledTemplate, PromptRecord
+from sft_dist.sources.promptsource.sandbox import PromptEnvironment
+from sft_dist.sources.promptsource.template_files import read_templates
 
 ORACLE = {
     "piqa": ("piqa", 660),
@@ -534,7 +535,7 @@ def piqa_config(shared_data: Path, tmp_path: Path, holdout: dict) -> RunConfig:
 def test_no_record_is_asked_in_training_and_in_evaluation(shared_data, tmp_path, holdout):
     config = piqa_config(shared_data, tmp_path, holdout)
     source = open_source("p3", config.data.sources["p3"])
-    selected = select(config, {"p3": source}, tmp_path, lambda _: None)
+    selected = select(config.data, {"p3": source}, tmp_path, lambda _: None, seed=config.seed)
     evaluated = [e for n in ("seen", "heldout") for e in read_jsonl(tmp_path / "eval" / f"{n}.jsonl")]
     records = {o for e in evaluated for o in e["origin"] if o.startswith("record:")}
     codes = selected.sources["p3"].codes
@@ -551,14 +552,15 @@ def test_a_template_is_held_out_and_so_is_a_whole_dataset(shared_data, tmp_path)
     name = "piqa/Correct the solution"
     config = piqa_config(shared_data, tmp_path, {"tasks": [name], "max_eval_per_task": 5})
     source = open_source("p3", config.data.sources["p3"])
-    selected = select(config, {"p3": source}, tmp_path, lambda _: None)
+    selected = select(config.data, {"p3": source}, tmp_path, lambda _: None, seed=config.seed)
     assert name not in selected.sources["p3"].tasks
     with pytest.raises(UserError, match="holds out all 11 tasks"):
         select(
-            piqa_config(shared_data, tmp_path, {"datasets": ["piqa"]}),
+            piqa_config(shared_data, tmp_path, {"datasets": ["piqa"]}).data,
             {"p3": source},
             tmp_path,
             lambda _: None,
+            seed=config.seed,
         )
 
 

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from sft_dist.sources import json_array
-from sft_dist.sources.json_array import Damaged, read_array
+from sft_dist.sources.files import json_array
+from sft_dist.sources.files.json_array import Damaged, read_array
 
 
 def elements(text: str | bytes) -> list:

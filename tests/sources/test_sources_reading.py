@@ -13,8 +13,8 @@ import pytest
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import BadRecord
-from sft_dist.sources import reading
-from sft_dist.sources.reading import RawRecord, data_files, file_kind, read_records
+from sft_dist.sources.files import data_files as reading
+from sft_dist.sources.files.data_files import RawRecord, data_files, file_kind, read_records
 
 ROWS = [{"q": "one\nline", "a": "é"}, {"q": '"two"', "a": ""}]
 

@@ -10,8 +10,8 @@ from sft_dist.config.sources import AlpacaSource, ChatSource, NaturalInstruction
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import BadRecord, Example
 from sft_dist.sources import open_source
+from sft_dist.sources.files.data_files import data_files, read_records
 from sft_dist.sources.natural_instructions import NaturalInstructionsReader
-from sft_dist.sources.reading import data_files, read_records
 
 
 def read(config):

@@ -6,7 +6,7 @@ import json
 import math
 from pathlib import Path
 
-from sft_dist.core.sweepfolder import Definition, SweepFolder, Trial
+from sft_dist.cluster.sweep.folder import Definition, SweepFolder, Trial
 
 BASE = {"name": "run", "eval": {"metric": "exact_match"}, "launch": {"nproc": 1}}
 

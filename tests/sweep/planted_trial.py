@@ -1,4 +1,4 @@
-"""Stands in for sft_dist.pipelines.sweep_task: `run SWEEP NUMBER` does what the trial's setting `how` says."""
+"""Stands in for sft_dist.pipelines.sweep.trial: `run SWEEP NUMBER` does what the trial's setting `how` says."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from sft_dist.core.sweepfolder import SweepFolder
+from sft_dist.cluster.sweep.folder import SweepFolder
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 folder, number = SweepFolder(Path(sys.argv[2])), int(sys.argv[3])

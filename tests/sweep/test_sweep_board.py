@@ -14,8 +14,8 @@ from planted_sweep import add, definition, sweep_of_six
 from rich.console import Console
 
 from sft_dist.cli import main
+from sft_dist.cluster.sweep.folder import SweepFolder, Trial
 from sft_dist.core.errors import UserError
-from sft_dist.core.sweepfolder import SweepFolder, Trial
 from sft_dist.report.sweep import as_json, sweep_table, write_sweep
 from sft_dist.report.sweep_facts import axis_of, read_board, short_names
 

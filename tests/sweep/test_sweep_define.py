@@ -1,4 +1,4 @@
-"""pipelines/sweep_define.py: a sweep is defined once, validated as a whole, lengthened, never mixed with another."""
+"""pipelines/sweep/define.py: a sweep is defined once, validated as a whole, lengthened, never mixed with another."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from sft_dist.cluster.sweep.folder import SweepFolder
 from sft_dist.config.load import load_config
 from sft_dist.core.errors import UserError
 from sft_dist.core.runfolder import RunFolder
-from sft_dist.core.sweepfolder import SweepFolder
-from sft_dist.pipelines.sweep import due_numbers
-from sft_dist.pipelines.sweep_define import define, trial_config
-from sft_dist.pipelines.train import make_way
+from sft_dist.pipelines.sweep.define import define, trial_config
+from sft_dist.pipelines.sweep.run import due_numbers
+from sft_dist.pipelines.train.run_folder import make_way
 
 RATES = "optim.lr=1e-3,2e-3"
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from planted_sweep import add
 
-from sft_dist.core.store import read_json, read_jsonl
-from sft_dist.core.sweepfolder import SweepFolder
+from sft_dist.cluster.sweep.folder import SweepFolder
+from sft_dist.core.files import read_json, read_jsonl
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

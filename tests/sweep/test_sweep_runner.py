@@ -1,4 +1,4 @@
-"""pipelines/sweep.py on this machine: what is due, side by side, again, interrupted. Trials are stand-ins of half a second."""
+"""pipelines/sweep/run.py on this machine: what is due, side by side, again, interrupted. Trials are stand-ins of half a second."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 from planted_sweep import definition
 from rich.console import Console
 
+from sft_dist.cluster.sweep.folder import SweepFolder, Trial
 from sft_dist.core.errors import UserError
-from sft_dist.core.sweepfolder import SweepFolder, Trial
-from sft_dist.pipelines import sweep
-from sft_dist.pipelines.sweep import due_numbers, run_sweep
+from sft_dist.pipelines.sweep import run as sweep
+from sft_dist.pipelines.sweep.run import due_numbers, run_sweep
 
 
 @pytest.fixture(autouse=True)

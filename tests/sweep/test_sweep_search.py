@@ -1,4 +1,4 @@
-"""cluster/sweep_search.py: the same past gives the same point; what lags behind is hopeless."""
+"""cluster/sweep/search.py: the same past gives the same point; what lags behind is hopeless."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from sft_dist.cluster.sweep_search import Past, hopeless, suggest
-from sft_dist.core.sweepfolder import Definition, Trial
+from sft_dist.cluster.sweep.folder import Definition, Trial
+from sft_dist.cluster.sweep.search import Past, hopeless, suggest
 
 pytest.importorskip("optuna")
 

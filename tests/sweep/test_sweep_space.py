@@ -1,10 +1,10 @@
-"""cluster/sweep.py: overrides with several values, in Hydra's grammar."""
+"""cluster/sweep/space.py: overrides with several values, in Hydra's grammar."""
 
 from __future__ import annotations
 
 import pytest
 
-from sft_dist.cluster.sweep import Interval, Values, combinations, corners, parameter, split
+from sft_dist.cluster.sweep.space import Interval, Values, combinations, corners, parameter, split
 from sft_dist.core.errors import UserError
 
 

@@ -1,4 +1,4 @@
-"""pipelines/sweep.py on Slurm: one array job over what is due, after the stores where they are asked for."""
+"""pipelines/sweep/run.py on Slurm: one array job over what is due, after the stores where they are asked for."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from sft_dist.cluster.sweep.folder import SweepFolder
 from sft_dist.core.errors import UserError
-from sft_dist.core.sweepfolder import SweepFolder
-from sft_dist.pipelines.sweep import submit_sweep
-from sft_dist.pipelines.sweep_define import define, trial_config
+from sft_dist.pipelines.sweep.define import define, trial_config
+from sft_dist.pipelines.sweep.run import submit_sweep
 
 SBATCH = """#!/bin/bash
 echo "$@" >> {calls}

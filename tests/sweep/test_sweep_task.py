@@ -1,4 +1,4 @@
-"""pipelines/sweep_task.py: one trial from its settings to its record; training itself is played by a few files."""
+"""pipelines/sweep/trial.py: one trial from its settings to its record; training itself is played by a few files."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 from planted_sweep import add, definition
 
+from sft_dist.cluster.sweep.folder import SweepFolder, Trial
 from sft_dist.core.errors import BusyError, UserError
-from sft_dist.core.sweepfolder import SweepFolder, Trial
-from sft_dist.pipelines import sweep_task
-from sft_dist.pipelines.sweep_define import define
-from sft_dist.pipelines.sweep_task import NOTHING, Pruner, begin, due, end, main, open_words, run_here
+from sft_dist.pipelines.sweep import trial as sweep_task
+from sft_dist.pipelines.sweep.define import define
+from sft_dist.pipelines.sweep.trial import NOTHING, Pruner, begin, due, end, main, open_words, run_here
 
 RATES = ["sweep.name=lr", "optim.lr=1e-3,2e-3", "launch.nproc=1"]
 
@@ -273,7 +273,7 @@ def test_a_killed_trial_is_no_longer_running(tmp_path):
 
 
 def test_places_divide_the_devices(monkeypatch):
-    from sft_dist.pipelines import sweep
+    from sft_dist.pipelines.sweep import run as sweep
 
     def places(count: int, nproc: object, gpus: int, cores: int = 8, visible: str = ""):
         monkeypatch.setattr(sweep, "gpus", lambda: gpus)
@@ -290,7 +290,7 @@ def test_places_divide_the_devices(monkeypatch):
 
 
 def test_ranges_of_an_array():
-    from sft_dist.pipelines.sweep import _ranges
+    from sft_dist.pipelines.sweep.run import _ranges
 
     assert _ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
     assert _ranges([3]) == "3"

@@ -12,7 +12,7 @@ import pytest
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.train import loop, metrics
 from sft_dist.train.guard import Heartbeat
-from sft_dist.train.silence import UNKNOWN, path_of, phase_of
+from sft_dist.train.stall_report import UNKNOWN, path_of, phase_of
 
 
 def frame_inside(module, function: str):

@@ -10,7 +10,7 @@ import xxhash
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import Example, single_turn
-from sft_dist.core.seeds import derive
+from sft_dist.core.rng import derive
 from sft_dist.sources.demo.tasks import TASKS, Task
 
 # Raise it whenever the examples of a seed change: it is part of the fingerprint, so stores are rebuilt.

@@ -1,0 +1,146 @@
+"""What an export consists of: each tensor of the written files, and whether it was trained or comes from the base."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sft_dist.checkpoint.io import read_parameter
+from sft_dist.core.errors import UserError
+from sft_dist.model import adapters
+from sft_dist.model import weight_files as files
+from sft_dist.model.adapters import Lora
+from sft_dist.model.weight_files import BaseFiles, Names
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """One parameter or file tensor of the export.
+
+    Attributes:
+        name: Parameter of the model; None for a tensor that is copied as it is.
+        keys: Its names in the written files; several for fused experts.
+        trained: The tensors of the checkpoint that it is made of; empty: it comes from the base.
+        base: Its name in the files of the base; None when it is wholly trained.
+        numel: Elements.
+    """
+
+    name: str | None
+    keys: tuple[str, ...]
+    trained: tuple[str, ...]
+    base: str | None
+    numel: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Base:
+    """What training started from, and what was done to it before the first step.
+
+    Attributes:
+        path: Folder or hub id.
+        revision: Of the hub.
+        trust_remote_code: As in training.
+        rope_scaling: `model.rope_scaling`.
+        vocab_multiple: `model.vocab_multiple`.
+        lora: The adapters that were trained, if any.
+        kind: Which weights of a checkpoint are written: master, or ema.
+    """
+
+    path: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    rope_scaling: Mapping[str, Any] | None = None
+    vocab_multiple: int | None = None
+    lora: Lora | None = None
+    kind: str = "master"
+
+
+def plan(index: dict[str, Any], base: Base, model: Any, found: BaseFiles | None) -> list[Item]:
+    """Return everything that is written, trained or not.
+
+    Raises:
+        UserError: When checkpoint and base do not fit together.
+    """
+    trained: dict[str, list[str]] = adapters.trained_modules(index["parameters"])
+    trained |= {adapters.base_name(n): [n] for n in index["parameters"] if ".lora_" not in n}
+    shapes = {n: list(p.shape) for n, p in model.named_parameters()}
+    if odd := sorted(trained.keys() - shapes.keys()):
+        raise UserError(
+            f"the checkpoint holds {len(odd)} parameters that {base.path} does not have (first: {odd[0]}), so they are not the same "
+            "model; export with the base that training started from"
+        )
+    names = files.match(model, found) if found else Names(key_of={}, fused={}, unused=[])
+    tied = files.aliases(model)
+    second_first = sorted(names.key_of.items(), key=lambda pair: pair[0] not in tied)
+    keys_of = {tied.get(n, n): k for n, k in second_first if tied.get(n, n) in shapes}
+    items = [_trained_item(model, n, tuple(t), keys_of.get(n), index, shapes) for n, t in trained.items()]
+    frozen = [n for n in shapes if n not in trained]
+    if absent := [n for n in frozen if n not in keys_of and n not in names.fused]:
+        raise UserError(
+            f"{len(absent)} parameters are neither in the checkpoint nor in safetensors files of {base.path} (first: {absent[0]}), so "
+            "the export would lack them; export with the base that training started from"
+        )
+    kept = {keys_of[n]: n for n in frozen if n in keys_of} if found else {}
+    for n in frozen:
+        kept |= dict.fromkeys(names.fused.get(n, ()), n)
+    buffers = [k for n, k in names.key_of.items() if n not in shapes and n not in tied]
+    for key in [*kept, *buffers, *names.unused]:
+        assert found is not None
+        numel = math.prod(found.slice(key).get_shape())
+        items.append(Item(name=kept.get(key), keys=(key,), trained=(), base=key, numel=numel))
+    return items
+
+
+def _trained_item(
+    model: Any,
+    name: str,
+    trained: tuple[str, ...],
+    key: str | None,
+    index: dict[str, Any],
+    shapes: dict[str, list[int]],
+) -> Item:
+    if ".lora_" in trained[0]:
+        if key is None:
+            raise UserError(
+                f"{name} was adapted, but the files of the base do not hold it as one tensor, so it cannot be merged; "
+                "export with lora.export=adapter"
+            )
+        return Item(name=name, keys=(key,), trained=trained, base=key, numel=math.prod(shapes[name]))
+    shape = index["parameters"][trained[0]]
+    keys = (key,) if key else tuple(_apart_names(model, name, shape))
+    return Item(name=name, keys=keys, trained=trained, base=None, numel=math.prod(shape))
+
+
+def value_of(
+    checkpoint: Path, index: dict[str, Any], base: Base, found: BaseFiles | None, item: Item
+) -> Tensor:
+    """Return one tensor of the export, trained ones in fp32."""
+    if item.base is None:
+        return read_parameter(checkpoint, index, item.trained[0], base.kind)
+    assert found is not None
+    value = found.tensor(item.base)
+    if not item.trained:
+        return value
+    assert base.lora is not None
+    tensors = {n: read_parameter(checkpoint, index, n, base.kind) for n in item.trained}
+    return adapters.merged(value, tensors, base.lora)
+
+
+def apart(model: Any, item: Item, value: Tensor) -> dict[str, Tensor]:
+    """Return a fused parameter as the tensors that files of this family hold."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    assert item.name is not None
+    return revert_weight_conversion(model, {item.name: value})
+
+
+def _apart_names(model: Any, name: str, shape: Sequence[int]) -> list[str]:
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return list(revert_weight_conversion(model, {name: torch.empty(shape, device="meta")}))

@@ -1,0 +1,288 @@
+"""Checkpoints on disk: written aside, checksummed, renamed, LATEST moved last. A half-written one is never resumed.
+
+checkpoints/step-00000040/index.json      position, parameter shapes, which slices lie in which file, checksums
+checkpoints/step-00000040/rank-00000.weights.safetensors     fp32 slices of weights, keys "master/<parameter>", "ema/..."
+checkpoints/step-00000040/rank-00000.optimizer.safetensors   fp32 slices of its state, keys "<kind>/<parameter>"
+checkpoints/LATEST, BEST                  name of the newest whole checkpoint; of the one with the lowest held-out loss
+
+Nothing in this file is collective but `newest` and `load`; `background.Saver` calls the writing parts in a thread.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from sft_dist.checkpoint import slices
+from sft_dist.core.errors import UserError
+from sft_dist.core.files import checksum, fsync_path, read_json, replace_folder, write_json, write_text
+
+FORMAT = 2
+NAME = re.compile(r"step-(\d{8})")
+WEIGHTS_ONLY = "it holds weights only (checkpoint.optimizer_keep_last dropped the optimizer's state): it can be exported, not resumed"
+
+WEIGHTS = ("master", "ema")  # kinds of slices that are weights; the others are the optimizer's state
+Parts = dict[str, dict[str, torch.Tensor]]  # tensors by kind of file ("weights", "optimizer") and key
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Position:
+    """Where a run stands: optimizer steps done, and the next global batch as (epoch, step inside it)."""
+
+    step: int
+    epoch: int
+    epoch_step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Keep:
+    """Which checkpoints stay.
+
+    Attributes:
+        last: The newest ones.
+        best: Besides them, those with the lowest held-out loss.
+        optimizer_last: Only so many of the newest keep the optimizer's state; None: all.
+    """
+
+    last: int
+    best: int = 0
+    optimizer_last: int | None = None
+
+
+def folder_name(step: int) -> str:
+    """Return the name of the checkpoint of a step."""
+    return f"step-{step:08d}"
+
+
+def copy_parts(engine: Any) -> tuple[Parts, dict[str, list[int]]]:
+    """Copy this rank's slices to the CPU (pinned where there is a device): what a thread may write while training goes on.
+
+    Returns:
+        The tensors, and [start, length] of the slice of each parameter.
+    """
+    slices.allocate_states(engine)
+    if dist.get_rank() and engine.zero_optimization_stage() == 0:
+        return {}, {}  # rank 0 has everything
+    parts: Parts = {"weights": {}, "optimizer": {}}
+    ranges = {}
+    for piece in slices.local_slices(engine):
+        ranges[piece.name] = [piece.start, piece.length]
+        for kind, view in piece.views.items():
+            copy = torch.empty(view.shape, dtype=torch.float32, pin_memory=view.is_cuda)
+            copy.copy_(view.detach(), non_blocking=True)
+            parts[_file_of(kind)][f"{kind}/{piece.name}"] = copy
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return parts, ranges
+
+
+def write_part(aside: Path, rank: int, parts: Parts, ranges: dict[str, list[int]]) -> dict[str, Any]:
+    """Write the files of one rank into the folder `aside`, flushed; return their entries in the index."""
+    aside.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for kind, tensors in parts.items():
+        name = f"rank-{rank:05d}.{kind}.safetensors"
+        save_file(tensors, aside / name)
+        fsync_path(aside / name)
+        files[name] = {"kind": kind, "slices": ranges, "checksum": checksum(aside / name)}
+    return files
+
+
+def describe(engine: Any, position: Position, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the index of a checkpoint, without its files."""
+    return {
+        "format": FORMAT,
+        "position": asdict(position),
+        "optimizer_step": slices.optimizer_step(engine),
+        "facts": {**facts, "world_size": dist.get_world_size()},
+        "parameters": {n: list(s) for n, s in slices.parameter_shapes(engine).items()},
+        "optimizer": True,
+    }
+
+
+def commit(aside: Path, final: Path, index: Mapping[str, Any], files: Mapping[str, Any]) -> None:
+    """Make the files of all ranks a whole checkpoint, and the newest one."""
+    for left in aside.iterdir():  # of an attempt with more ranks that died
+        if left.name not in files:
+            left.unlink()
+    write_json(aside / "index.json", {**index, "files": dict(files)})
+    replace_folder(aside, final)
+    write_text(final.parent / "LATEST", final.name + "\n")
+
+
+def prune(root: Path, newest_name: str, keep: Keep, losses: Mapping[int, float]) -> None:
+    """Remove what `keep` does not want, after `newest_name` was committed.
+
+    Args:
+        root: The folder of checkpoints.
+        newest_name: The one that was just written; later steps are of a run that was set back, and go.
+        keep: What stays.
+        losses: Held-out loss by step, of the steps where it was measured.
+    """
+    found = _whole(root)
+    past = [p for p in found if p.name <= newest_name]
+    measured = [p for p in past if _step(p) in losses]
+    best = sorted(measured, key=lambda p: (losses[_step(p)], -_step(p)))[: keep.best]
+    if best:
+        write_text(root / "BEST", best[0].name + "\n")
+    stay = {*past[-keep.last :], *best}
+    for old in found:
+        if old not in stay:
+            gone = old.with_name(f".removing-{old.name}")
+            shutil.rmtree(gone, ignore_errors=True)  # of a run that died in it, and came by here again
+            old.rename(gone)  # a removal that is cut short must not leave half a checkpoint under its name
+    if keep.optimizer_last is not None:
+        for old in past[: -keep.optimizer_last]:
+            if old in stay:
+                drop_optimizer(old)
+    for left in (*root.glob(".removing-*"), *root.glob(".saving-*")):  # also of runs that died
+        shutil.rmtree(left, ignore_errors=True)
+    for left in root.glob(".*.tmp"):
+        left.unlink(missing_ok=True)
+
+
+def drop_optimizer(folder: Path) -> None:
+    """Remove the optimizer's state from a checkpoint: first from its index, then from the disk."""
+    index = read_json(folder / "index.json")
+    if index["optimizer"]:
+        index["files"] = {n: f for n, f in index["files"].items() if f["kind"] == "weights"}
+        write_json(folder / "index.json", {**index, "optimizer": False})
+    for file in folder.glob("*.optimizer.safetensors"):
+        file.unlink(missing_ok=True)
+
+
+def newest(root: Path, on_bad: Callable[[Path, str], None]) -> Path | None:
+    """Return the newest whole checkpoint that can be resumed, checksums verified by all ranks together. Collective.
+
+    Args:
+        root: The folder of checkpoints.
+        on_bad: Called on rank 0 with one that cannot be resumed and why; the one before it is tried.
+    """
+    for folder in from_rank_0(_whole(root)[::-1]):
+        wrong = next((w for w in _gather(damage(folder, dist.get_rank(), dist.get_world_size())) if w), "")
+        if not wrong:
+            return folder
+        if dist.get_rank() == 0:
+            on_bad(folder, wrong)
+            if wrong != WEIGHTS_ONLY:  # neither resumed nor counted among the kept
+                aside = folder.with_name(f"bad-{folder.name}")
+                # there may be an earlier one of this step, fetched or written again since
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
+        dist.barrier()
+    return None
+
+
+def damage(folder: Path, part: int = 0, parts: int = 1, *, weights_only: bool = False) -> str:
+    """Return why a checkpoint cannot be resumed (every `parts`-th file is looked at), or an empty string.
+
+    With `weights_only` why it cannot be exported: the optimizer's state is neither looked at nor missed.
+    """
+    try:
+        index = read_json(folder / "index.json")
+        if index["format"] != FORMAT:
+            return f"format {index['format']} is not the {FORMAT} of this version"
+        files = [n for n, f in sorted(index["files"].items()) if f["kind"] == "weights" or not weights_only]
+        for name in files[part::parts]:
+            if checksum(folder / name) != index["files"][name]["checksum"]:
+                return f"{name} does not match its checksum"
+    except (OSError, ValueError, KeyError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "" if index["optimizer"] or weights_only else WEIGHTS_ONLY
+
+
+def load(engine: Any, folder: Path) -> tuple[Position, dict[str, Any]]:
+    """Fill the engine from a checkpoint written by any number of ranks. Collective.
+
+    Returns:
+        The position to continue at, and the facts that were saved with it.
+
+    Raises:
+        UserError: When the checkpoint belongs to another model, or holds weights only.
+    """
+    index = read_json(folder / "index.json")
+    if not index["optimizer"]:
+        raise UserError(f"{folder} cannot be continued: {WEIGHTS_ONLY}; continue a newer one")
+    shapes = {n: list(s) for n, s in slices.parameter_shapes(engine).items()}
+    if shapes != index["parameters"]:
+        odd = sorted(set(shapes) ^ set(index["parameters"])) or [
+            n for n in shapes if shapes[n] != index["parameters"][n]
+        ]
+        raise UserError(
+            f"{folder} belongs to another model (first difference: {odd[0]}), so it cannot be resumed; "
+            "use another name, or checkpoint.resume=never"
+        )
+    slices.allocate_states(engine)
+    where = {kind: _locate(index, kind) for kind in ("weights", "optimizer")}
+    for piece in slices.local_slices(engine):
+        for kind, view in piece.views.items():
+            for file, start, length in where[_file_of(kind)][piece.name]:
+                a, b = max(start, piece.start), min(start + length, piece.start + piece.length)
+                if a < b:
+                    with safe_open(folder / file, framework="pt") as f:
+                        source = f.get_slice(f"{kind}/{piece.name}")[a - start : b - start]
+                    view[a - piece.start : b - piece.start].copy_(source)
+    slices.set_optimizer_step(engine, index["optimizer_step"])
+    slices.publish(engine)
+    return Position(**index["position"]), index["facts"]
+
+
+def read_parameter(folder: Path, index: dict[str, Any], name: str, kind: str = "master") -> torch.Tensor:
+    """Assemble one whole fp32 parameter, or its state `kind`, from a checkpoint, on CPU.
+
+    Raises:
+        UserError: When a state is asked for and the checkpoint has none any more.
+    """
+    if kind not in WEIGHTS and not index["optimizer"]:
+        raise UserError(f"{folder} has no {kind} of the weights: {WEIGHTS_ONLY}; take a newer one")
+    shape = index["parameters"][name]
+    whole = torch.empty(torch.Size(shape).numel(), dtype=torch.float32)
+    for file, start, length in _locate(index, _file_of(kind))[name]:
+        with safe_open(folder / file, framework="pt") as f:
+            whole[start : start + length].copy_(f.get_tensor(f"{kind}/{name}"))
+    return whole.view(shape)
+
+
+def _file_of(kind: str) -> str:
+    """Return the kind of file that slices of a kind lie in."""
+    return "weights" if kind in WEIGHTS else "optimizer"
+
+
+def _locate(index: dict[str, Any], kind: str) -> dict[str, list[tuple[str, int, int]]]:
+    where: dict[str, list[tuple[str, int, int]]] = {}
+    for file, body in index["files"].items():
+        if body["kind"] == kind:
+            for name, (start, length) in body["slices"].items():
+                where.setdefault(name, []).append((file, start, length))
+    return where
+
+
+def _whole(root: Path) -> list[Path]:
+    """Return the checkpoints that lie under their own name, oldest first."""
+    return sorted(p for p in root.glob("step-*") if NAME.fullmatch(p.name)) if root.is_dir() else []
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _gather(value: Any) -> list[Any]:
+    out: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(out, value)
+    return out
+
+
+def from_rank_0(value: Any) -> Any:
+    """Return what rank 0 gave. Collective."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

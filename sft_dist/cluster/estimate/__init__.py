@@ -1,0 +1,1 @@
+"""Config of the model and of the run -> memory, time and disk that it needs. No torch."""

@@ -1,0 +1,113 @@
+"""Starts the ranks of one machine through launch/node.sh and shows how they are doing until they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+from sft_dist.core.errors import UserError
+from sft_dist.core.process import resource
+from sft_dist.core.runfolder import RunFolder
+
+POLL_S = 0.5
+TAIL_LINES = 25
+
+
+def gpus() -> int:
+    """Return the visible CUDA devices without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([d for d in visible.split(",") if d.strip()])
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=20)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def ranks_of(nproc: int | str) -> int:
+    """Return the ranks to start on this machine."""
+    return max(1, gpus()) if nproc == "auto" else int(nproc)
+
+
+def free_port() -> int:
+    """Return a port that is free now."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def run_ranks(
+    folder: RunFolder, module: str, *, nproc: int, port: int | None, watch: Callable[[], object]
+) -> int:
+    """Run `module` under torchrun on this machine; return the launcher's exit code.
+
+    Ctrl-C once asks the ranks to stop with a checkpoint; twice ends them.
+
+    Args:
+        folder: The run folder; the ranks' output goes below its logs/.
+        module: Python module of a rank; it gets `--run-dir`.
+        nproc: Ranks.
+        port: Rendezvous port; None takes a free one.
+        watch: Called every half second, to show progress.
+    """
+    script = resource("launch") / "node.sh"
+    environment = {
+        **os.environ,
+        "RUN_DIR": str(folder.path),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port or free_port()),
+        "NPROC": str(nproc),
+        "PYTHON": sys.executable,
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    console = folder.path / "logs" / f"{module.rsplit('.', 1)[-1]}.log"
+    console.parent.mkdir(parents=True, exist_ok=True)
+    with console.open("a") as output:
+        command = ["bash", str(script), "-m", module, "--run-dir", str(folder.path)]
+        # its own session: Ctrl-C reaches this process alone, which then asks politely
+        ranks = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        interrupts = 0
+        while True:
+            try:
+                code = ranks.poll()
+                watch()
+                if code is not None:
+                    return code
+                time.sleep(POLL_S)
+            except KeyboardInterrupt:
+                interrupts += 1
+                # node.sh asks the ranks, also those that do not listen yet, through control/stop
+                os.kill(ranks.pid, signal.SIGINT if interrupts == 1 else signal.SIGTERM)
+                if interrupts == 1:
+                    sys.stderr.write(
+                        "\nstopping at the next step, with a checkpoint; press Ctrl-C again to end at once\n"
+                    )
+
+
+def failure(folder: RunFolder, module: str, code: int) -> UserError | RuntimeError:
+    """Return the error for ranks that failed: the reason they gave, else the end of the log."""
+    status = folder.status()
+    if status.get("state") == "fatal" and "reason" in status:
+        return UserError(status["reason"])
+    log = folder.path / "logs" / f"{module.rsplit('.', 1)[-1]}.log"
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    tail = "\n".join(lines[-TAIL_LINES:])
+    return RuntimeError(
+        f"the ranks ended with code {code}; the end of {log}:\n{tail}\n(the full output of every rank lies in {log.parent})"
+    )
+
+
+def mistake(folder: RunFolder, module: str) -> UserError | None:
+    """Return a user's mistake that a rank wrote to its log, for ranks that keep no status."""
+    log = folder.path / "logs" / f"{module.rsplit('.', 1)[-1]}.log"
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    said = next((line.partition("error: ")[2] for line in reversed(lines) if "error: " in line[:24]), "")
+    return UserError(said) if said else None

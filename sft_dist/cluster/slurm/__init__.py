@@ -1,0 +1,1 @@
+"""Site profile and config -> sbatch files and the chain of jobs."""

@@ -1,0 +1,166 @@
+"""<data.dir>/eval/seen.jsonl, heldout.jsonl -> the examples that are evaluated, at most a fixed number a task."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from sft_dist.core.errors import UserError
+from sft_dist.core.records import Example, Message, example_from_dict
+from sft_dist.core.rng import derive
+
+SetName: TypeAlias = Literal["seen", "heldout"]
+SETS: tuple[SetName, ...] = ("seen", "heldout")
+"""seen: unseen inputs of trained tasks. heldout: tasks that training never met."""
+
+
+def load_eval_sets(data_dir: Path, *, max_per_task: int | None, seed: int) -> dict[SetName, list[Example]]:
+    """Read the evaluation sets of a data folder, capped a task.
+
+    Args:
+        data_dir: The folder that `prepare` wrote.
+        max_per_task: Examples of each task at most; None takes all.
+        seed: Decides which examples a cap keeps, whatever the order of the file.
+
+    Raises:
+        UserError: When neither file exists or holds anything, or when a line cannot be read.
+    """
+    sets: dict[SetName, list[Example]] = {}
+    for name in SETS:
+        if examples := _read(data_dir / "eval" / f"{name}.jsonl"):
+            sets[name] = cap_per_task(examples, max_per_task, seed)
+    if not sets:
+        raise UserError(
+            f"{data_dir / 'eval'} holds no evaluation examples, so there is nothing to generate on; set "
+            "data.holdout.examples_per_task, tasks or number, and run `sft-dist prepare` again"
+        )
+    return sets
+
+
+def cap_per_task(examples: Iterable[Example], max_per_task: int | None, seed: int) -> list[Example]:
+    """Keep at most `max_per_task` examples of each task: drawn by seed, answers as balanced as the task allows.
+
+    A task with few labels keeps equally many examples of each (as the official Natural Instructions test sets do),
+    so that a constant answer cannot look good; a task whose answers all differ is drawn at random. Tasks come in
+    alphabetical order, and the examples of one task in the order of the draw.
+    """
+    by_task: dict[str, dict[str, Example]] = {}
+    for e in examples:
+        by_task.setdefault(e.task, {}).setdefault(e.id, e)
+    kept: list[Example] = []
+    for _, members in sorted(by_task.items()):
+        drawn = sorted(members.values(), key=lambda e: derive(seed, "eval", e.id))
+        nth_of_label: Counter[str] = Counter()
+        ranked: list[tuple[int, int, Example]] = []
+        for order, e in enumerate(drawn):
+            label = e.answers[0].strip().lower()
+            ranked.append((nth_of_label[label], order, e))
+            nth_of_label[label] += 1
+        ranked.sort(key=lambda entry: entry[:2])
+        kept += [e for _, _, e in ranked[:max_per_task]]
+    return kept
+
+
+def prompt_text(example: Example) -> str:
+    """Return what is asked, for people to read: the turns before the last answer, roles shown if there are several."""
+    asked = _asked(example)
+    if len(asked) == 1:
+        return asked[0].content
+    return "\n\n".join(f"{m.role}: {m.content}" for m in asked)
+
+
+def user_text(example: Example) -> str:
+    """Return what the user wrote before the last answer, for similarity."""
+    return "\n".join(m.content for m in _asked(example) if m.role == "user")
+
+
+def up_to_answer(example: Example) -> Example:
+    """Return the example up to its last answer: a question behind it is not the one that it answers."""
+    return replace(example, messages=example.messages[: _answer_at(example) + 1])
+
+
+def _asked(example: Example) -> tuple[Message, ...]:
+    return example.messages[: _answer_at(example)]
+
+
+def _answer_at(example: Example) -> int:
+    """Return the place of the last answer; behind the end where there is none."""
+    turns = example.messages
+    return max((i for i, m in enumerate(turns) if m.role == "assistant"), default=len(turns))
+
+
+def _read(path: Path) -> list[Example]:
+    if not path.exists():
+        return []
+    out = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            out.append(example_from_dict(json.loads(line)))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}:{number} is not an evaluation example ({type(error).__name__}: {error}), so scores would be "
+                "wrong; the file was changed or cut, run `sft-dist prepare` again"
+            ) from None
+    return out
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generation:
+    """What a model answered to one example.
+
+    Attributes:
+        id: Of the example.
+        prediction: The answer: reasoning and stop token removed, trimmed.
+        stopped: True when the model ended its turn itself, False when it ran into the token limit.
+        tokens: Tokens generated, the stop token included.
+    """
+
+    id: str
+    prediction: str
+    stopped: bool
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerLoss:
+    """The model's loss on the answer of one example: total nats over `tokens` target tokens."""
+
+    id: str
+    nats: float
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """One evaluated example: what was asked, what is right, what the model and the baselines said, and how good.
+
+    `*_em` and `exact_match` are normalised exact match, `strict_exact_match` compares the trimmed text as it is,
+    `*rouge_l` is ROUGE-L F1, 0 to 1; all take the best of `references`. The base model's fields are None unless
+    it was evaluated too.
+    """
+
+    set: str
+    task: str
+    id: str
+    prompt: str
+    references: tuple[str, ...]
+    prediction: str
+    exact_match: bool
+    strict_exact_match: bool
+    rouge_l: float
+    stopped: bool
+    majority_answer: str
+    nearest_answer: str
+    majority_em: bool
+    nearest_em: bool
+    majority_rouge_l: float
+    nearest_rouge_l: float
+    base_answer: str | None = None
+    base_em: bool | None = None
+    base_rouge_l: float | None = None

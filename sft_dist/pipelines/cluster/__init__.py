@@ -1,0 +1,1 @@
+"""The commands that plan and start work on machines: estimate, doctor, submit."""

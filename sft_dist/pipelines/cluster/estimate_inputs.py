@@ -1,0 +1,119 @@
+"""Config -> the shape and the setup that cluster/memory computes with, and what a run keeps on disk. Nothing is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sft_dist.cluster.estimate.estimate import export_bytes, state_bytes
+from sft_dist.cluster.estimate.memory import FP32, Setup, Shape
+from sft_dist.cluster.estimate.trainable import adapted, partly
+from sft_dist.config import RunConfig
+from sft_dist.core.errors import UserError
+
+GIB = 1 << 30
+
+
+def model_config(config: RunConfig) -> Mapping[str, Any]:
+    """Return the text part of the model's config.json, from disk or the hub's cache.
+
+    Raises:
+        UserError: When it is not on this machine.
+    """
+    if shape := config.model.shape:
+        return {
+            "model_type": "llama",
+            "hidden_size": shape.hidden_size,
+            "intermediate_size": shape.intermediate_size,
+            "num_hidden_layers": shape.layers,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.kv_heads or shape.heads,
+            "vocab_size": config.render.train_vocab_size or _tokens_of(config.model.tokenizer),
+            "tie_word_embeddings": shape.tie_word_embeddings,
+        }
+    path = str(config.model.path)
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        from huggingface_hub import try_to_load_from_cache
+
+        found = None if path.startswith(("/", ".", "~")) else try_to_load_from_cache(path, "config.json")
+        if not isinstance(found, str):
+            raise UserError(
+                f"the config.json of model.path={path} is not on this machine, so its size is unknown; "
+                f"give a folder, or run: hf download {path} config.json"
+            )
+        file = Path(found)
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    return raw.get("text_config") or raw
+
+
+def shape_of(config: RunConfig, text: Mapping[str, Any]) -> Shape:
+    """Return the shape and what of it is trained, adapters included."""
+    shape, lora = Shape.of(text), config.lora
+    if lora is None:
+        return partly(shape, text, config.model.trainable, config.model.freeze)[0]
+    return adapted(
+        shape,
+        text,
+        rank=lora.rank,
+        target_modules=lora.target_modules,
+        modules_to_save=lora.modules_to_save,
+        dora=lora.dora,
+    )
+
+
+def setup_of(config: RunConfig, target_share: float, ranks: int, device: str) -> Setup:
+    """Return how the config trains; `target_share` is that of tokens that carry loss."""
+    zero = config.deepspeed
+    return Setup(
+        ranks=ranks,
+        stage=zero.stage,
+        dtype=config.model.dtype,
+        tokens=config.train.micro_rows * config.pack.seq_len // config.train.sequence_parallel,
+        target_share=target_share,
+        gradient_checkpointing=config.model.gradient_checkpointing,
+        reduce_bucket_size=zero.reduce_bucket_size,
+        max_live_parameters=zero.max_live_parameters,
+        sub_group_size=zero.sub_group_size,
+        offload_optimizer=zero.offload_optimizer != "none",
+        on_nvme=zero.offload_optimizer == "nvme",
+        offload_parameters=zero.offload_params != "none",
+        offload_activations=config.model.offload_activations,
+        mlp_tiles=config.model.mlp_tiles,
+        hpz=zero.hpz_partition_size,
+        device=device,
+    )
+
+
+def unknown_parts(config: RunConfig, text: Mapping[str, Any]) -> list[str]:
+    """Return the entries of model.trainable and model.freeze that match no parameter known here."""
+    return partly(Shape.of(text), text, config.model.trainable, config.model.freeze)[1]
+
+
+def ema_bytes(config: RunConfig, shape: Shape) -> int:
+    """Return the size of the averaged weights, which lie in host memory, as does a copy of the weights."""
+    return FP32 * shape.trained if config.optim.ema_decay is not None else 0
+
+
+def checkpoint_bytes(config: RunConfig, shape: Shape) -> int:
+    """Return the size of one checkpoint."""
+    return state_bytes(shape) + ema_bytes(config, shape)
+
+
+def kept_bytes(config: RunConfig, shape: Shape) -> int:
+    """Return what the run folder holds at most: the checkpoints that are kept, one being written, the exported model."""
+    keep = config.checkpoint
+    count = keep.keep_last + keep.keep_best + 1
+    whole = min(count, (keep.optimizer_keep_last or count) + 1)
+    weights = FP32 * shape.trained + ema_bytes(config, shape)
+    kept = whole * checkpoint_bytes(config, shape) + (count - whole) * weights
+    return kept + export_bytes(shape, config.model.dtype)
+
+
+def _tokens_of(tokenizer: str | None) -> int:
+    from sft_dist.render.tokenizer import TextTokenizer
+
+    assert tokenizer is not None
+    return TextTokenizer.load(tokenizer).vocab_size

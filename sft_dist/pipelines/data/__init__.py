@@ -1,0 +1,1 @@
+"""The commands that turn sources into token stores: construct, check, preview, prepare, score, card."""

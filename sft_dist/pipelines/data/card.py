@@ -1,0 +1,179 @@
+"""Stores, selection and sources -> the dataset card. One pass over the kept examples for their texts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sft_dist.config import RunConfig
+from sft_dist.core.records import Example
+from sft_dist.evals.splits import load_eval_sets
+from sft_dist.mix import Corpus
+from sft_dist.pipelines.data.prepare import Prepared, has_eval, prepare
+from sft_dist.pipelines.train.planning import cost_model, make_planner, open_corpus
+from sft_dist.report.card import counts as card_counts
+from sft_dist.report.card import write as card
+from sft_dist.report.card.facts import CardFacts, SourceFacts, TaskLabels
+from sft_dist.report.card.texts import Texts
+from sft_dist.selection.files import PROMPT, TRAIN, make_folder
+from sft_dist.shards import Store
+from sft_dist.sources import Source, open_source
+from sft_dist.sources.natural_instructions import TaskInfo
+
+
+def write_card(
+    config: RunConfig,
+    out: Path | None = None,
+    *,
+    command: str = "sft-dist prepare",
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Path]:
+    """Write card.html, README.md and card.json; return their paths.
+
+    Args:
+        config: The run's config; its stores must be built.
+        out: The folder; None: card/ in data.dir.
+        command: What builds the stores, for errors.
+        progress: Told what is being done.
+
+    Raises:
+        UserError: A store is missing or out of date.
+    """
+    prepared = prepare(config, build=False, command=command, progress=progress)
+    out = out or Path(config.data.dir) / "card"
+    make_folder(out)
+    return card.write(gather(config, prepared, progress), out)
+
+
+def gather(
+    config: RunConfig, prepared: Prepared, progress: Callable[[str], None] = lambda _: None
+) -> CardFacts:
+    """Return everything on the card."""
+    corpus = open_corpus(prepared.stores)
+    stores = dict(zip(corpus.source_names, corpus.stores, strict=True))
+    plan = make_planner(
+        config, corpus, world_size=1, cost=cost_model(config, prepared.renderer.tokenizer.vocab_size)
+    ).epoch(0)
+    keep_end = config.pack.too_long == "truncate_prompt"
+    cells = card_counts.amounts(corpus, plan.docs, config.pack.seq_len, keep_end=keep_end)
+    texts = Texts(config.seed)
+    sources: list[SourceFacts] = []
+    labels: dict[str, TaskLabels] = {}
+    read: set[str] = set()
+    for name, source_config in config.data.sources.items():
+        progress(f"reading {name}")
+        source, selection = open_source(name, source_config), prepared.selected.sources[name]
+        if name in stores:
+            for example in _stored(source, prepared, stores[name], read):
+                texts.add(name, example)
+        info = stores[name].info if name in stores else {}
+        dropped = Counter(selection.dropped)
+        dropped.update(info.get("dropped", {}))
+        licenses, found = _documented(source)
+        labels |= found
+        sources.append(
+            SourceFacts(
+                name=name,
+                kind=source_config.kind,
+                license=source_config.license or ", ".join(licenses) or None,
+                files=tuple((f.name, f.stat().st_size) for f in source.files()),
+                datasets=dict(texts.datasets.get(name, Counter()).most_common()),
+                read=selection.read,
+                evaluation=selection.evaluation,
+                unreadable=selection.unreadable,
+                prompts=selection.prompts,
+                skipped={reason: sum(tasks.values()) for reason, tasks in selection.skipped.items()},
+                dropped=dict(dropped.most_common()),
+                rendered=dict(info.get("rendered", {})),
+                amount=card_counts.total(a for (s, _), a in cells.items() if s == name),
+            )
+        )
+    tasks = card_counts.by_task(cells, labels)
+    after = card_counts.balance(card_counts.shares(tasks, drawn=True))
+    progress("comparing texts")
+    folder = Path(config.data.dir)
+    evaluation = load_eval_sets(folder, max_per_task=None, seed=config.seed) if has_eval(folder) else {}
+    return CardFacts(
+        name=config.name,
+        sources=tuple(sources),
+        tasks=tasks,
+        lengths=card_counts.length_bins(corpus.lengths),
+        total=card_counts.total(cells.values()),
+        before=card_counts.balance(card_counts.shares(tasks, drawn=False)),
+        after=after,
+        warnings=card_counts.warnings(tasks, after, read - prepared.selected.holdout.tasks),
+        across_sources=plan.counts.duplicates,
+        not_trained={**plan.counts.dropped, "truncated": plan.counts.truncated},
+        diversity=texts.diversity(),
+        samples=texts.samples(),
+        contaminated=tuple(_as_dict(c) for c in prepared.selected.contaminated),
+        evaluation={
+            name: (len({e.task for e in members}), len(members)) for name, members in evaluation.items()
+        },
+        held_out=tuple(sorted(prepared.selected.holdout.tasks)),
+        settings=_settings(config, corpus),
+    )
+
+
+def _stored(source: Source, prepared: Prepared, store: Store, read: set[str]) -> Iterator[Example]:
+    """Yield the training examples that the store holds: it lacks, in the same order, those that could not be rendered.
+
+    Every task that is read on the way is put into `read`.
+    """
+    place = 0
+    for record, code in zip(source, prepared.selected.sources[source.name].codes, strict=True):
+        if not isinstance(record, Example):
+            continue
+        if code != PROMPT:
+            read.add(record.task)
+        if code == TRAIN and place < len(store) and store.id_hex(place) == record.id:
+            place += 1
+            yield record
+
+
+def _documented(source: Source) -> tuple[list[str], dict[str, TaskLabels]]:
+    """Return what the files themselves say: licences, and of each task what it is labelled with."""
+    describe = getattr(source, "task_info", None)
+    info = {t: i for t, i in (describe() if describe else {}).items() if isinstance(i, TaskInfo)}
+    licenses = sorted({text for i in info.values() for text in i.license})
+    return licenses, {name: _labels(i) for name, i in info.items()}
+
+
+def _labels(info: TaskInfo) -> TaskLabels:
+    asked, answered = " and ".join(info.input_languages), " and ".join(info.output_languages)
+    both = f"{asked} to {answered}" if asked and answered and asked != answered else asked or answered
+    return TaskLabels(
+        category=next(iter(info.categories), None),
+        domains=tuple(dict.fromkeys(info.domains)),
+        language=both or None,
+    )
+
+
+def _as_dict(finding: Any) -> dict[str, Any]:
+    return {name: getattr(finding, name) for name in type(finding).__slots__}
+
+
+def _settings(config: RunConfig, corpus: Corpus) -> dict[str, Any]:
+    """Return what of the config shapes the data, that which is off left out."""
+    dump = config.model_dump(mode="json")
+    out: dict[str, Any] = {"seed": config.seed}
+    for section in ("holdout", "filters"):
+        out |= _flat(f"data.{section}", dump["data"][section])
+    out |= _flat("mix", dump["mix"])
+    for name in corpus.source_names:
+        mixing = {k: dump["data"]["sources"][name][k] for k in ("take", "share", "weight", "epochs")}
+        out |= _flat(f"data.sources.{name}", {k: v for k, v in mixing.items() if v != 1.0 or k != "weight"})
+    out |= {"pack.seq_len": config.pack.seq_len, "pack.too_long": config.pack.too_long}
+    return out
+
+
+def _flat(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            out |= _flat(f"{prefix}.{name}", value)
+        elif value not in (None, False, 0, [], ()):
+            out[f"{prefix}.{name}"] = value
+    return out

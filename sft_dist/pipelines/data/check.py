@@ -1,0 +1,125 @@
+"""What a config would do, before anything is kept: counts in one line, coloured turns."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+from rich.console import Console
+
+from sft_dist.cluster.local_ranks import ranks_of
+from sft_dist.config import RunConfig
+from sft_dist.core.errors import UserError
+from sft_dist.mix import Corpus
+from sft_dist.mix.extrapolate import Scaled
+from sft_dist.model.rope import check_reach
+from sft_dist.model.support import rows_for
+from sft_dist.pipelines.data.prepare import Prepared, prepare
+from sft_dist.pipelines.train.planning import (
+    Summary,
+    check_ranks,
+    config_json,
+    cost_model,
+    make_planner,
+    open_corpus,
+    summarise,
+)
+from sft_dist.selection.files import stored_sources, training_examples
+from sft_dist.shards import Store
+from sft_dist.sources import open_source
+from sft_dist.train.zero import check_extra
+
+
+def check(config: RunConfig, *, limit: int) -> Summary:
+    """Return what training would consist of: exact where the stores are built, else from the first examples.
+
+    Args:
+        config: The run's config.
+        limit: Training examples of each source that are rendered when the stores are not built.
+
+    Raises:
+        UserError: For anything that preparation or planning would refuse.
+    """
+    check_extra(config.deepspeed.extra)
+    nproc = config.launch.nproc
+    check_ranks(config, ranks=None if nproc == "auto" else nproc * config.launch.nodes)
+    model = config.model.path
+    if (
+        model
+        and (Path(model).exists() or model.startswith(("/", ".", "~")))
+        and not (Path(model) / "config.json").is_file()
+    ):
+        raise UserError(
+            f"model.path={model} has no config.json, so there is no base model to start from; check the path"
+        )
+    if text := config_json(config):
+        scaling = config.model.rope_scaling.model_dump() if config.model.rope_scaling else None
+        check_reach(text, scaling, config.pack.seq_len)
+    built = stored_sources(Path(config.data.dir), config.data.sources)
+    if built and all((Path(config.data.dir) / "stores" / n / "manifest.json").is_file() for n in built):
+        prepared = prepare(config, build=False)
+        return _summary(config, prepared, open_corpus(prepared.stores))
+    with tempfile.TemporaryDirectory(prefix="sft-check-") as scratch:
+        prepared = prepare(config, limit=limit, folder=Path(scratch))
+        sizes = {n: prepared.selected.sources[n].kept for n in prepared.stores}
+        stores = {n: Scaled.of(Store.open(path), sizes[n]) for n, path in prepared.stores.items()}
+        exact = max(sizes.values(), default=0) <= limit
+        if not exact:  # the examples that stand for others are no duplicates
+            mix = config.mix.model_copy(update={"drop_duplicates": False})
+            config = config.model_copy(update={"mix": mix})
+        return _summary(config, prepared, Corpus(stores), exact=exact)  # type: ignore[arg-type]
+
+
+def preview(config: RunConfig, console: Console, *, per_source: int, html: Path | None) -> None:
+    """Show the first training examples of each source, and the first packed rows."""
+    from sft_dist.core.files import write_text
+    from sft_dist.render.preview import preview_html, preview_terminal
+
+    with tempfile.TemporaryDirectory(prefix="sft-preview-") as scratch:
+        prepared = prepare(config, limit=max(per_source, 200), folder=Path(scratch))
+        examples = []
+        for name, source_config in config.data.sources.items():
+            source = open_source(name, source_config)
+            examples += list(islice(training_examples(source, prepared.selected.sources[name]), per_source))
+        preview_terminal(prepared.renderer, examples, console)
+        if html is not None:
+            write_text(html, preview_html(prepared.renderer, examples, _packed_rows(config, prepared)))
+            console.print(f"page: {html}")
+
+
+def _packed_rows(config: RunConfig, prepared: Prepared) -> list[list[tuple[str, int, int, int]]]:
+    """Return the first global batch as rows of (label, start, length, supervised tokens)."""
+    corpus = open_corpus(prepared.stores)
+    planner = make_planner(
+        config, corpus, world_size=1, cost=cost_model(config, prepared.renderer.tokenizer.vocab_size)
+    )
+    rows = []
+    for row in planner.epoch(0).rows(0)[:16]:
+        slices = corpus.slices(
+            row.docs, config.pack.seq_len, keep_end=config.pack.too_long == "truncate_prompt"
+        )
+        starts = row.lengths.cumsum() - row.lengths
+        rows.append(
+            [
+                (corpus.task_names[int(corpus.task_of[doc])], int(at), int(length), int(targets))
+                for doc, at, length, targets in zip(
+                    row.docs, starts, row.lengths, slices.target_tokens, strict=True
+                )
+            ]
+        )
+    return rows
+
+
+def _summary(config: RunConfig, prepared: Prepared, corpus: Corpus, *, exact: bool = True) -> Summary:
+    tokens = prepared.renderer.tokenizer.vocab_size
+    if rows := config_json(config).get("vocab_size"):
+        rows_for(rows, tokens, config.model.vocab_multiple, str(config.model.path))
+    planner = make_planner(config, corpus, world_size=1, cost=cost_model(config, tokens))
+    rendered = {
+        name: Counter(store.info["dropped"])
+        for name, store in zip(corpus.source_names, corpus.stores, strict=True)
+    }
+    ranks = ranks_of(config.launch.nproc) * config.launch.nodes
+    return summarise(config, planner, prepared.selected.sources, rendered, exact=exact, ranks=ranks)

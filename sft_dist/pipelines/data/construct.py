@@ -1,0 +1,256 @@
+"""Config -> generated sets, from the training side of the sources only.
+
+<data.dir>/construct/cache/                 every answer that was paid for, whatever set it was for
+<data.dir>/construct/<set>/examples.jsonl   the set: data.sources.X={kind: examples, path: ...} trains on it
+<data.dir>/construct/<set>/*.jsonl          stages, rejects; counts.json; selection/: what of the sources was used
+<data.dir>/construct/launches.jsonl         what each launch sent and spent
+
+What is held out is decided here as in `prepare`, over all sources but those that read a set that is not made yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from sft_dist.client import Cache, Client, Stats
+from sft_dist.config import RunConfig
+from sft_dist.config.construct import AnswerSet, EvolveSet, InstructWildSet, SelfInstructSet, SetConfig
+from sft_dist.config.sources import ExamplesSource
+from sft_dist.construct import (
+    Made,
+    Seed,
+    Teacher,
+    answer,
+    evolve,
+    group_seeds,
+    instructwild,
+    self_instruct,
+)
+from sft_dist.construct.output import EXAMPLES
+from sft_dist.core.errors import UserError, nearest
+from sft_dist.core.files import append_jsonl, fingerprint
+from sft_dist.core.locks import take_lock
+from sft_dist.core.records import Example
+from sft_dist.holdout import split
+from sft_dist.selection.assign import select
+from sft_dist.selection.files import Selected, make_folder, seed_examples
+from sft_dist.sources import Source, open_source
+from sft_dist.sources.base import FileSource
+
+Progress = Callable[[str], None]
+
+
+def construct(
+    config: RunConfig, *, only: Sequence[str] = (), progress: Progress = lambda _: None
+) -> dict[str, Made]:
+    """Generate the sets of a config, or go on with them; what is finished is only written anew.
+
+    Args:
+        config: The run's config.
+        only: Sets to make; all of them if empty.
+        progress: Told what is being done.
+
+    Raises:
+        UserError: For anything wrong with config, sources, server or key, and when the budget is spent.
+        UnavailableError: When the server is down; the same command goes on later.
+    """
+    teacher, sets = config.construct.teacher, config.construct.sets
+    if teacher is None or not sets:
+        raise UserError(
+            "construct.sets is empty, so there is nothing to generate; add one, such as "
+            "construct.sets.mine.method=self_instruct construct.sets.mine.seeds=[SOURCE] construct.teacher.model=NAME"
+        )
+    for name in only:
+        if name not in sets:
+            raise UserError(
+                f"construct.sets has no {name!r}.{nearest(name, sets) or ' It has: ' + ', '.join(sets)}"
+            )
+    root = Path(config.data.dir) / "construct"
+    make_folder(root)
+    with _locked(root):
+        stats = Stats()
+        try:
+            return asyncio.run(_make(config, root, list(only) or list(sets), stats, progress))
+        finally:
+            append_jsonl(root / "launches.jsonl", {"time": time.time(), **stats.to_dict()})
+
+
+async def _make(
+    config: RunConfig, root: Path, names: list[str], stats: Stats, progress: Progress
+) -> dict[str, Made]:
+    options = config.construct.teacher
+    assert options is not None
+    made: dict[str, Made] = {}
+    limits = options.model_dump(exclude={"model", "endpoint", "extra"})
+    async with Client(cache=Cache(root / "cache"), stats=stats, **limits) as client:
+        for name in names:
+            inputs = _Inputs(config, root, name, progress)
+
+            def say(text: str, name: str = name) -> None:
+                progress(f"{name}: {text} · {_spent(stats)}")
+
+            teacher = Teacher(
+                client=client,
+                model=options.model,
+                chat=options.endpoint == "chat",
+                seed=config.seed,
+                extra=options.extra,
+                progress=say,
+            )
+            made[name] = await METHODS[config.construct.sets[name].method](teacher, root / name, inputs)
+    return made
+
+
+class _Inputs:
+    """The training examples and prompts that a set is made from."""
+
+    def __init__(self, config: RunConfig, root: Path, name: str, progress: Progress) -> None:
+        self.name = name
+        self.config: SetConfig = config.construct.sets[name]
+        sources, self._seeds = _open_sources(config, root, name, self.config)
+        # scores of quality may not be there yet, and a seed need not be among the best
+        filters = config.data.filters.model_copy(update={"quality": None})
+        data = config.data.model_copy(update={"filters": filters})
+        plain = config.model_copy(update={"data": data})
+        selected: Selected = select(plain.data, sources, root / name / "selection", progress, seed=plain.seed)
+        self.holdout = selected.holdout
+        self._selections = {seed: selected.sources[seed] for seed in self._seeds}
+        if not any(s.kept + s.prompts for s in self._selections.values()):
+            raise UserError(
+                f"construct.sets.{name}.seeds ({', '.join(self._seeds)}) keep no training example and no prompt, because all of their "
+                "records are held out, evaluated or dropped, so there is nothing to start from; name other sources, or look at "
+                "data.holdout and data.filters"
+            )
+
+    def examples(self) -> Iterator[Example]:
+        """Yield them in reading order; what is held out, filtered or unreadable is left out.
+
+        An evaluation input is left out even where `data.filters.eval_inputs` lets other tasks train on it.
+        """
+        for name, source in self._seeds.items():
+            for example in seed_examples(source, self._selections[name]):
+                if split(example, self.holdout) == "train":
+                    yield example
+
+    def fingerprint(self) -> str:
+        """Return 32 hex digits over them."""
+        return fingerprint(
+            [[s.fingerprint(), self._selections[n].fingerprint] for n, s in self._seeds.items()]
+        )
+
+    def groups(self, most: int, label_field: str | None = None) -> list[Seed]:
+        """Return them as seeds."""
+        labels: dict[str, bool] = {}
+        for source in self._seeds.values() if label_field else ():
+            labels |= _labels(source, str(label_field))
+        return group_seeds(self.examples(), self.holdout, labels=labels, most=most)
+
+
+async def _self_instruct(teacher: Teacher, folder: Path, inputs: _Inputs) -> Made:
+    options = inputs.config
+    assert isinstance(options, SelfInstructSet)
+    seeds = inputs.groups(options.max_seeds, options.classification_field)
+    values = options.model_dump(exclude={"method", "seeds", "max_seeds", "classification_field"})
+    return await self_instruct(teacher, folder, seeds, name=inputs.name, **values)
+
+
+async def _instructwild(teacher: Teacher, folder: Path, inputs: _Inputs) -> Made:
+    options = inputs.config
+    assert isinstance(options, InstructWildSet)
+    values = options.model_dump(exclude={"method", "seeds", "max_seeds"})
+    return await instructwild(teacher, folder, inputs.groups(options.max_seeds), name=inputs.name, **values)
+
+
+async def _evolve(teacher: Teacher, folder: Path, inputs: _Inputs) -> Made:
+    options = inputs.config
+    assert isinstance(options, EvolveSet)
+    values = options.model_dump(exclude={"method", "seeds"})
+    return await evolve(teacher, folder, inputs.examples(), inputs.holdout, name=inputs.name, **values)
+
+
+async def _answer(teacher: Teacher, folder: Path, inputs: _Inputs) -> Made:
+    options = inputs.config
+    assert isinstance(options, AnswerSet)
+    values = options.model_dump(exclude={"method", "seeds"})
+    return await answer(
+        teacher,
+        folder,
+        inputs.examples,
+        inputs.holdout,
+        name=inputs.name,
+        fingerprint=inputs.fingerprint(),
+        **values,
+    )
+
+
+METHODS = {
+    "self_instruct": _self_instruct,
+    "instructwild": _instructwild,
+    "evolve": _evolve,
+    "answer": _answer,
+}
+
+
+def _open_sources(
+    config: RunConfig, root: Path, name: str, options: SetConfig
+) -> tuple[dict[str, Source], dict[str, Source]]:
+    """Return all sources that exist before this set is made, and those that it is made from."""
+    names = list(config.construct.sets)
+    unmade = {(root / n / EXAMPLES).resolve() for n in names[names.index(name) :]}
+    configs = {
+        n: c
+        for n, c in config.data.sources.items()
+        if not (isinstance(c, ExamplesSource) and Path(c.path).expanduser().resolve() in unmade)
+    }
+    for seed in options.seeds:
+        if seed not in configs:
+            known = nearest(seed, configs) or f" Known: {', '.join(configs) or 'none'}."
+            raise UserError(
+                f"construct.sets.{name}.seeds names {seed!r}, which is no source of data.sources that exists before this set is made, "
+                f"so there is nothing to start from.{known}"
+            )
+    sources = {n: open_source(n, c) for n, c in configs.items()}
+    return sources, {seed: sources[seed] for seed in options.seeds}
+
+
+def _labels(source: Source, field: str) -> dict[str, bool]:
+    """Return which instructions are classifications, as far as the records of a source say so."""
+    if not isinstance(source, FileSource):
+        return {}  # the demo set, whose examples are no records
+    return {
+        " ".join(example.instruction.split()): raw.fields[field]
+        for raw, made in source.read()
+        if raw is not None and isinstance(raw.fields.get(field), bool)
+        for example in made
+        if isinstance(example, Example)
+    }
+
+
+def _spent(stats: Stats) -> str:
+    tokens = stats.prompt_tokens + stats.completion_tokens
+    failed = f", {stats.retries.total()} failed attempts" if stats.retries else ""
+    return f"{stats.answered:,} answers bought ({tokens:,} tokens), {stats.cached:,} from the cache{failed}"
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Hold the folder for this process."""
+    with (root / "lock").open("a+") as held:
+        try:
+            take_lock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held.seek(0)
+            raise UserError(
+                f"{root} is in use by another launch ({held.read().strip() or 'unknown process'}), and two would buy the same answers "
+                "twice; wait for it or stop it"
+            ) from None
+        held.truncate(0)
+        held.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        held.flush()
+        yield

@@ -1,0 +1,240 @@
+"""Raw sources -> one token store a source, evaluation sets, rejects. Builds only what is missing.
+
+<data.dir>/selection*                 which record goes where (pipelines/data/select.py)
+<data.dir>/eval/{seen,heldout}.jsonl  evaluation examples; eval/store: the same, tokenised
+<data.dir>/tokenizer/                 with render.train_vocab_size only
+<data.dir>/stores/<source>/           manifest.json, shards, index
+<data.dir>/rejects/<source>*.jsonl    dropped and unreadable records with their reason
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from sft_dist.config import RunConfig
+from sft_dist.core.errors import UserError
+from sft_dist.core.files import fingerprint
+from sft_dist.core.locks import take_lock
+from sft_dist.evals.splits import SETS, load_eval_sets
+from sft_dist.filters import filters_fingerprint
+from sft_dist.pipelines.data.renderer import make_renderer
+from sft_dist.render.renderer import Renderer
+from sft_dist.selection.assign import select
+from sft_dist.selection.files import Selected, Selection, make_folder, training_examples
+from sft_dist.selection.tokenize import Build, Kept, Listed
+from sft_dist.shards import Store, remove_manifest
+from sft_dist.shards.staging import publish
+from sft_dist.sources import Source, open_source
+
+EVAL_STORE = "eval/store"
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """What preparation leaves.
+
+    Attributes:
+        stores: Folder of each source's store.
+        keys: The key of each store, part by part.
+        eval_store: Folder of the tokenised evaluation examples, None when nothing is evaluated.
+        renderer: How conversations become tokens.
+        selected: What became of every record.
+    """
+
+    stores: dict[str, Path]
+    keys: dict[str, dict[str, str]]
+    eval_store: Path | None
+    renderer: Renderer
+    selected: Selected
+
+
+def prepare(
+    config: RunConfig,
+    *,
+    rebuild: bool = False,
+    build: bool = True,
+    part: tuple[int, int] = (0, 1),
+    limit: int | None = None,
+    folder: Path | None = None,
+    command: str = "sft-dist prepare",
+    progress: Progress = lambda _: None,
+) -> Prepared:
+    """Bring every store up to date.
+
+    Args:
+        config: The run's config.
+        rebuild: Replace stores whose key no longer matches; without it they are an error.
+        build: False: refuse when a store is missing instead of building it.
+        part: (i, n): build only every n-th shard from the i-th (a Slurm array); whoever finds all done closes the store.
+        limit: Build from `limit` evenly spread training examples of each source only (a dry run in another `folder`).
+        folder: Instead of data.dir.
+        command: The command that rebuilds, for errors.
+        progress: Told what is being done.
+
+    Raises:
+        UserError: For anything wrong with sources, tokenizer, template, or a store that is out of date.
+    """
+    folder = folder or Path(config.data.dir)
+    if not config.data.sources:
+        raise UserError(
+            "data.sources is empty, so there is nothing to train on; add a source, such as "
+            "data.sources.mine.kind=alpaca data.sources.mine.path=FILE"
+        )
+    sources = {name: open_source(name, c) for name, c in config.data.sources.items()}
+    with _turn(folder, slices=part[1] > 1, progress=progress) if build else nullcontext():
+        selected = select(config.data, sources, folder, progress, seed=config.seed)
+        _refuse_only_prompts(selected)
+        renderer = make_renderer(
+            config, folder, lambda: _texts(sources, selected), rebuild=rebuild, command=command
+        )
+        keys = {n: _key(config, s, selected.sources[n], renderer) for n, s in sources.items()}
+        stores = {n: folder / "stores" / n for n in sources if selected.sources[n].kept}
+        for name in set(sources) - set(stores) if rebuild else ():
+            shutil.rmtree(
+                folder / "stores" / name, ignore_errors=True
+            )  # all of it is held out or dropped now
+        for name, store in stores.items():
+            verify = rebuild and part[1] == 1  # a slice would read what all the others read
+            if not _is_current(store, keys[name], rebuild=rebuild, verify=verify, command=command):
+                if not build:
+                    raise UserError(
+                        f"the token store {store} is not built, so there is nothing to train on; run: {command}"
+                    )
+                selection = selected.sources[name]
+                examples = Kept(sources[name], selection, config.data.shard_examples, limit)
+                job = Build(
+                    name=name,
+                    examples=examples,
+                    tasks=selection.tasks,
+                    renderer=renderer,
+                    rejects=folder / "rejects",
+                    store=store,
+                    key=keys[name],
+                    processes=config.data.processes,
+                    progress=progress,
+                )
+                job.run(part)
+            if (
+                (url := store_url(config, name))
+                and (store / "manifest.json").is_file()
+                and build
+                and limit is None
+            ):
+                progress(f"copying {name} to {url}")
+                publish(store, url)
+        eval_store: Path | None = folder / EVAL_STORE
+        if build and part[0] == 0:
+            eval_store = _eval_store(folder, config, renderer, progress)
+    return Prepared(
+        stores=stores,
+        keys={n: keys[n] for n in stores},
+        eval_store=eval_store if eval_store and eval_store.is_dir() else None,
+        renderer=renderer,
+        selected=selected,
+    )
+
+
+@contextmanager
+def _turn(folder: Path, *, slices: bool, progress: Progress) -> Iterator[None]:
+    """Wait for other launches that prepare this folder; the slices of an array work in it together."""
+    make_folder(folder)
+    how = fcntl.LOCK_SH if slices else fcntl.LOCK_EX
+    with (folder / "lock").open("a") as held:
+        try:
+            take_lock(held, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress(f"waiting for another launch that prepares {folder}")
+            take_lock(held, how)
+        for left in folder.glob(".tokenizer.*") if not slices else ():
+            shutil.rmtree(left, ignore_errors=True)  # of a launch that was killed
+        yield
+
+
+def _refuse_only_prompts(selected: Selected) -> None:
+    prompts = {name: s.prompts for name, s in selected.sources.items() if s.prompts}
+    if prompts and not any(s.kept for s in selected.sources.values()):
+        raise UserError(
+            f"data.sources keep {sum(prompts.values()):,} prompts ({', '.join(prompts)}) and no example with an answer, so there is "
+            f"nothing to train on; generate answers with `sft-dist construct` and construct.sets.NAME={{method: answer, seeds: "
+            f"[{', '.join(prompts)}]}}, and add what it writes as a source of kind examples"
+        )
+
+
+def store_url(config: RunConfig, source: str) -> str | None:
+    """Return where the store of a source lies on object storage, if it does."""
+    return f"{config.data.remote.rstrip('/')}/{source}" if config.data.remote else None
+
+
+def has_eval(folder: Path) -> bool:
+    """True when anything was held out for evaluation."""
+    return any(
+        (folder / "eval" / f"{name}.jsonl").stat().st_size
+        for name in SETS
+        if (folder / "eval" / f"{name}.jsonl").is_file()
+    )
+
+
+def _texts(sources: dict[str, Source], selected: Selected) -> Iterator[str]:
+    for name, source in sources.items():
+        for example in training_examples(source, selected.sources[name]):
+            yield from (m.content for m in example.messages)
+
+
+def _key(config: RunConfig, source: Source, selection: Selection, renderer: Renderer) -> dict[str, str]:
+    """Everything that the content of a store depends on, part by part, so that an error can name what changed."""
+    return {
+        "input": source.fingerprint(),
+        "filters": filters_fingerprint(config.data.filters),
+        "selection": selection.fingerprint,
+        "render": renderer.fingerprint,
+        "shard_examples": str(config.data.shard_examples),
+    }
+
+
+def _is_current(store: Path, key: dict[str, str], *, rebuild: bool, verify: bool, command: str) -> bool:
+    """Return whether a store is whole and of this key; one that is to be rebuilt is none any more."""
+    if not (store / "manifest.json").is_file():
+        return False
+    try:
+        found = Store.open(store, key, rebuild=f"{command} --rebuild")
+    except UserError:
+        if not rebuild:
+            raise
+        remove_manifest(store)  # the rest goes when it is closed: other slices may be at work on it already
+        return False
+    if verify and found.verify():
+        shutil.rmtree(store)
+        return False
+    return True
+
+
+def _eval_store(folder: Path, config: RunConfig, renderer: Renderer, progress: Progress) -> Path | None:
+    """Tokenise the evaluation examples, for the held-out loss during training. Small: rebuilt whenever its key moved."""
+    store = folder / EVAL_STORE
+    if not has_eval(folder):
+        shutil.rmtree(store, ignore_errors=True)
+        return None
+    sets = load_eval_sets(folder, max_per_task=config.eval.max_examples_per_task, seed=config.seed)
+    examples = [e for members in sets.values() for e in members]
+    key = {"examples": fingerprint([e.id for e in examples]), "render": renderer.fingerprint}
+    if not _is_current(store, key, rebuild=True, verify=False, command=""):
+        job = Build(
+            name="eval",
+            examples=Listed(examples),
+            tasks=tuple(sorted({e.task for e in examples})),
+            renderer=renderer,
+            rejects=folder / "eval" / "rejects",  # a source may be named eval
+            store=store,
+            key=key,
+            processes=1,
+            progress=progress,
+        )
+        job.run((0, 1))
+    return store

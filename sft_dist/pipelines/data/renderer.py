@@ -1,0 +1,84 @@
+"""Config -> the renderer, its tokenizer trained first where the config asks for that."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from sft_dist.config import RunConfig
+from sft_dist.core.errors import UserError
+from sft_dist.core.files import read_json, replace_folder, write_json
+from sft_dist.render.renderer import Renderer
+from sft_dist.render.tokenizer import TextTokenizer, train_tokenizer
+
+ASKED = "trained.json"  # beside a trained tokenizer: what was asked for; few texts give a smaller vocabulary
+
+
+def make_renderer(
+    config: RunConfig,
+    folder: Path,
+    texts: Callable[[], Iterable[str]],
+    *,
+    rebuild: bool = False,
+    command: str = "sft-dist prepare",
+) -> Renderer:
+    """Return the renderer of a config; trains the tokenizer first where the config asks for it and there is none.
+
+    Args:
+        config: The run's config.
+        folder: Where a trained tokenizer lies, as `tokenizer/`.
+        texts: What it is trained on.
+        rebuild: Train it anew when another size is asked for now; without it that is an error.
+        command: The command that rebuilds, for errors.
+
+    Raises:
+        UserError: For a tokenizer or template that cannot be used.
+    """
+    render = config.render
+    if render.train_vocab_size is not None:
+        tokenizer = _trained(
+            folder / "tokenizer", render.train_vocab_size, texts, rebuild=rebuild, command=command
+        )
+    else:
+        own = config.model.tokenizer is None
+        named = config.model.path if own else config.model.tokenizer
+        assert named is not None  # validated by the config
+        tokenizer = TextTokenizer.load(named, config.model.revision if own else None)
+    return Renderer(
+        tokenizer,
+        template=render.template,
+        train_on=render.train_on,
+        thinking=render.thinking,
+        train_empty_think=render.train_empty_think,
+        system=render.system,
+    )
+
+
+def _trained(
+    path: Path, vocab_size: int, texts: Callable[[], Iterable[str]], *, rebuild: bool, command: str
+) -> TextTokenizer:
+    asked = _asked(path)
+    if asked is not None and asked != vocab_size and not rebuild:
+        raise UserError(
+            f"{path} was trained with render.train_vocab_size={asked}, and now it is {vocab_size}, so every id would mean something "
+            f"else; take the old size back, or train and tokenise anew: {command} --rebuild"
+        )
+    if asked != vocab_size:
+        aside = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
+        train_tokenizer(texts(), vocab_size).save(aside)
+        write_json(aside / ASKED, {"vocab_size": vocab_size})
+        try:  # whole or absent: a tokenizer without its special tokens would do other things
+            replace_folder(aside, path)
+        except OSError:
+            shutil.rmtree(aside, ignore_errors=True)
+            if _asked(path) != vocab_size:
+                raise
+            # another slice of the array was faster: equal texts give an equal tokenizer
+    return TextTokenizer.load(str(path))
+
+
+def _asked(path: Path) -> int | None:
+    """Return the size that a trained tokenizer was asked for; None when there is none."""
+    return int(read_json(path / ASKED)["vocab_size"]) if (path / ASKED).is_file() else None

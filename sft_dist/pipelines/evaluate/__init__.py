@@ -1,0 +1,1 @@
+"""The commands that follow training: export, evaluate."""

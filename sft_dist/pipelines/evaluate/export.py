@@ -1,0 +1,51 @@
+"""Run folder -> a Hugging Face folder, from any checkpoint, on any machine that sees it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sft_dist.checkpoint.export import export_checkpoint
+from sft_dist.checkpoint.io import damage
+from sft_dist.config.load import read_run
+from sft_dist.core.errors import UserError
+from sft_dist.core.files import read_json
+from sft_dist.core.runfolder import RunFolder
+from sft_dist.pipelines.train.engine import export_base, exports_adapter
+from sft_dist.render.tokenizer import TextTokenizer
+
+
+def export(folder: RunFolder, checkpoint: str | None, out: Path | None) -> Path:
+    """Write the named checkpoint, or the newest, to `out` or export/ of the run; return the folder.
+
+    Raises:
+        UserError: When there is no such checkpoint.
+    """
+    config = read_run(folder.path)
+    latest = folder.checkpoints / "LATEST"
+    name = checkpoint or (latest.read_text().strip() if latest.is_file() else "")
+    if not name or not (folder.checkpoints / name).is_dir():
+        have = sorted(p.name for p in folder.checkpoints.glob("step-*"))
+        raise UserError(
+            f"{folder.path} has no checkpoint {name or '(none is complete)'}; it has: {', '.join(have) or 'none'}"
+        )
+    if wrong := damage(folder.checkpoints / name, weights_only=True):
+        raise UserError(
+            f"{folder.checkpoints / name} is damaged ({wrong}), so an export of it would be wrong; name another one with --checkpoint"
+        )
+    stores = read_json(folder.stores)
+    target = (out or folder.export).resolve()
+    if out is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(
+            f"--out {out} exists and is not empty, and exporting would replace it; name a new folder"
+        )
+    export_checkpoint(
+        folder.checkpoints / name,
+        export_base(config, str(folder.path / "init") if config.model.shape else str(config.model.path)),
+        target,
+        dtype=config.model.dtype,
+        tokenizer=TextTokenizer.load(stores["tokenizer"]),
+        template_text=stores["template_text"],
+        stop_ids=stores["stop_ids"],
+        as_adapter=exports_adapter(config),
+    )
+    return target

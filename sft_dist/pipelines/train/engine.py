@@ -1,0 +1,264 @@
+"""Config -> the engine: initial weights, packed model, ZeRO, and the proof that documents do not see one another."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sft_dist.batch import sequence_slice
+from sft_dist.checkpoint.export_plan import Base
+from sft_dist.config import RunConfig
+from sft_dist.core.errors import UserError
+from sft_dist.core.files import read_json, replace_folder, write_json
+from sft_dist.core.process import logger
+from sft_dist.core.records import Batch
+from sft_dist.core.rng import derive
+from sft_dist.core.runfolder import RunFolder
+from sft_dist.model import activation_memory as memory
+from sft_dist.model import isolation_check as leak
+from sft_dist.model import ulysses
+from sft_dist.model import weight_files as files
+from sft_dist.model.adapters import Lora
+from sft_dist.model.initial import create_initial
+from sft_dist.model.load import Loaded, load_packed, read_config
+from sft_dist.model.loss import LossHead, LossOptions
+from sft_dist.model.neftune import add_noise
+from sft_dist.model.packed import PackedLM, to_inputs
+from sft_dist.model.trainable import numel
+from sft_dist.model.ulysses import SequenceGroup
+from sft_dist.pipelines.train.planning import check_ranks
+from sft_dist.render.tokenizer import TextTokenizer
+from sft_dist.train import zero
+from sft_dist.train.ema import Ema
+from sft_dist.train.optim import parameter_groups
+
+log = logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assembled:
+    """What a rank trains with.
+
+    Attributes:
+        engine: The DeepSpeed engine around model.packed.PackedLM.
+        model_path: Folder or hub id that training started from.
+        parameters: Of the whole model.
+        backend: The attention backend.
+        reason: Why that one.
+        sequence: The ranks that share rows with this one.
+        ema: The average of the weights, where one is kept.
+        base: Fingerprint of the model that training started from; None with `model.shape`, whose weights are all here.
+    """
+
+    engine: Any
+    model_path: str
+    parameters: int
+    backend: str
+    reason: str
+    sequence: SequenceGroup
+    ema: Ema | None
+    base: str | None
+
+
+def assemble(config: RunConfig, folder: RunFolder, tokenizer: TextTokenizer) -> Assembled:
+    """Build the engine. Collective.
+
+    Raises:
+        UserError: For a model that is missing, unfit, or leaks between packed documents.
+    """
+    device = zero.device_type()
+    model_path = _initial_model(config, folder, tokenizer)
+    sequence = _share_rows(config, model_path)
+    settings = zero.zero_config(
+        dtype=config.model.dtype,
+        clip=config.optim.clip,
+        **config.deepspeed.model_dump(exclude={"timeout_minutes"}),
+        whole_mlp=config.model.mlp_tiles > 1,
+    )
+    loaded = load_packed(
+        model_path,
+        dtype=config.model.dtype,
+        backend=config.model.attention,
+        device=device,
+        zero_config=settings if config.deepspeed.stage == 3 else None,
+        gradient_checkpointing=config.model.gradient_checkpointing,
+        revision=config.model.revision,
+        trust_remote_code=config.model.trust_remote_code,
+        min_vocab_size=tokenizer.vocab_size,
+        sequence=sequence,
+        seq_len=config.pack.seq_len,
+        rope_scaling=rope_scaling(config),
+        vocab_multiple=config.model.vocab_multiple,
+        trainable=config.model.trainable,
+        freeze=config.model.freeze,
+        lora=_lora(config),
+        seed=derive(config.seed, "lora"),
+    )
+    _set_loss(loaded.module, config)
+    _save_memory(loaded.module, config, device)
+    base = None if config.model.shape else _base_of(model_path, config.model.revision)
+    _note(folder, loaded, model_path, base)
+    groups = parameter_groups(
+        loaded.module,
+        config.optim.weight_decay,
+        layer_lr_decay=config.optim.layer_lr_decay,
+        muon=config.optim.name == "muon",
+    )
+    engine = zero.make_engine(loaded.module, settings, groups, betas=config.optim.betas, eps=config.optim.eps)
+    _check_leak(engine, loaded.backend, device, sequence)
+    optim = config.optim
+    ema = Ema(engine, decay=optim.ema_decay, every=optim.ema_every) if optim.ema_decay is not None else None
+    return Assembled(
+        engine=engine,
+        model_path=model_path,
+        parameters=sum(numel(p) for p in engine.module.parameters()),
+        backend=loaded.backend,
+        reason=loaded.reason,
+        sequence=sequence,
+        ema=ema,
+        base=base,
+    )
+
+
+def _base_of(model_path: str, revision: str | None) -> str:
+    """Return the fingerprint of the base, taken by rank 0. Collective."""
+    box = [files.base_fingerprint(model_path, revision) if dist.get_rank() == 0 else ""]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _note(folder: RunFolder, loaded: Loaded, model_path: str, base: str | None) -> None:
+    """Write which base it is into env.json, and log what of it is trained."""
+    if dist.get_rank():
+        return
+    env = folder.path / "env.json"
+    model = {"path": model_path, "commit": loaded.commit, "fingerprint": base}
+    write_json(env, {**read_json(env), "model": model})
+    sizes = [(numel(p), p.requires_grad) for p in loaded.module.parameters()]
+    trained = sum(n for n, trains in sizes if trains)
+    log.info(
+        "%s%s: %s of %s parameters are trained",
+        model_path,
+        f" at {loaded.commit}" if loaded.commit else "",
+        f"{trained:,}",
+        f"{sum(n for n, _ in sizes):,}",
+    )
+
+
+def _set_loss(module: PackedLM, config: RunConfig) -> None:
+    options = LossOptions(**config.loss.model_dump(exclude={"neftune_alpha"}))
+    for head in (m for m in module.modules() if isinstance(m, LossHead)):  # two, with lora.modules_to_save
+        head.options = options
+    if config.loss.neftune_alpha is not None:
+        add_noise(module, config.loss.neftune_alpha)
+
+
+def _save_memory(module: PackedLM, config: RunConfig, device: str) -> None:
+    if config.model.mlp_tiles > 1:
+        memory.tile_mlp(module.hf, config.model.mlp_tiles)
+    if config.model.offload_activations:
+        if device == "cpu":
+            raise UserError(
+                "model.offload_activations moves activations to host memory, but this run has no GPU, so they lie there "
+                "already; set it to false"
+            )
+        memory.offload_layer_inputs(module.hf)
+    if config.model.compile:
+        memory.compile_layers(module.hf)
+
+
+def export_base(config: RunConfig, model_path: str) -> Base:
+    """Return what an export needs to know of the model that training started from."""
+    return Base(
+        path=model_path,
+        revision=config.model.revision,
+        trust_remote_code=config.model.trust_remote_code,
+        rope_scaling=rope_scaling(config),
+        vocab_multiple=config.model.vocab_multiple,
+        lora=_lora(config),
+        kind="ema" if config.train.export_ema else "master",
+    )
+
+
+def exports_adapter(config: RunConfig) -> bool:
+    """Say whether the run's export is a peft folder."""
+    return config.lora is not None and config.lora.export == "adapter"
+
+
+def _lora(config: RunConfig) -> Lora | None:
+    return None if config.lora is None else Lora(**config.lora.model_dump(exclude={"export"}))
+
+
+def rope_scaling(config: RunConfig) -> dict[str, Any] | None:
+    """Return model.rope_scaling as type and factor."""
+    scaling = config.model.rope_scaling
+    return None if scaling is None else scaling.model_dump()
+
+
+def _initial_model(config: RunConfig, folder: RunFolder, tokenizer: TextTokenizer) -> str:
+    """Return the folder or hub id that training starts from; a shape is first written as a model folder."""
+    shape = config.model.shape
+    if shape is None:
+        assert config.model.path is not None
+        return config.model.path
+    initial = folder.path / "init"
+    if dist.get_rank() == 0 and not (initial / "config.json").is_file():
+        aside = initial.with_name(".init.partial")
+        create_initial(
+            aside,
+            shape=shape.model_dump(),
+            vocab_size=tokenizer.vocab_size,
+            bos_id=tokenizer.bos_id,
+            eos_id=tokenizer.eos_id,
+            pad_id=tokenizer.pad_id,
+            seed=derive(config.seed, "init"),
+        )
+        replace_folder(aside, initial)
+    dist.barrier()
+    return str(initial)
+
+
+def _share_rows(config: RunConfig, model_path: str) -> SequenceGroup:
+    """Form the groups of ranks that share rows."""
+    text = read_config(
+        model_path, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
+    ).get_text_config()
+    heads = getattr(text, "num_attention_heads", None)  # a model without is refused when it is loaded
+    check_ranks(config, ranks=dist.get_world_size(), heads=heads)
+    return ulysses.join(config.train.sequence_parallel, config.deepspeed.timeout_minutes)
+
+
+def _check_leak(engine: Any, backend: str, device: str, sequence: SequenceGroup) -> None:
+    """Refuse to train when a packed document can see another, or the loss is not the model's own."""
+    where = (
+        torch.device(device, int(os.environ.get("LOCAL_RANK", "0")))
+        if device == "cuda"
+        else torch.device(device)
+    )
+    engine.eval()
+    vocab = engine.module.hf.config.get_text_config().vocab_size
+
+    def loss_of(batch: Batch, *, by_model: bool = False) -> torch.Tensor:
+        mine = sequence_slice(batch, sequence.place, sequence.size)
+        return engine(*to_inputs(mine, where), by_model=by_model)[1]
+
+    measured: list[Any] = [None] * dist.get_world_size()
+    own = leak.head_error(loss_of, partial(loss_of, by_model=True), vocab)
+    dist.all_gather_object(measured, (leak.measure(loss_of, vocab), own))
+    moved, off = zip(*measured, strict=True)
+    engine.train()
+    if not all(m <= leak.TOLERANCE[engine.module.hf.dtype] for m in moved):  # NaN must not pass
+        raise UserError(
+            f"packed documents see one another with model.attention={backend} (replacing one document moved the loss of "
+            f"another by {max(moved):.2g}), so training would be wrong; use model.attention=sdpa_dense, or another model"
+        )
+    if not all(e <= leak.HEAD_TOLERANCE[engine.module.hf.dtype] for e in off):
+        raise UserError(
+            f"the loss differs from that of the model's own forward pass by {max(off):.2g} at a token, so this family does something "
+            "between decoder and logits that is not known here, and training would be wrong; use another model"
+        )

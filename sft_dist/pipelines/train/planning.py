@@ -1,0 +1,286 @@
+"""Stores and config -> the plan of every epoch, and what it says in one line."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sft_dist.batch.epoch_plan import EpochPlan
+from sft_dist.batch.planner import Planner
+from sft_dist.config import RunConfig
+from sft_dist.core.errors import UserError
+from sft_dist.mix import Corpus, Mixture, SourceMix
+from sft_dist.pack import CostModel
+from sft_dist.pipelines.config_warnings import doubts
+from sft_dist.selection.files import Selection
+from sft_dist.shards import Store
+
+# Stands in for a model that is not at hand (a hub id on a login node): only the balance of rows depends on it.
+DEFAULT_SHAPE = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "intermediate_size": 14336,
+    "vocab_size": 128256,
+}
+
+
+def open_corpus(stores: Mapping[str, Path], keys: Mapping[str, Mapping[str, Any]] | None = None) -> Corpus:
+    """Open the stores, their keys checked."""
+    return Corpus({name: Store.open(path, keys[name] if keys else None) for name, path in stores.items()})
+
+
+def mixture_of(config: RunConfig, corpus: Corpus) -> Mixture:
+    """Return how the config mixes the sources that have a store."""
+    sources = {
+        name: SourceMix(take=s.take, share=s.share, weight=s.weight, epochs=s.epochs)
+        for name, s in config.data.sources.items()
+        if name in corpus.source_names
+    }
+    return Mixture(sources=sources, **config.mix.model_dump())
+
+
+def cost_model(config: RunConfig, vocab_size: int) -> CostModel:
+    """Return the FLOP model of the config's model, read from its config.json without transformers."""
+    if shape := config.model.shape:
+        return CostModel.of_shape(
+            hidden_size=shape.hidden_size,
+            layers=shape.layers,
+            attention_size=shape.hidden_size,
+            kv_size=shape.hidden_size // shape.heads * (shape.kv_heads or shape.heads),
+            intermediate_size=shape.intermediate_size,
+            vocab_size=vocab_size,
+        )
+    return cost_of(config_json(config) or DEFAULT_SHAPE)
+
+
+def config_json(config: RunConfig) -> dict[str, Any]:
+    """Return the text part of the model's config.json; empty where it is not at hand.
+
+    Raises:
+        UserError: When it is no JSON object.
+    """
+    file = Path(config.model.path or "") / "config.json"
+    try:
+        raw: Any = json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError:
+        raw = None
+    if not isinstance(raw, dict):
+        raise UserError(
+            f"{file} is torn or no model's config, so nothing is known of the model; download or copy it again"
+        )
+    return dict(raw.get("text_config") or raw)
+
+
+def cost_of(shape: Mapping[str, Any]) -> CostModel:
+    """Return the FLOP model for the fields of a Hugging Face config."""
+    if absent := [
+        k for k in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size") if k not in shape
+    ]:
+        raise UserError(
+            f"the config of this {shape.get('model_type', 'unknown')} model has no {absent[0]}, so it is not a decoder that this "
+            "trainer can pack; use a model of the Llama, Qwen, Mistral, Gemma or a similar family"
+        )
+    hidden, heads = shape["hidden_size"], shape["num_attention_heads"]
+    head_dim = shape.get("head_dim") or hidden // heads
+    experts = shape.get("num_experts") or shape.get("num_local_experts") or 0
+    inner = shape.get("moe_intermediate_size") if experts else None
+    return CostModel.of_shape(
+        hidden_size=hidden,
+        layers=shape["num_hidden_layers"],
+        attention_size=heads * head_dim,
+        kv_size=(shape.get("num_key_value_heads") or heads) * head_dim,
+        intermediate_size=inner or shape.get("intermediate_size") or 4 * hidden,
+        vocab_size=shape["vocab_size"],
+        active_experts=shape.get("num_experts_per_tok", 1) if experts else 1,
+        experts=experts,
+    )
+
+
+def check_ranks(config: RunConfig, *, ranks: int | None = None, heads: int | None = None) -> None:
+    """Refuse ranks (None: not known here) or query heads that cannot form the groups that the config asks for."""
+    size, copies = config.train.sequence_parallel, config.deepspeed.hpz_partition_size
+    if ranks is not None and ranks % copies:
+        raise UserError(
+            f"{_ranks(ranks)} cannot form groups of deepspeed.hpz_partition_size={copies}, so the second copy of the weights would be "
+            "missing or wrong; use the ranks of a node, or 1"
+        )
+    if ranks is not None and ranks % size:
+        raise UserError(
+            f"{_ranks(ranks)} cannot form groups of train.sequence_parallel={size}, so some would have no rows; "
+            f"use a multiple of {size} ranks (launch.nproc x nodes), or train.sequence_parallel=1"
+        )
+    if heads is None:
+        shape = config.model.shape
+        heads = shape.heads if shape else config_json(config).get("num_attention_heads")
+    if heads is not None and heads % size:
+        raise UserError(
+            f"the model has {heads} attention heads, which {size} ranks (train.sequence_parallel) cannot share evenly; "
+            f"use a divisor of {heads}"
+        )
+
+
+def _ranks(number: int) -> str:
+    return "1 rank" if number == 1 else f"{number} ranks"
+
+
+def make_planner(config: RunConfig, corpus: Corpus, *, world_size: int, cost: CostModel) -> Planner:
+    """Return the planner of a config."""
+    pack = config.pack
+    return Planner(
+        corpus,
+        mixture=mixture_of(config, corpus),
+        seq_len=pack.seq_len,
+        too_long=pack.too_long,
+        window=pack.window,
+        packing=pack.packing,
+        rows_per_step=config.train.tokens_per_step // pack.seq_len,
+        micro_rows=config.train.micro_rows,
+        world_size=world_size,
+        balance_window=pack.balance_window,
+        short_first_steps=pack.short_first_steps,
+        seed=config.seed,
+        cost=cost,
+        micro_cost=cost.on_device(recomputed=bool(config.model.gradient_checkpointing)),
+    )
+
+
+def total_steps(config: RunConfig, planner: Planner, first: EpochPlan) -> int:
+    """Return the optimizer steps of the whole run; draws differ a little from epoch to epoch, so each is planned."""
+    steps = first.n_steps
+    limit = config.train.max_steps
+    for epoch in range(1, config.train.epochs):
+        if limit is not None and steps >= limit:
+            break
+        steps += planner.epoch(epoch).n_steps
+    return steps if limit is None else min(steps, limit)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """The line that `check` ends in: figures of one epoch, steps of the run. Not `exact`: lengths are those of a sample."""
+
+    examples: int
+    tokens: int
+    target_tokens: int
+    fill: float
+    steps: int
+    drops: dict[str, int]
+    squares_per_token: (
+        float  # sum of squared document lengths over tokens, in the first rows: what attention costs
+    )
+    exact: bool = True
+    warnings: tuple[str, ...] = ()
+
+    def line(self) -> str:
+        """Return the figures in words."""
+        about = "" if self.exact else "about "
+        drops = (
+            ", ".join(f"{reason} {n:,}" for reason, n in sorted(self.drops.items(), key=lambda d: -d[1]))
+            or "none"
+        )
+        return (
+            f"{about}{self.examples:,} examples, {self.tokens:,} tokens, {self.target_tokens:,} supervised "
+            f"({self.target_tokens / max(1, self.tokens):.0%}), fill {self.fill:.1%}, {self.steps:,} steps; drops: {drops}"
+        )
+
+
+def summarise(
+    config: RunConfig,
+    planner: Planner,
+    selections: Mapping[str, Selection],
+    rendered: Mapping[str, Counter[str]],
+    *,
+    exact: bool = True,
+    ranks: int = 1,
+) -> Summary:
+    """Return what training would consist of.
+
+    Args:
+        config: The run's config.
+        planner: Plans its epochs.
+        selections: What became of every record, by source.
+        rendered: Drops while rendering, by source and reason.
+        exact: False when the lengths are those of a sample.
+        ranks: Of the whole run, for the warnings.
+    """
+    first = planner.epoch(0)
+    counts = first.counts
+    lengths = np.concatenate([r.lengths for step in range(min(16, first.n_steps)) for r in first.rows(step)])
+    drops: Counter[str] = Counter(counts.dropped)
+    for name, selection in selections.items():
+        drops.update(selection.dropped)
+        drops["unreadable"] += selection.unreadable
+        drops.update(rendered.get(name, {}))
+    steps = total_steps(config, planner, first)
+    return Summary(
+        examples=counts.examples,
+        tokens=counts.tokens,
+        target_tokens=counts.target_tokens,
+        fill=counts.fill,
+        steps=steps,
+        drops={r: n for r, n in drops.items() if n},
+        squares_per_token=float((lengths.astype(np.float64) ** 2).sum() / max(1, lengths.sum())),
+        exact=exact,
+        warnings=doubts(config, ranks=ranks, steps=steps),
+    )
+
+
+def plan_facts(
+    config: RunConfig,
+    first: EpochPlan,
+    corpus: Corpus,
+    steps: int,
+    world_size: int,
+    parameters: int,
+    read: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return plan.json: what the run trains on, for the report."""
+    counts = first.counts
+    tasks = {
+        t.task: {
+            "examples": t.examples_before,
+            "tokens": t.tokens_before,
+            "drawn_examples": t.examples_after,
+            "drawn_tokens": t.tokens_after,
+            "drawn_target_tokens": t.target_tokens_after,
+            "source": ", ".join(
+                n for k, n in enumerate(corpus.source_names) if t.task in corpus.stores[k].task_names
+            ),
+        }
+        for t in first.task_table()
+    }
+    sources = {
+        name: {
+            "kind": config.data.sources[name].kind,
+            "examples": len(store),
+            "tokens": store.n_tokens,
+            "target_tokens": store.n_target_tokens,
+            **read.get(name, {}),
+        }
+        for name, store in zip(corpus.source_names, corpus.stores, strict=True)
+    }
+    return {
+        "examples": counts.examples,
+        "tokens": counts.tokens,
+        "target_tokens": counts.target_tokens,
+        "rows": counts.rows,
+        "fill": counts.fill,
+        "steps": steps,
+        "epochs": config.train.epochs,
+        "seq_len": config.pack.seq_len,
+        "tokens_per_step": config.train.tokens_per_step,
+        "world_size": world_size,
+        "parameters": parameters,
+        "truncated": counts.truncated,
+        "duplicates": counts.duplicates,
+        "drops": dict(counts.dropped),
+        "sources": sources,
+        "tasks": tasks,
+    }

@@ -1,0 +1,260 @@
+"""Config -> run folder: write what is run, refuse a config that cannot continue the run in the folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft_dist.cluster.sweep.folder import SweepFolder
+from sft_dist.config import RunConfig
+from sft_dist.config.load import freeze, read_run, thaw
+from sft_dist.core.errors import UserError
+from sft_dist.core.files import write_json, write_text
+from sft_dist.core.runfolder import RunFolder
+from sft_dist.evals.splits import SETS
+from sft_dist.pipelines.data.prepare import Prepared, store_url
+from sft_dist.shards import Store
+from sft_dist.train.zero import check_extra
+
+if TYPE_CHECKING:
+    from sft_dist.checkpoint.remote import Remote
+
+# What may change between the parts of one run: it alters neither the data nor the updates, or (length of the run) is
+# recorded as an event. Everything else decides the trajectory.
+FREE_SECTIONS = {"launch", "cluster", "submit", "sweep", "wandb", "checkpoint", "eval", "deepspeed"}
+FREE_KEYS = {
+    "train.epochs",
+    "train.max_steps",
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_tokens",
+    "train.export",
+    "lora.export",
+    "train.export_ema",
+    "train.profile",
+    "train.max_skipped_steps",
+    "train.on_nonfinite",
+    "train.on_spike",
+    "train.spike_deviations",
+    "train.threads_per_rank",
+    "train.micro_rows",
+    "train.sequence_parallel",
+    "model.path",  # the checkpoint knows what it was trained from: it may lie elsewhere now
+    "model.revision",
+    "model.attention",
+    "model.gradient_checkpointing",
+    "model.offload_activations",
+    "model.mlp_tiles",
+    "model.compile",
+    "data.processes",
+    "data.dir",
+    "data.remote",
+    "data.max_bad_share",
+}
+
+
+def run_folder(config: RunConfig) -> RunFolder:
+    """Return the folder of a config's run."""
+    return RunFolder(Path(config.run_root) / config.name)
+
+
+def set_up(config: RunConfig, prepared: Prepared, folder: RunFolder) -> None:
+    """Write config.json, stores.json and the evaluation sets of a run, new or continued.
+
+    What the run needs is frozen with it: another preparation in the same data folder does not change what it is
+    evaluated on. The folder's lock is held meanwhile, so a live run is never altered.
+
+    Raises:
+        UserError: When the folder holds a run that is live, or that this config cannot continue.
+    """
+    check_extra(config.deepspeed.extra)
+    if not prepared.stores:
+        raise UserError(
+            "every example is held out or dropped, so there is nothing to train on; look at data.holdout and data.filters"
+        )
+    if config.checkpoint.resume == "required" and not _has_checkpoint(folder):
+        raise UserError(
+            f"checkpoint.resume=required, but {folder.checkpoints} has no checkpoint, so there is nothing to continue; "
+            "check name and run_root, or use checkpoint.resume=auto to start anew"
+        )
+    config = make_way(config, folder)
+    _refuse_other_remote(config, folder)
+    (folder.path / "control").mkdir(parents=True, exist_ok=True)
+    with folder.lock():
+        _freeze_evaluation(config, folder)
+        write_text(folder.config, freeze(config))
+        write_json(folder.stores, _stores(config, prepared))
+
+
+def make_way(config: RunConfig, folder: RunFolder) -> RunConfig:
+    """Return the config as it is frozen, its paths absolute; put a run aside that it does not continue.
+
+    Raises:
+        UserError: When the folder holds a run that is live, or that this config cannot continue.
+    """
+    config = absolute(config)
+    if Path(config.run_root).exists() and not Path(config.run_root).is_dir():
+        raise UserError(
+            f"run_root={config.run_root} is a file, so no run folder can be made in it; name a folder"
+        )
+    if SweepFolder(folder.path).file.exists():
+        raise UserError(
+            f"{folder.path} is the folder of a sweep, and a run there would mix with its trials; use another name"
+        )
+    if config.checkpoint.resume == "never" and (remote := _remote(config)) and remote.names():
+        raise UserError(
+            f"checkpoint.resume=never, but checkpoint.remote={config.checkpoint.remote} holds the checkpoints of an earlier run, "
+            "which the new one would fetch and remove; give it another URL, or remove them"
+        )
+    if folder.path.exists():
+        with folder.lock():
+            if config.checkpoint.resume == "never" or not _continues(config, folder):
+                aside = folder.path.with_name(f"{folder.path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
+                folder.path.rename(aside)
+    # `never` has been obeyed now; a restart of this run must continue it
+    if config.checkpoint.resume == "never":
+        config = config.model_copy(
+            update={"checkpoint": config.checkpoint.model_copy(update={"resume": "auto"})}
+        )
+    return config
+
+
+def _stores(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
+    trained = str((Path(config.data.dir) / "tokenizer").resolve())
+    return {
+        "sources": {
+            n: {"path": str(p.resolve()), "key": prepared.keys[n], "url": store_url(config, n)}
+            for n, p in prepared.stores.items()
+        },
+        "eval_store": str(prepared.eval_store.resolve()) if prepared.eval_store else None,
+        "tokenizer": trained
+        if config.render.train_vocab_size
+        else config.model.tokenizer or config.model.path,
+        "render": prepared.renderer.fingerprint,
+        "template_text": prepared.renderer.template_text,
+        "stop_ids": list(prepared.renderer.stop_ids),
+        "read": {n: _read_facts(prepared, n) for n in prepared.selected.sources},
+    }
+
+
+def _freeze_evaluation(config: RunConfig, folder: RunFolder) -> None:
+    """Copy the evaluation sets into the run folder, once."""
+    for name in SETS:
+        source, copy = (
+            Path(config.data.dir) / "eval" / f"{name}.jsonl",
+            folder.path / "eval" / f"{name}.jsonl",
+        )
+        if source.is_file() and not copy.exists():
+            write_text(copy, source.read_text(encoding="utf-8"))
+
+
+def absolute(config: RunConfig) -> RunConfig:
+    """Resolve local paths: a run folder is used from any directory. Hub ids stay."""
+
+    def local(path: str | None) -> str | None:
+        return str(Path(path).resolve()) if path and Path(path).exists() else path
+
+    model = config.model.model_copy(
+        update={k: local(getattr(config.model, k)) for k in ("path", "tokenizer")}
+    )
+    render = config.render.model_copy(update={"template": local(config.render.template)})
+    holdout = config.data.holdout.model_copy(update={"task_file": local(config.data.holdout.task_file)})
+    sources = {
+        name: s.model_copy(
+            update={
+                k: local(getattr(s, k))
+                for k in ("path", "templates", "task_file")
+                if isinstance(getattr(s, k, None), str)
+            }
+        )
+        for name, s in config.data.sources.items()
+    }
+    folder = str(Path(config.data.dir).resolve())
+    data = config.data.model_copy(update={"dir": folder, "holdout": holdout, "sources": sources})
+    return config.model_copy(update={"model": model, "render": render, "data": data})
+
+
+def _read_facts(prepared: Prepared, name: str) -> dict[str, Any]:
+    selection = prepared.selected.sources[name]
+    dropped = dict(selection.dropped)
+    kept = 0
+    if name in prepared.stores:
+        store = Store.open(prepared.stores[name])
+        dropped |= store.info["dropped"]
+        kept = len(store)
+    return {
+        "read": selection.read,
+        "unreadable": selection.unreadable,
+        "evaluation": selection.evaluation,
+        "prompts": selection.prompts,
+        "skipped": {reason: sum(tasks.values()) for reason, tasks in selection.skipped.items()},
+        "dropped": dropped,
+        "kept": kept,
+    }
+
+
+def _remote(config: RunConfig) -> Remote | None:
+    if not config.checkpoint.remote:
+        return None
+    from sft_dist.checkpoint.remote import Remote  # loads torch, which nothing else here needs
+
+    return Remote(config.checkpoint.remote)
+
+
+def _refuse_other_remote(config: RunConfig, folder: RunFolder) -> None:
+    """Refuse a new run folder whose checkpoint.remote holds the checkpoints of another run: it would continue that one."""
+    if _has_checkpoint(folder) or not (remote := _remote(config)) or not (text := remote.run_config()):
+        return
+    changed = _differences(thaw(text).model_dump(mode="json"), config.model_dump(mode="json"))
+    if fixed := _fixed(changed):
+        raise UserError(
+            f"checkpoint.remote={config.checkpoint.remote} holds the checkpoints of a run with other settings "
+            f"({_shown(changed, fixed)}), which this one would continue; give every run a URL of its own, or restore the settings"
+        )
+
+
+def _has_checkpoint(folder: RunFolder) -> bool:
+    return folder.checkpoints.is_dir() and any(folder.checkpoints.glob("step-*"))
+
+
+def _continues(new: RunConfig, folder: RunFolder) -> bool:
+    """Say whether this config continues the run in the folder; False: what lies there never came to a checkpoint.
+
+    Raises:
+        UserError: For a config that would continue a trained run on other data or with other updates.
+    """
+    if not folder.config.exists():
+        return True
+    changed = _differences(read_run(folder.path).model_dump(mode="json"), new.model_dump(mode="json"))
+    fixed = _fixed(changed)
+    if not _has_checkpoint(folder):
+        return not fixed
+    if fixed:
+        raise UserError(
+            f"{folder.path} was trained with other settings ({_shown(changed, fixed)}), so continuing it would mix two runs; "
+            "use another name, restore the settings, or set checkpoint.resume=never to start anew (the old folder is kept aside)"
+        )
+    if changed:
+        folder.event("config_changed", keys=sorted(changed))
+    return True
+
+
+def _fixed(changed: Iterable[str]) -> list[str]:
+    """Return the keys that may not change between the parts of one run."""
+    free = FREE_SECTIONS | {"name", "run_root"}
+    return [k for k in changed if k.split(".")[0] not in free and k not in FREE_KEYS]
+
+
+def _shown(changed: Mapping[str, tuple[Any, Any]], keys: list[str]) -> str:
+    return ", ".join(f"{k} {changed[k][0]!r} -> {changed[k][1]!r}" for k in keys[:5])
+
+
+def _differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        out: dict[str, tuple[Any, Any]] = {}
+        for key in [*old, *(k for k in new if k not in old)]:
+            out |= _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        return out
+    return {} if old == new else {path: (old, new)}

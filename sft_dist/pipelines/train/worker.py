@@ -1,0 +1,313 @@
+"""One rank of a training run: `torchrun ... -m sft_dist.pipelines.train.worker --run-dir DIR`, started by launch/node.sh.
+
+Everything it needs lies in the run folder (config.json, stores.json); Hydra and the sources never run here. What it
+leaves is read by the launcher: status.json first, for exit codes lie under torchrun and srun.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from sft_dist.batch.planner import Planner
+from sft_dist.checkpoint.background import Saver
+from sft_dist.checkpoint.export import export_checkpoint
+from sft_dist.checkpoint.io import Keep, Position
+from sft_dist.checkpoint.remote import Remote
+from sft_dist.config import RunConfig
+from sft_dist.config.load import read_run
+from sft_dist.core import process
+from sft_dist.core.errors import BusyError, UserError
+from sft_dist.core.files import read_json, write_json
+from sft_dist.core.records import StepMetrics
+from sft_dist.core.runfolder import RunFolder
+from sft_dist.mix import Corpus
+from sft_dist.model.trainable import with_backward
+from sft_dist.model.ulysses import SequenceGroup
+from sft_dist.pack import CostModel
+from sft_dist.pipelines.cluster.estimate import host_memory
+from sft_dist.pipelines.config_warnings import doubts
+from sft_dist.pipelines.train.engine import Assembled, assemble, export_base, exports_adapter
+from sft_dist.pipelines.train.oom_message import out_of_memory
+from sft_dist.pipelines.train.planning import cost_of, make_planner, open_corpus, plan_facts, total_steps
+from sft_dist.pipelines.train.resume import held_out_losses, remaining, resume
+from sft_dist.render.tokenizer import TextTokenizer
+from sft_dist.shards.staging import stage
+from sft_dist.train import loop, zero
+from sft_dist.train.environment import environment
+from sft_dist.train.evaluate import held_out_loss
+from sft_dist.train.guard import Heartbeat, Judge, Policy, Requests
+from sft_dist.train.metrics import Meter, peak_flops
+from sft_dist.train.profile import Profiler
+from sft_dist.train.run_log import Record
+from sft_dist.train.schedule import lr_at, warmup_of
+from sft_dist.train.tracker import Tracker
+
+log = process.logger(__name__)
+
+
+def main() -> int:
+    """Run one rank; return its exit code: 0 finished or stopped, 2 a user's mistake, 3 fatal."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--run-dir", type=Path, required=True)
+    folder = RunFolder(arguments.parse_args().run_dir)
+    config = read_run(folder.path)
+    zero.init_distributed(config.deepspeed.timeout_minutes)
+    try:
+        with Heartbeat(folder) as heartbeat:
+            state = train(config, folder, heartbeat)
+    except (UserError, torch.OutOfMemoryError) as error:
+        me = process.current()
+        where = "" if me.is_main else f"rank {me.rank} on {socket.gethostname()}: "
+        said = str(error) if isinstance(error, UserError) else _out_of_memory(config, folder)
+        sys.stderr.write(f"error: {where}{said}\n")
+        if not isinstance(error, BusyError) and (me.is_main or folder.status().get("state") != "fatal"):
+            folder.set_status("fatal", reason=f"{where}{said}")
+        return 2  # without leaving the process group in order: other ranks may wait inside a collective
+    dist.destroy_process_group()
+    return 0 if state in ("finished", "stopped") else 3
+
+
+def _out_of_memory(config: RunConfig, folder: RunFolder) -> str:
+    plan = folder.path / "plan.json"
+    facts = read_json(plan) if plan.is_file() else {"tokens": 1, "target_tokens": 1}
+    return out_of_memory(
+        config,
+        ranks=dist.get_world_size(),
+        device_bytes=torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else host_memory(),
+        target_share=facts["target_tokens"] / max(1, facts["tokens"]),
+    )
+
+
+def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat) -> str:
+    """Train from wherever the run folder stands; export when finished; return the final state."""
+    held = _lock(folder)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    if config.train.threads_per_rank:
+        torch.set_num_threads(config.train.threads_per_rank)
+    remote = Remote(config.checkpoint.remote) if config.checkpoint.remote else None
+    if remote:
+        remote.probe(f"rank-{rank}")  # now: a failed upload later is but a warning
+    stores = read_json(folder.stores)
+    corpus = open_corpus(
+        {n: _store(s, config.launch.stage_dir) for n, s in stores["sources"].items()},
+        {n: s["key"] for n, s in stores["sources"].items()},
+    )
+    tokenizer = TextTokenizer.load(stores["tokenizer"])
+    parts = assemble(config, folder, tokenizer)
+    log.info("attention: %s (%s)", parts.backend, parts.reason)
+    plan = _Plan.of(config, corpus, parts, stores["read"])
+    start, losses = resume(config, folder, parts.engine, remote, plan_hash=plan.hash, base=parts.base)
+    policy = Policy(**config.train.model_dump(include={"on_nonfinite", "on_spike", "spike_deviations"}))
+    if rank == 0:
+        write_json(folder.path / "plan.json", plan.facts)
+        log.info("%s", _batch_line(config, parts.sequence, plan.steps, parts.parameters))
+        for warning in doubts(config, ranks=world, steps=plan.steps):
+            log.warning("%s", warning)
+    position, state, reason = _loop(
+        config, folder, parts, plan, start, Judge(policy, losses), heartbeat, remote, stores["eval_store"]
+    )
+    if state == "finished" and config.train.export:
+        export_checkpoint(
+            folder.checkpoints / f"step-{position.step:08d}",
+            export_base(config, parts.model_path),
+            folder.export,
+            dtype=config.model.dtype,
+            tokenizer=tokenizer,
+            template_text=stores["template_text"],
+            stop_ids=stores["stop_ids"],
+            as_adapter=exports_adapter(config),
+            part=(rank, world),
+            barrier=partial(_barrier, heartbeat),
+        )
+    if rank == 0:
+        why = {"reason": reason} if reason else {}
+        folder.set_status(state, step=position.step, steps=plan.steps, **why)  # type: ignore[arg-type]
+    if held is not None:
+        held.close()
+    return state
+
+
+def _store(entry: dict[str, Any], stage_dir: str | None) -> Path:
+    """Return where this node reads a store: a copy on its own disk, or where it lies."""
+    if stage_dir is None:
+        return Path(entry["path"])
+    return stage(entry["url"] or entry["path"], Path(os.path.expandvars(stage_dir)))
+
+
+def _barrier(heartbeat: Heartbeat) -> None:
+    heartbeat.progress()
+    dist.barrier()
+    heartbeat.progress()
+
+
+def _lock(folder: RunFolder) -> IO[str] | None:
+    """Hold the run folder on rank 0: two jobs on one folder would overwrite one another. All ranks learn the outcome."""
+    held, refusal = None, ""
+    if dist.get_rank() == 0:
+        try:
+            held = folder.lock()
+            folder.set_status("running", step=0)
+            write_json(folder.path / "env.json", environment(dist.get_world_size()))
+        except BusyError as error:
+            refusal = str(error)
+    box = [refusal]
+    dist.broadcast_object_list(box, src=0)
+    if box[0]:
+        raise BusyError(box[0])
+    return held
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Plan:
+    """What all ranks agree on before the first step. The epochs themselves are the planner's: they are large."""
+
+    corpus: Corpus
+    planner: Planner
+    facts: dict[str, Any]
+    hash: int
+    steps: int
+    cost: CostModel
+
+    @classmethod
+    def of(cls, config: RunConfig, corpus: Corpus, parts: Assembled, read: dict[str, Any]) -> _Plan:
+        """Plan the first epoch on every rank, and compare."""
+        cost = cost_of(parts.engine.module.hf.config.get_text_config().to_dict())
+        planner = make_planner(config, corpus, world_size=parts.sequence.data_ranks, cost=cost)
+        first = planner.epoch(0)
+        hashes: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(hashes, first.hash)
+        if len(set(hashes)) != 1:
+            raise UserError(
+                f"the ranks planned different epochs (hashes {hashes}), so they would train on different data; "
+                "the nodes see different token stores or versions: check data.dir on every node"
+            )
+        steps = total_steps(config, planner, first)
+        facts: dict[str, Any] = {}  # of rank 0, who writes them
+        if dist.get_rank() == 0:
+            facts = plan_facts(config, first, corpus, steps, dist.get_world_size(), parts.parameters, read)
+        return cls(corpus=corpus, planner=planner, facts=facts, hash=first.hash, steps=steps, cost=cost)
+
+
+def _loop(
+    config: RunConfig,
+    folder: RunFolder,
+    parts: Assembled,
+    plan: _Plan,
+    start: Position,
+    judge: Judge,
+    heartbeat: Heartbeat,
+    remote: Remote | None,
+    eval_store: str | None,
+) -> tuple[Position, str, str]:
+    """Wire the loop to the run folder: what is logged, saved and evaluated, and when."""
+    engine, is_main = parts.engine, dist.get_rank() == 0
+    corpus, cost, optim, keep = plan.corpus, plan.cost, config.optim, config.checkpoint
+    requests = Requests(folder, is_main=is_main)
+    requests.listen()
+    evaluator = None
+    if eval_store:
+        evaluator = held_out_loss(config, engine, eval_store, cost, parts.sequence, moved=heartbeat.progress)
+    useful = with_backward(cost, engine.module.hf)
+    with (
+        Tracker.start(
+            folder.path,
+            mode=config.wandb.mode if is_main else "disabled",
+            name=config.name,
+            config=config.model_dump(mode="json"),
+            **config.wandb.model_dump(exclude={"mode"}),
+        ) as tracker,
+        closing(
+            Profiler(config.train.profile if is_main else None, folder.path / "profile", done=start.step)
+        ) as profiler,
+    ):
+        lines = Record(
+            folder,
+            tracker,
+            is_main=is_main,
+            steps=plan.steps,
+            log_every=config.train.log_every,
+            remote=keep.remote,
+        )
+
+        def on_step(metrics: StepMetrics) -> None:
+            lines.step(metrics)
+            if parts.ema is not None:
+                parts.ema.after(metrics.step)
+            profiler.after(metrics.step)
+
+        def evaluate(step: int) -> float | None:
+            if evaluator is None:
+                return None
+            scores = evaluator()
+            lines.evaluation(step, scores)
+            return float(scores["loss"])
+
+        saver = Saver(
+            engine,
+            folder.checkpoints,
+            facts={"plan_hash": plan.hash, "base": parts.base},
+            keep=Keep(last=keep.keep_last, best=keep.keep_best, optimizer_last=keep.optimizer_keep_last),
+            report=lines.saved,
+            saved_at=start if start.step else None,
+            losses=held_out_losses(folder),
+            remote=remote,
+            moved=heartbeat.progress,
+            settle=parts.ema.settle if parts.ema is not None else lambda: None,
+        )
+        return loop.run(
+            engine,
+            remaining(config, plan.planner, corpus, start=start, steps=plan.steps, sequence=parts.sequence),
+            start=start,
+            schedule=loop.Schedule(
+                total_steps=plan.steps,
+                save_every_steps=keep.save_every_steps,
+                save_every_minutes=keep.save_every_minutes,
+                eval_every=config.train.eval_every,
+                max_skipped_steps=config.train.max_skipped_steps,
+            ),
+            lr_of=lambda step: lr_at(
+                step,
+                total_steps=plan.steps,
+                peak=optim.lr,
+                schedule=optim.schedule,
+                warmup=warmup_of(optim.warmup, optim.warmup_tokens, config.train.tokens_per_step),
+                decay=optim.decay,
+                min_share=optim.min_lr_share,
+            ),
+            meter=Meter(corpus.task_names, engine.device, corpus.source_names),
+            requests=requests,
+            heartbeat=heartbeat,
+            hooks=loop.Hooks(log=on_step, event=lines.event, evaluate=evaluate),
+            saver=saver,
+            judge=judge,
+            seed=config.seed,
+            clip=optim.clip,
+            useful_flops=lambda tokens, targets, pairs: useful.useful_flops(tokens, pairs, targets),
+            peak_flops=(peak_flops(engine.device) or 0) * dist.get_world_size() or None,
+        )
+
+
+def _batch_line(config: RunConfig, sequence: SequenceGroup, steps: int, parameters: int) -> str:
+    rows = config.train.tokens_per_step // config.pack.seq_len
+    micro = -(-rows // (sequence.data_ranks * config.train.micro_rows))
+    shared = f" ({sequence.size} share a row)" if sequence.size > 1 else ""
+    return (
+        f"{parameters:,} parameters, {sequence.data_ranks * sequence.size} ranks{shared}, ZeRO-{config.deepspeed.stage}, {config.model.dtype}; a global batch is "
+        f"{rows} rows of {config.pack.seq_len} tokens: {micro} micro-steps of {config.train.micro_rows} rows a rank; {steps} steps"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(record(main)())  # the first rank that fails leaves its traceback in TORCHELASTIC_ERROR_FILE

@@ -1,0 +1,122 @@
+"""What both forms of the card say in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sft_dist.report.card.facts import RARE, REPEATED, SourceFacts
+from sft_dist.report.formatting import DASH, count, percent
+
+SET_NAMES = {"seen": "unseen inputs of trained tasks", "heldout": "held-out tasks"}
+
+# Reason of a drop -> what it means.
+REASONS = {
+    "answer_repeats_prompt": "the answer is a piece of the prompt",
+    "answer_too_short": "the answer is too short",
+    "broken_json": "JSON was asked for, and the answer is broken JSON",
+    "broken_text": "wrongly decoded characters",
+    "control_characters": "control characters",
+    "eval_input": "the input is evaluated in another task",
+    "eval_record": "another example of the same record is evaluated",
+    "eval_surplus": "of a held-out task, beyond what is evaluated",
+    "exact_duplicate": "an earlier example is equal",
+    "heldout_copy": "the question and answer of a held-out task, under another name",
+    "heldout_origin": "made from what is held out",
+    "ifd_low": "among the easiest of its task",
+    "ifd_too_high": "the prompt does not help the answer",
+    "language": "another language than the allowed ones",
+    "leakage": "gives an evaluation example away",
+    "near_duplicate": "an earlier example is nearly equal",
+    "next_turn": "the answer goes on with another turn",
+    "placeholder": "the answer is a placeholder",
+    "prompt_too_short": "the prompt is too short",
+    "refusal": "the answer refuses",
+    "repetition": "the answer repeats itself",
+    "script": "another script than the allowed ones",
+    "too_many_chars": "too long",
+    "truncated_answer": "the answer stops in the middle",
+}
+
+# What the renderer counts -> its head in a table, and what it means.
+RENDERED = {
+    "conversations": ("conversations", "examples that were laid out and encoded"),
+    "answers": ("answers", "assistant turns that carry loss"),
+    "context_differs": (
+        "context differs",
+        "answers without loss, because the template shows another context than generation would be fed",
+    ),
+    "thoughts_dropped": (
+        "thoughts dropped",
+        "answers whose reasoning is not rendered, by render.thinking or by the template itself",
+    ),
+    "borders_that_differ": (
+        "borders",
+        "borders between turns where encoding the whole text at once would merge tokens over the border",
+    ),
+    "decode_differs": ("decoded text differs", "answers that the tokenizer does not give back as they were"),
+}
+
+# Groups of tasks -> the head of their column, and what is to be known of them.
+GROUPS = {"categories": "category", "domains": "domain", "languages": "language"}
+GROUP_NOTES = {"domains": "A task of several domains counts in each."}
+
+# What is wrong with a mixture -> what it means, what to do.
+WARNINGS = {
+    "nothing_kept": (
+        "read, but evaluated or dropped whole",
+        "rejects/ of the data folder says why; loosen that rule of data.filters, or add examples",
+    ),
+    "never_drawn": (
+        "stored, but not drawn in an epoch",
+        "give their source a share or more epochs, or raise mix.task_min",
+    ),
+    "under_represented": (
+        f"under-represented (less than {percent(RARE, 0)} % of an equal share of the epoch)",
+        "raise mix.task_min, lower mix.cap, or flatten with mix.rate=temperature; better, add examples",
+    ),
+    "repeated": (
+        f"repeated more than {REPEATED:.0f} times an epoch",
+        "lower the share of their source or mix.task_min; better, add examples",
+    ),
+}
+LISTED = 8  # names that a sentence lists
+
+DIVERSITY_NOTE = (
+    "The root verb is the first known imperative that begins a sentence or clause, or follows a word such as 'to', 'and' or "
+    "'please'; its noun is the last word before the next preposition, conjunction or punctuation mark: a rule, not a parser. ROUGE-L (F1 over words, no "
+    "stemming) compares each text of a seeded sample with all others of the sample. A prompt is the INPUT of a record that has "
+    "one, else all user turns."
+)
+
+
+def share(part: float, whole: float) -> str:
+    """1, 8 -> "12.5 %"."""
+    return f"{percent(part / whole)} %" if whole else DASH
+
+
+def ratio(part: float, whole: float) -> str:
+    """3, 2 -> "1.50"."""
+    return f"{part / whole:.2f}" if whole else DASH
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = len(names) - LISTED
+    return ", ".join(names[:LISTED]) + (f" and {count(more)} more" if more > 0 else "")
+
+
+def warning(kind: str, names: Sequence[str]) -> str:
+    """Return the sentence for what is wrong with these tasks, with its remedy."""
+    what, remedy = WARNINGS[kind]
+    tasks = "1 task" if len(names) == 1 else f"{count(len(names))} tasks"
+    return f"{tasks} {what}; {remedy}:"
+
+
+def skipped_lines(sources: Sequence[SourceFacts]) -> list[str]:
+    """Return what the readers passed over, if anything: "p3: template skips 100; flan: exemplar 96"."""
+    found = [
+        f"{s.name}: " + ", ".join(f"{reason.replace('_', ' ')} {count(n)}" for reason, n in s.skipped.items())
+        for s in sources
+        if s.skipped
+    ]
+    return ["; ".join(found)] if found else []

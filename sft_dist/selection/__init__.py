@@ -1,0 +1,1 @@
+"""Example -> where it goes: trained on, evaluated, dropped with a reason. Next: render, shards."""

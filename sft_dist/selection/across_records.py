@@ -1,0 +1,124 @@
+"""What a record's neighbours decide: leakage is noted, of equal and nearly equal examples the first is kept, scores count."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from sft_dist.config.data import DataConfig
+from sft_dist.core.records import Drop, Example
+from sft_dist.filters import Seen
+from sft_dist.filters.decontamination import Leak
+from sft_dist.filters.near_duplicates import NearDuplicates, bands_of
+from sft_dist.filters.quality import Quality, read_scores
+from sft_dist.selection.per_record import Verdict
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contaminated:
+    """An evaluation example that training examples gave away; they are dropped.
+
+    Attributes:
+        id: The evaluation example.
+        task: Its task.
+        examples: Training examples that were dropped because of it.
+        source: Source of the one that covers most of it.
+        example: Its id.
+        coverage: Share of words that the two have in common.
+        how: `eval_in_training`, `training_in_eval` or `same_question`.
+        span: Words that both hold.
+    """
+
+    id: str
+    task: str
+    examples: int
+    source: str
+    example: str
+    coverage: float
+    how: str
+    span: str
+
+
+class Findings:
+    """The evaluation examples, and of each the training examples that give it away."""
+
+    def __init__(self, examples: list[Example] | None = None) -> None:
+        self.examples = examples or []
+        self._counts: Counter[int] = Counter()
+        self._worst: dict[int, tuple[Leak, str, str]] = {}
+
+    def add(self, leaks: tuple[Leak, ...], source: str, example: Example) -> Drop:
+        """Note what a training example gives away; return why it is dropped."""
+        for leak in leaks:
+            self._counts[leak.item] += 1
+            if leak.item not in self._worst or leak.coverage > self._worst[leak.item][0].coverage:
+                self._worst[leak.item] = (leak, source, example.id)
+        first = leaks[0]
+        item = self.examples[first.item]
+        return Drop(
+            "leakage",
+            f"{first.how}: {first.coverage:.2f} of the words, of evaluation example {item.id} of {item.task}: {first.span!r}",
+        )
+
+    def contaminated(self) -> tuple[Contaminated, ...]:
+        """Return the evaluation examples that were found, in their order."""
+        return tuple(
+            Contaminated(
+                id=self.examples[i].id,
+                task=self.examples[i].task,
+                examples=self._counts[i],
+                source=source,
+                example=example,
+                coverage=round(leak.coverage, 4),
+                how=leak.how,
+                span=leak.span,
+            )
+            for i, (leak, source, example) in sorted(self._worst.items())
+        )
+
+
+@dataclass
+class Sifter:
+    """Judges the training examples of one source, in order."""
+
+    source: str
+    findings: Findings
+    near: NearDuplicates | None
+    quality: Quality | None
+    exact: bool
+
+    def __post_init__(self) -> None:
+        self._seen = Seen()
+
+    def __call__(self, example: Example, verdict: Verdict) -> Drop | None:
+        """Return why a training example is dropped, or None."""
+        if verdict.leaks:
+            return self.findings.add(verdict.leaks, self.source, example)
+        if self.exact and not self._seen.add(verdict.key):
+            return Drop("exact_duplicate", "an earlier record of this source has the same prompt and answer")
+        if self.near is not None and verdict.sketch is not None and (drop := self.near.add(verdict.sketch)):
+            return drop
+        return self.quality(example) if self.quality and not example.is_prompt else None
+
+
+def near_index(data: DataConfig) -> NearDuplicates:
+    """Return an empty index for the config's rule."""
+    rule = data.filters.near_duplicates
+    assert rule is not None
+    return NearDuplicates(threshold=rule.threshold, bands=bands_of(rule.threshold, rule.permutations)[0])
+
+
+def scores_path(data: DataConfig, source: str) -> Path:
+    """Return where the scores of a source lie."""
+    rule = data.filters.quality
+    return Path((rule.scores if rule else None) or Path(data.dir) / "scores") / f"{source}.jsonl"
+
+
+def quality_of(data: DataConfig, source: str) -> Quality | None:
+    """Return the thresholds on a source's scores, None when the rule is off. Raises UserError without a score file."""
+    rule = data.filters.quality
+    if rule is None:
+        return None
+    scores = read_scores(scores_path(data, source))
+    return Quality(scores, max_ifd=rule.max_ifd, keep_top=rule.keep_top, source=source)

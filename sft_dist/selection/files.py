@@ -1,0 +1,179 @@
+"""What becomes of every record, and how it lies on disk: selection.json, selection-<source>.npy.
+
+selection.json is written last and removed first, so that what it says and what lies beside it are of one pass.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from sft_dist.core.errors import UserError
+from sft_dist.core.files import atomic_path, fingerprint, read_json, write_json
+from sft_dist.core.records import BadRecord, Drop, Example, example_to_dict
+from sft_dist.holdout import Holdout
+from sft_dist.selection.across_records import Contaminated
+from sft_dist.sources import Source
+
+TRAIN, EVALUATE, DROPPED, UNREADABLE, PROMPT = range(5)
+STATE = "selection.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """What becomes of the records of one source.
+
+    Attributes:
+        codes: uint8, one a record in reading order: TRAIN, EVALUATE, DROPPED, UNREADABLE or PROMPT.
+        tasks: Tasks of the training examples, sorted.
+        read: Records.
+        evaluation: Records that are evaluated.
+        unreadable: Records that could not be read.
+        prompts: Records that only ask: `construct` may start from them, nothing is trained on them.
+        dropped: Records that are not kept, by reason.
+        skipped: Reason -> task -> what the reader made no record of, by design: not among `read`.
+        fingerprint: 32 hex digits over codes and tasks.
+    """
+
+    codes: NDArray[np.uint8]
+    tasks: tuple[str, ...]
+    read: int
+    evaluation: int
+    unreadable: int
+    prompts: int
+    dropped: dict[str, int]
+    skipped: dict[str, dict[str, int]]
+    fingerprint: str
+
+    @property
+    def kept(self) -> int:
+        """Training examples."""
+        return self.read - self.evaluation - self.unreadable - self.prompts - sum(self.dropped.values())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selected:
+    """The decision, the selection of every source, and which evaluation examples were found in training data."""
+
+    holdout: Holdout
+    sources: dict[str, Selection]
+    contaminated: tuple[Contaminated, ...] = ()
+
+
+def selection_fingerprint(codes: NDArray[np.uint8], tasks: Collection[str]) -> str:
+    """Return 32 hex digits over codes and tasks."""
+    return fingerprint([xxhash.xxh3_128_hexdigest(codes.tobytes()), sorted(tasks)])
+
+
+def write_codes(folder: Path, name: str, codes: NDArray[np.uint8]) -> None:
+    """Write the codes of one source."""
+    with atomic_path(folder / f"selection-{name}.npy") as aside, aside.open("wb") as file:
+        np.save(file, codes)
+
+
+def write_selected(folder: Path, key: str, selected: Selected) -> None:
+    """Write everything but the codes, which must be there: with this file the selection counts as whole."""
+    sources = {n: {k: v for k, v in asdict(s).items() if k != "codes"} for n, s in selected.sources.items()}
+    state = {
+        "key": key,
+        "holdout": selected.holdout.to_dict(),
+        "sources": sources,
+        "contaminated": [asdict(c) for c in selected.contaminated],
+    }
+    write_json(folder / STATE, state)
+
+
+def read_selected(folder: Path, key: str) -> Selected | None:
+    """Return what an earlier pass of this key wrote; None when there is none, or it is damaged."""
+    state = _state(folder)
+    if state.get("key") != key:
+        return None
+    try:
+        sources = {name: _selection(folder, name, fields) for name, fields in state["sources"].items()}
+        contaminated = tuple(Contaminated(**c) for c in state["contaminated"])
+        return Selected(
+            holdout=Holdout.from_dict(state["holdout"]), sources=sources, contaminated=contaminated
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def stored_sources(folder: Path, names: Iterable[str]) -> list[str] | None:
+    """Return which of the sources have training examples, and so a store; None: not all of them were selected from yet."""
+    try:
+        return [name for name in names if TRAIN in _codes(folder, name)] if _state(folder) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    try:
+        found = read_json(folder / STATE)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _codes(folder: Path, name: str) -> NDArray[np.uint8]:
+    """Return the codes of a source. Raises OSError or ValueError when they are absent or damaged."""
+    try:
+        codes: NDArray[np.uint8] = np.load(folder / f"selection-{name}.npy", allow_pickle=False)
+    except EOFError as error:  # an empty file
+        raise ValueError(str(error)) from None
+    return codes
+
+
+def _selection(folder: Path, name: str, fields: dict[str, Any]) -> Selection:
+    """Return a source's selection. Raises ValueError when the codes are not those that it was written with."""
+    selection = Selection(**{**fields, "tasks": tuple(fields["tasks"])}, codes=_codes(folder, name))
+    if selection_fingerprint(selection.codes, selection.tasks) != selection.fingerprint:
+        raise ValueError(f"selection-{name}.npy is damaged")
+    return selection
+
+
+def training_examples(
+    source: Source, selection: Selection, first: int = 0, last: int | None = None
+) -> Iterator[Example]:
+    """Yield the training examples among records `first` to `last` - 1 of a source."""
+    for number, record in enumerate(source):
+        if last is not None and number >= last:
+            return
+        if number >= first and selection.codes[number] == TRAIN:
+            assert isinstance(record, Example)
+            yield record
+
+
+def seed_examples(source: Source, selection: Selection) -> Iterator[Example]:
+    """Yield what generation may start from: the training examples and the prompts of a source."""
+    for record, code in zip(source, selection.codes, strict=True):
+        if code in (TRAIN, PROMPT):
+            assert isinstance(record, Example)
+            yield record
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder that everything goes into.
+
+    Raises:
+        UserError: It cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the folder {folder} cannot be made ({error.strerror}), so there is no place for what is written; set data.dir (or --out) to another"
+        ) from None
+
+
+def reject(file: IO[str], drop: Drop, record: Example | BadRecord) -> None:
+    """Keep a record that is not trained on, with its reason."""
+    body = example_to_dict(record) if isinstance(record, Example) else asdict(record)
+    line = json.dumps({"reason": drop.reason, "detail": drop.detail, "record": body}, ensure_ascii=False)
+    file.write(line.encode("utf-8", "backslashreplace").decode() + "\n")

@@ -1,0 +1,199 @@
+"""The training examples of one source -> its token store, shard by shard, rendered by a pool, rejects beside it."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import count as count_from
+from itertools import islice
+from pathlib import Path
+
+from sft_dist.core.files import atomic_path
+from sft_dist.core.records import BadRecord, Drop, Example, Tokens
+from sft_dist.render.renderer import Renderer
+from sft_dist.selection.files import TRAIN, Selection, reject
+from sft_dist.selection.per_record import AHEAD, work_ahead
+from sft_dist.shards import ShardWriter, finish_store, open_build, token_dtype
+from sft_dist.sources import Source
+
+CHUNK = 500  # examples that a worker renders at a time: large for batch encoding, small for a smooth bar
+RENDERED = (
+    "rendered"  # in what is noted of shards and stores: the renderer's own counts, beside drops by reason
+)
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Examples in memory, as one block."""
+
+    members: list[Example]
+    blocks: int = 1
+
+    @property
+    def count(self) -> int:
+        """Return how many there are."""
+        return len(self.members)
+
+    def read(self, wanted: set[int]) -> Iterator[tuple[int, Iterator[Example]]]:
+        """Yield (0, all of them) if that is wanted."""
+        if 0 in wanted:
+            yield 0, iter(self.members)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The training examples of a source, in blocks of `size` records. A block is a shard."""
+
+    source: Source
+    selection: Selection
+    size: int
+    limit: int | None
+
+    @property
+    def blocks(self) -> int:
+        """Return how many blocks its records make."""
+        return max(1, -(-self.selection.read // self.size))
+
+    @property
+    def count(self) -> int:
+        """Return how many examples are taken."""
+        return min(self.selection.kept, self.limit or self.selection.kept)
+
+    def read(self, wanted: set[int]) -> Iterator[tuple[int, Iterator[Example]]]:
+        """Yield (block, its training examples) in order; the records of unwanted blocks are passed over."""
+        records = zip(self.source, self.selection.codes, strict=True)
+        numbers = count_from()
+        for block in range(max(wanted, default=-1) + 1):
+            members = self._members(islice(records, self.size), numbers)
+            if block in wanted:
+                yield block, members
+            deque(members, maxlen=0)
+
+    def _members(
+        self, records: Iterable[tuple[Example | BadRecord, int]], numbers: Iterator[int]
+    ) -> Iterator[Example]:
+        share = min(1.0, (self.limit or math.inf) / max(1, self.selection.kept))
+        for record, code in records:
+            if code == TRAIN and isinstance(record, Example):
+                i = next(numbers)
+                if share == 1 or int((i + 1) * share) > int(i * share):
+                    yield record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """The build of one store: a block is a shard, rendered by a pool, written in order."""
+
+    name: str
+    examples: Kept | Listed
+    tasks: tuple[str, ...]
+    renderer: Renderer
+    rejects: Path
+    store: Path
+    key: dict[str, str]
+    processes: int | None
+    progress: Progress
+
+    def run(self, part: tuple[int, int]) -> None:
+        """Build the missing shards of this part; close the store when no shard is missing any more."""
+        everything = set(range(self.examples.blocks))
+        missing = {b for b in everything - set(open_build(self.store, self.key)) if b % part[1] == part[0]}
+        if missing:
+            with ExitStack() as stack:
+                pool = self._pool(stack)
+                for block, members in self.examples.read(missing):
+                    self.progress(f"rendering {self.name}: shard {block + 1} of {self.examples.blocks}")
+                    self._shard(block, members, pool)
+        done = open_build(self.store, self.key)
+        if set(done) >= everything:
+            dropped: Counter[str] = Counter()
+            rendered: Counter[str] = Counter()
+            for record in done.values():
+                dropped.update({reason: n for reason, n in record.note.items() if reason != RENDERED})
+                rendered.update(record.note.get(RENDERED, {}))
+            for rejects in self.rejects.glob(f"{self.name}-render-*.jsonl"):
+                number = rejects.stem.rpartition("-")[2]
+                if number.isdecimal() and int(number) not in everything:
+                    rejects.unlink(missing_ok=True)  # an earlier store had more shards
+            finish_store(
+                self.store,
+                key=self.key,
+                tasks=self.tasks,
+                sources=[self.name],
+                shards=everything,
+                info={"dropped": dict(dropped), RENDERED: dict(rendered)},
+            )
+
+    @property
+    def _processes(self) -> int:
+        return self.processes or len(os.sched_getaffinity(0))
+
+    def _pool(self, stack: ExitStack) -> Executor | None:
+        """A pool of forked workers; None for small sources, which the tokenizer's own threads handle faster."""
+        if self._processes == 1 or self.examples.count < 4 * CHUNK * self._processes:
+            return None
+        os.environ["TOKENIZERS_PARALLELISM"] = (
+            "false"  # one thread a worker: the processes are the parallelism
+        )
+        context = multiprocessing.get_context("fork")
+        return stack.enter_context(
+            ProcessPoolExecutor(
+                self._processes, context, initializer=_start_worker, initargs=(self.renderer,)
+            )
+        )
+
+    def _shard(self, block: int, members: Iterator[Example], pool: Executor | None) -> None:
+        dropped: Counter[str] = Counter()
+        counted: Counter[str] = Counter()
+        code = {t: i for i, t in enumerate(self.tasks)}
+        with ExitStack() as stack:
+            file = stack.enter_context(
+                stack.enter_context(atomic_path(self.rejects / f"{self.name}-render-{block:05d}.jsonl")).open(
+                    "w", encoding="utf-8"
+                )
+            )
+            writer = stack.enter_context(
+                ShardWriter(self.store, block, token_dtype(self.renderer.tokenizer.vocab_size), key=self.key)
+            )
+            chunks: Iterator[list[Example]] = iter(lambda: list(islice(members, CHUNK)), [])
+            if pool:
+                rendered = work_ahead(pool, _work, chunks, ahead=AHEAD * self._processes)
+            else:
+                rendered = ((c, _render(self.renderer, c)) for c in chunks)
+            for chunk, (outcomes, counts) in rendered:
+                counted += counts
+                for example, tokens in zip(chunk, outcomes, strict=True):
+                    if isinstance(tokens, Drop):
+                        dropped[tokens.reason] += 1
+                        reject(file, tokens, example)
+                    else:
+                        writer.add(example.id, code[example.task], 0, tokens)
+            writer.close(note={**dropped, RENDERED: dict(counted)})
+
+
+_renderer: Renderer | None = None  # of a worker process
+
+
+def _start_worker(renderer: Renderer) -> None:
+    global _renderer  # noqa: PLW0603  set once, by the pool's initializer
+    _renderer = renderer
+
+
+def _work(examples: list[Example]) -> tuple[list[Tokens | Drop], Counter[str]]:
+    assert _renderer is not None
+    return _render(_renderer, examples)
+
+
+def _render(renderer: Renderer, examples: list[Example]) -> tuple[list[Tokens | Drop], Counter[str]]:
+    """Return the outcomes, and what the renderer counted meanwhile."""
+    renderer.counts.clear()
+    outcomes = renderer.render(examples)
+    return outcomes, renderer.counts.copy()

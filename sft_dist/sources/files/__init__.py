@@ -1,0 +1,1 @@
+"""Files -> records: JSON, JSON lines, Parquet, CSV, text; plain or compressed; streamed."""

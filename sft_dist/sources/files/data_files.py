@@ -1,0 +1,317 @@
+"""Data files -> records: JSON arrays, JSON lines, Parquet, CSV and TSV, lines of text, plain or compressed, streamed.
+
+A record that cannot be read becomes a `BadRecord` with file and line; reading goes on after it. A file that cannot
+be read at all (missing, unknown kind, broken compression, not Parquet) is a `UserError`.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import glob
+import gzip
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+from sft_dist.core.errors import UserError
+from sft_dist.core.records import BadRecord
+from sft_dist.sources.files.json_array import Damaged, read_array
+from sft_dist.sources.files.json_record import (
+    NotTextError,
+    as_object,
+    decoded,
+    has_lone_surrogate,
+    parse_object,
+)
+
+TEXT_CHARS = 200  # of a bad record that quarantine keeps
+BATCH_ROWS = 1024  # Parquet rows that are Python objects at a time
+FIELD_CHARS = 1 << 27  # of CSV: a quote that nothing closes would else take the rest of the file into memory
+
+LINES = (".jsonl", ".ndjson")
+TABLES = {".csv": ",", ".tsv": "\t"}
+TEXT = ".txt"  # a record a line; only where it is named, for folders hold licences and notes too
+KINDS = (".json", *LINES, *TABLES, ".parquet", TEXT)
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+
+_BOM = b"\xef\xbb\xbf"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+class _Csv(csv.excel):
+    """Quotes as in RFC 4180; a wrong quote is an error."""
+
+    strict = True
+
+
+class _Tsv(csv.excel_tab):
+    """No quoting: a quotation mark is text."""
+
+    quoting = csv.QUOTE_NONE
+
+
+class RawRecord(NamedTuple):
+    """One record as it lies in its file. `line` counts from 1; in Parquet it is the number of the row."""
+
+    file: str
+    line: int
+    fields: dict[str, Any]
+
+
+def file_kind(path: Path) -> tuple[str, str]:
+    """Return (kind, compression) by the file's name, such as (".jsonl", ".gz"); ("", "") when it is not a data file."""
+    suffixes = [s.lower() for s in path.suffixes[-2:]]
+    compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else ""
+    kind = suffixes[-1] if suffixes else ""
+    if kind not in KINDS or (kind == ".parquet" and compression):
+        return "", ""
+    return kind, compression
+
+
+def data_files(path: str) -> list[Path]:
+    """Return the data files that `path` names (one file, a folder at any depth, or a glob), in a stable order.
+
+    Raises:
+        UserError: When nothing is there, or nothing of a kind that we read.
+    """
+    if not path.strip():
+        raise UserError("the path is empty, so there is nothing to read; name a file, a folder or a glob")
+    place = Path(path).expanduser()
+    known = ", ".join(KINDS)
+    if place.is_file():
+        if not file_kind(place)[0]:
+            raise UserError(
+                f"{path} is not a kind of file that we read, so it gives no records; "
+                f"use {known} (all but Parquet also with {', '.join(COMPRESSIONS)})"
+            )
+        return [place]
+    if place.is_dir():
+        found = [
+            p for p in place.rglob("*") if not any(q.startswith(".") for q in p.relative_to(place).parts)
+        ]
+    elif glob.has_magic(str(place)):
+        found = [Path(p) for p in glob.glob(str(place), recursive=True)]  # noqa: PTH207  Path.glob takes no absolute pattern
+    else:
+        raise UserError(f"{path} does not exist, so there is nothing to read; check the path{_beside(place)}")
+    wanted = KINDS if file_kind(place)[0] == TEXT else KINDS[:-1]
+    files = sorted((p for p in found if p.is_file() and file_kind(p)[0] in wanted), key=Path.as_posix)
+    if not files:
+        others = sorted({p.suffix or p.name for p in found if p.is_file()})
+        nothing = "it is empty" if place.is_dir() else "nothing matches it"
+        seen = f" (it holds {', '.join(others[:8])})" if others else f" ({nothing})"
+        raise UserError(f"{path} holds no data file{seen}, so there is nothing to read; we read {known}")
+    return files
+
+
+def read_records(
+    files: Sequence[Path],
+    *,
+    columns: Sequence[str] | None = None,
+    unescape: bool = False,
+    texts: bool = False,
+) -> Iterator[RawRecord | BadRecord]:
+    """Yield the records of `files`, in order.
+
+    Args:
+        files: Data files, as `data_files` returns them.
+        columns: Column names of CSV and TSV files that have no header line.
+        unescape: In CSV and TSV fields, a backslash with n or t stands for a line end or a tab.
+        texts: A JSON string is a record too: its field `text`, as a line of a text file is.
+
+    Raises:
+        UserError: When a file cannot be opened or its compression is broken.
+    """
+    for path in files:
+        kind, _ = file_kind(path)
+        if kind == ".parquet":
+            yield from _read_parquet(path)
+        elif kind in TABLES:
+            yield from _read_table(path, TABLES[kind], columns, unescape=unescape)
+        elif kind == TEXT:
+            yield from _read_text(path)
+        elif kind in LINES:
+            yield from _read_lines(path, texts=texts)
+        else:
+            yield from _read_json(path, texts=texts)
+
+
+@contextmanager
+def open_data(path: Path) -> Iterator[IO[bytes]]:
+    """Open a plain or compressed file for reading bytes; what the decompressor refuses is a `UserError`."""
+    try:
+        with _open(path) as stream:
+            if file_kind(path)[0] != ".parquet" and stream.peek(2)[:2] in _UTF16:
+                raise UserError(
+                    f"{path} is UTF-16, and we read UTF-8, so none of it could be read; convert it: iconv -f UTF-16 -t UTF-8"
+                )
+            yield stream
+    except UserError:
+        raise
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise UserError(
+            f"{path} cannot be read to its end ({error}), so its records would be incomplete; fetch or write the file again"
+        ) from error
+
+
+def _open(path: Path) -> io.BufferedReader:
+    compression = file_kind(path)[1]
+    if compression == ".gz":
+        return cast("io.BufferedReader", gzip.open(path))
+    if compression == ".bz2":
+        return cast("io.BufferedReader", bz2.open(path))
+    if compression == ".xz":
+        return cast("io.BufferedReader", lzma.open(path))
+    if compression == ".zst":
+        import pyarrow as pa
+
+        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
+    return path.open("rb")
+
+
+def _bad(path: Path, line: int | None, reason: str, data: bytes | str) -> BadRecord:
+    text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
+    return BadRecord(file=str(path), line=line, reason=reason, text=text[:TEXT_CHARS])
+
+
+def _read_text(path: Path) -> Iterator[RawRecord | BadRecord]:
+    with open_data(path) as stream:
+        for number, raw in enumerate(stream, 1):
+            try:
+                line = decoded(raw.removeprefix(_BOM) if number == 1 else raw).rstrip("\r\n")
+            except NotTextError as error:
+                yield _bad(path, number, str(error), raw)
+                continue
+            if line.strip():
+                yield RawRecord(str(path), number, {"text": line})
+
+
+def _read_lines(path: Path, *, texts: bool) -> Iterator[RawRecord | BadRecord]:
+    with open_data(path) as stream:
+        for number, raw in enumerate(stream, 1):
+            data = (raw.removeprefix(_BOM) if number == 1 else raw).rstrip(b"\r\n")
+            if not data.strip():
+                continue
+            value = parse_object(data, texts=texts)
+            if isinstance(value, str):
+                yield _bad(path, number, value, data)
+            else:
+                yield RawRecord(str(path), number, value)
+
+
+def _read_json(path: Path, *, texts: bool) -> Iterator[RawRecord | BadRecord]:
+    """Read a `.json` file: an array of records, one record, or (as is common) JSON lines."""
+    with open_data(path) as stream:
+        is_array = stream.read(1 << 12).removeprefix(_BOM).lstrip().startswith(b"[")
+    if is_array:
+        with open_data(path) as stream:
+            for line, value in read_array(stream):
+                found = value.reason if isinstance(value, Damaged) else as_object(value, texts=texts)
+                if isinstance(found, str):
+                    yield _bad(
+                        path, line, found, value.text if isinstance(value, Damaged) else json.dumps(value)
+                    )
+                else:
+                    yield RawRecord(str(path), line, found)
+        return
+    with open_data(path) as stream:
+        first = [stream.readline().removeprefix(_BOM), stream.readline()]
+    if first[1] and any(isinstance(parse_object(x, texts=texts), dict) for x in first):
+        yield from _read_lines(path, texts=texts)
+        return
+    with open_data(path) as stream:
+        data = stream.read().removeprefix(_BOM)
+    if not data.strip():
+        return
+    one = parse_object(data, texts=texts)
+    yield _bad(path, 1, one, data) if isinstance(one, str) else RawRecord(str(path), 1, one)
+
+
+def _read_table(
+    path: Path, delimiter: str, columns: Sequence[str] | None, *, unescape: bool
+) -> Iterator[RawRecord | BadRecord]:
+    """Read CSV or TSV, whose columns the first line names unless `columns` does."""
+    csv.field_size_limit(FIELD_CHARS)  # the default refuses fields over 131,072 characters
+    dialect = _Csv if delimiter == "," else _Tsv
+    names = _distinct(list(columns), path) if columns else None
+    with open_data(path) as stream:
+        # surrogateescape keeps a byte that is no UTF-8 recognisable, so that only its record is bad
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        rows = csv.reader(text, dialect)
+        while True:
+            line = rows.line_num + 1
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield _bad(path, line, f"not valid CSV: {error} (lines {line} to {rows.line_num})", "")
+                if "end of data" in str(error):  # each of these lines was a record
+                    for lost in range(line + 1, rows.line_num + 1):
+                        yield _bad(
+                            path, lost, f"inside the quote that line {line} opens and nothing closes", ""
+                        )
+                continue
+            if not row:
+                continue
+            if names is None:
+                names = _distinct(row, path)
+                continue
+            joined = delimiter.join(row)
+            if len(row) != len(names):
+                yield _bad(
+                    path, line, f"{len(row)} columns instead of {len(names)} ({', '.join(names)})", joined
+                )
+            elif "\0" in joined:
+                yield _bad(
+                    path, line, f"NUL byte at character {joined.index(chr(0)) + 1} of the record", joined
+                )
+            elif has_lone_surrogate(joined):
+                yield _bad(path, line, "invalid UTF-8", joined.encode("utf-8", "surrogateescape"))
+            else:
+                cells = [c.replace("\\n", "\n").replace("\\t", "\t") for c in row] if unescape else row
+                yield RawRecord(str(path), line, dict(zip(names, cells, strict=True)))
+
+
+def _distinct(names: list[str], path: Path) -> list[str]:
+    """Return column names; those that are empty (Excel's trailing commas) may repeat: nothing reads them."""
+    if double := next((n for n in names if n.strip() and names.count(n) > 1), None):
+        raise UserError(f"{path} has two columns named {double!r}, so one of them would be lost; rename one")
+    return names
+
+
+def _read_parquet(path: Path) -> Iterator[RawRecord | BadRecord]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=BATCH_ROWS):
+                for fields in batch.to_pylist():
+                    row += 1
+                    found = as_object(fields)
+                    if isinstance(found, str):
+                        yield _bad(path, row, found, repr(fields))
+                    else:
+                        yield RawRecord(str(path), row, found)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read as Parquet after row {row} ({error}), so its records would be incomplete; "
+            "fetch or write the file again"
+        ) from error
+
+
+def _beside(place: Path) -> str:
+    """Name what lies where `place` was looked for."""
+    if not place.parent.is_dir():
+        return f" ({place.parent} does not exist either)"
+    names = sorted(p.name for p in place.parent.iterdir() if not p.name.startswith("."))
+    return (
+        f" ({place.parent} holds {', '.join(names[:8])}{', ...' if len(names) > 8 else ''})" if names else ""
+    )

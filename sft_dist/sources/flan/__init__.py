@@ -1,0 +1,1 @@
+"""Annotated records -> Example, each asked through one pattern (Flan)."""

@@ -1,0 +1,1 @@
+"""Annotated records and promptsource templates -> Example (P3)."""

@@ -1,0 +1,184 @@
+"""Annotated records x promptsource templates -> Example (P3).
+
+A template gives a prompt and an answer, split by "|||". It may skip a record on purpose by giving anything else than two
+texts that are not empty; that is counted and no error. Renderings equal those of promptsource with `truncate=False`;
+where a text of the record holds "|||", also inside lists, it never splits.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sft_dist.core.records import BadRecord, Example, single_turn
+from sft_dist.core.rng import derive
+from sft_dist.sources.base import FileSource, RecordError
+from sft_dist.sources.files.data_files import RawRecord, data_files, file_kind, read_records
+from sft_dist.sources.promptsource.render import CompiledTemplate, PromptRecord
+from sft_dist.sources.promptsource.sandbox import PromptEnvironment
+from sft_dist.sources.promptsource.template_files import (
+    PromptTemplate,
+    choose,
+    read_templates,
+    template_file,
+)
+
+TEMPLATE_FIELD = "__template__"  # in `task`, the template's name
+
+_ASKED = "__asked__"
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+class PromptsourceReader(FileSource):
+    """Reads annotated records and asks each through templates. Those that a template skips count as `template_skips`."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        path: str,
+        templates: str,
+        subset: str | None = None,
+        split: str = "train",
+        revision: str | None = None,
+        template_names: tuple[str, ...] = ("*",),
+        original_task_only: bool = False,
+        per_record: Literal["all", "one"] = "all",
+        truncate_chars: int | None = None,
+        seed: int = 0,
+        columns: tuple[str, ...] | None = None,
+        task: str | None = None,
+        dataset: str | None = None,
+    ) -> None:
+        """See `config.sources.PromptsourceSource` for the meaning of the fields.
+
+        Raises:
+            UserError: When there are no records or templates, a glob matches none, or a template is not valid.
+        """
+        self._rows = _Rows(name, path, subset, split, revision, columns)
+        file = template_file(templates, dataset or self._rows.dataset, name)
+        chosen = choose(
+            read_templates(file), template_names, original_task_only=original_task_only, source=name
+        )
+        self._environment = PromptEnvironment()
+        self._compiled = [CompiledTemplate(t, self._environment, truncate_chars, file) for t in chosen]
+        self._one, self._seed = per_record == "one", seed
+        super().__init__(
+            name,
+            self._rows.files,
+            task=task,
+            dataset=dataset,
+            templates=[asdict(t) for t in chosen],
+            per_record=per_record,
+            truncate_chars=truncate_chars,
+            seed=seed,
+            columns=columns,
+            rows=self._rows.fingerprint,
+        )
+
+    def records(self) -> Iterator[RawRecord | BadRecord]:
+        """Yield each record once for each template, or once with all templates in an order drawn for it."""
+        for raw in self._rows.read():
+            if isinstance(raw, BadRecord):
+                yield raw
+                continue
+            record = PromptRecord(raw)
+            if self._one:
+                order = list(self._compiled)
+                random.Random(derive(self._seed, "promptsource", record.origin)).shuffle(order)
+                candidates = [order]
+            else:
+                candidates = [[c] for c in self._compiled]
+            for group in candidates:
+                yield raw._replace(fields={**raw.fields, _ASKED: _Asked(record, group)})
+
+    def convert(self, fields: Mapping[str, Any]) -> Iterable[Example]:
+        """Return the example by the first of the record's templates that does not skip it."""
+        record, candidates = fields[_ASKED].record, fields[_ASKED].candidates
+        if "answer_choices" in record.fields:
+            raise RecordError(
+                "the record has a field 'answer_choices', which templates use for their own; rename the field"
+            )
+        for compiled in candidates:
+            template = compiled.template
+            parts = compiled.render(record, self._environment, self._seed)
+            if len(parts) != 2 or not all(parts):
+                continue
+            yield single_turn(
+                task=template.task
+                if self._task is None
+                else self.task_of({**fields, TEMPLATE_FIELD: template.name}),
+                source=self.name,
+                instruction=parts[0],
+                output=parts[1],
+                references=(parts[1],),
+                origin=(*(self.origin_of(fields) or _datasets(template)), record.origin),
+            )
+            return
+        self.skip("template_skips", candidates[0].template.task)
+
+    def task_info(self) -> dict[str, PromptTemplate]:
+        """Return the chosen templates by the task that each gives where the config names no other."""
+        return {c.template.task: c.template for c in self._compiled}
+
+    def answer_choices(self, template_name: str, fields: Mapping[str, Any]) -> list[str] | None:
+        """Return the answers that a template lets choose from for one record; None when the answer is free."""
+        compiled = next(c for c in self._compiled if c.template.name == template_name)
+        return compiled.choices(PromptRecord(RawRecord("", 0, dict(fields))), self._environment, self._seed)
+
+
+class _Rows:
+    """The annotated records: data files, or anything that `datasets` opens."""
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        subset: str | None,
+        split: str,
+        revision: str | None,
+        columns: tuple[str, ...] | None,
+    ) -> None:
+        self.dataset: str | None = None  # the name that the template folder has it under, if known
+        self.fingerprint = ""
+        self._columns = columns
+        self._hub: FileSource | None = None
+        if not _is_dataset(path):
+            self.files = data_files(path)
+            return
+        from sft_dist.sources.hub import HubReader  # imports `datasets`, which takes seconds
+
+        hub = HubReader(name, path=path, subset=subset, split=split, revision=revision, format="alpaca")
+        self._hub, self.files, self.fingerprint = hub, hub.files(), hub.fingerprint()
+        self.dataset = f"{path}/{subset}" if subset else path
+
+    def read(self) -> Iterator[RawRecord | BadRecord]:
+        return read_records(self.files, columns=self._columns) if self._hub is None else self._hub.records()
+
+
+def _is_dataset(path: str) -> bool:
+    """Return whether `path` is for `datasets`: saved by `save_to_disk`, or no path here and a name as on the hub."""
+    place = Path(path).expanduser()
+    if place.is_dir():
+        return any((place / f).is_file() for f in ("state.json", "dataset_dict.json"))
+    return not place.exists() and not file_kind(place)[0] and _HUB_NAME.fullmatch(path) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A record and the templates to try, in this order."""
+
+    record: PromptRecord
+    candidates: list[CompiledTemplate]
+
+    def __repr__(self) -> str:  # it ends up in the quarantined text of a record
+        return " or ".join(c.template.name for c in self.candidates)
+
+
+def _datasets(template: PromptTemplate) -> tuple[str, ...]:
+    """Return the origin by dataset: the whole of it, and its subset, so that either can be held out."""
+    return tuple(dict.fromkeys(f"dataset:{d}" for d in (template.dataset.split("/")[0], template.dataset)))

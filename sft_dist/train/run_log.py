@@ -1,0 +1,98 @@
+"""What a run writes down while it trains: one line a step, evaluation and event, its status, its tracker."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from sft_dist.checkpoint.background import Saved
+from sft_dist.core.files import append_jsonl
+from sft_dist.core.process import logger
+from sft_dist.core.records import StepMetrics
+from sft_dist.core.runfolder import RunFolder
+from sft_dist.train.tracker import Tracker
+
+log = logger(__name__)
+
+STATUS_S = 1.0  # status.json is made durable at each writing, which short steps on a network disk should not wait for
+
+
+class Record:
+    """Writes into the run folder on rank 0; on the other ranks every call does nothing.
+
+    Args:
+        folder: The run folder.
+        tracker: Weights & Biases, or nothing.
+        is_main: True on rank 0.
+        steps: Optimizer steps of the whole run.
+        log_every: Steps between lines that the tracker gets.
+        remote: Where checkpoints are copied to, for the events.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        tracker: Tracker,
+        *,
+        is_main: bool,
+        steps: int,
+        log_every: int,
+        remote: str | None,
+    ) -> None:
+        self._folder, self._tracker, self._is_main = folder, tracker, is_main
+        self._steps, self._log_every, self._remote = steps, log_every, remote
+        self._said = -math.inf
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Append to events.jsonl."""
+        self._write(self._folder.event, kind, **facts)
+
+    def step(self, metrics: StepMetrics) -> None:
+        """Append a step to metrics.jsonl, and say in status.json how far the run is, once in STATUS_S."""
+        values = {name: finite(value) for name, value in asdict(metrics).items()}
+        self._line("train", values, track=metrics.step % self._log_every == 0)
+        if time.monotonic() - self._said >= STATUS_S or metrics.step == self._steps:
+            self._said = time.monotonic()
+            self._write(self._folder.set_status, "running", step=metrics.step, steps=self._steps)
+
+    def evaluation(self, step: int, scores: dict[str, Any]) -> None:
+        """Append a held-out loss to metrics.jsonl."""
+        self._line("eval", {"step": step, **scores}, track=True)
+
+    def saved(self, saved: Saved) -> None:
+        """Say what became of a checkpoint."""
+        step = saved.position.step
+        facts = {"step": step, "seconds": round(saved.seconds, 3)}
+        if saved.folder is None:
+            log.warning("the checkpoint of step %d failed (%s); the last good one stays", step, saved.error)
+            self.event("save_failed", reason=saved.error, **facts)
+        elif saved.phase == "commit":
+            self.event("saved", stall_s=round(saved.stall_s, 3), **facts)
+        elif saved.error:
+            log.warning("step %d was not copied to checkpoint.remote: %s", step, saved.error)
+            self.event("upload_failed", url=self._remote, reason=saved.error, **facts)
+        elif saved.phase == "publish":
+            self.event("uploaded", url=self._remote, **facts)
+
+    def _line(self, kind: str, facts: dict[str, Any], *, track: bool) -> None:
+        line = {"kind": kind, "time": time.time(), **facts}
+        self._write(append_jsonl, self._folder.metrics, line)
+        if track and self._is_main:
+            self._tracker.log(line)
+
+    def _write(self, write: Callable[..., None], *arguments: Any, **facts: Any) -> None:
+        """Write a small file on rank 0; a full disk costs the line, not the run."""
+        if not self._is_main:
+            return
+        try:
+            write(*arguments, **facts)
+        except OSError as error:
+            log.warning("%s; this line of the run's record is lost, training goes on", error)
+
+
+def finite(value: Any) -> Any:
+    """Return a value as JSON has it: NaN and infinity are null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
