@@ -278,7 +278,7 @@ def engine_of(work, model, checkpointing, seq_len):
 
     from sft_dist.config.load import validate
     from sft_dist.core.runfolder import RunFolder
-    from sft_dist.pipelines.train.engine import assemble
+    from sft_dist.pipelines.train.engine import build_engine
     from sft_dist.render.tokenizer import TextTokenizer, train_tokenizer
 
     tokenizer = work / "tokenizer"
@@ -294,7 +294,7 @@ def engine_of(work, model, checkpointing, seq_len):
     folder = work / "speed"
     folder.mkdir(exist_ok=True)
     (folder / "env.json").write_text("{}")
-    return assemble(config, RunFolder(folder), TextTokenizer.load(str(tokenizer)))
+    return build_engine(config, RunFolder(folder), TextTokenizer.load(str(tokenizer)))
 
 
 def speeds(work, name, checkpointing, reduced):

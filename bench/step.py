@@ -83,7 +83,7 @@ def open_run(work, name, **options):
 
 def train_here(config, folder, loop_run=None):
     """Run the one rank in this process, with another `loop.run` if given."""
-    from sft_dist.pipelines.train import worker as rank
+    from sft_dist.pipelines.train import worker
     from sft_dist.train import zero
     from sft_dist.train.guard import Heartbeat
 
@@ -92,9 +92,9 @@ def train_here(config, folder, loop_run=None):
         os.environ["MASTER_PORT"] = str(s.getsockname()[1])
     zero.init_distributed(5)
     if loop_run is not None:
-        rank.loop.run = loop_run
+        worker.loop.run = loop_run
     with Heartbeat(folder) as heartbeat:
-        rank.train(config, folder, heartbeat)
+        worker.train(config, folder, heartbeat)
 
 
 def bare_loop(model_folder, device="cpu"):
@@ -280,10 +280,10 @@ def measure(options, work):
         result["loop"][f"zero_{stage}"], *_ = role(work, "pairs", str(stage), str(options.pairs))
     initial = work / "runs" / "pairs-0" / "init"
     shutil.copytree(initial, work / "model")
-    from sft_dist.config.load import read_run
+    from sft_dist.config.load import load_run_config
     from sft_dist.pipelines.data.renderer import make_renderer
 
-    config = read_run(folder.path)
+    config = load_run_config(folder.path)
     make_renderer(config, Path(config.data.dir), lambda: ()).save_tokenizer(work / "tokenizer")
     with_trl = importlib.util.find_spec("trl") is not None and not options.no_trl
     rates = {"ours": [], "trl": []}

@@ -281,10 +281,10 @@ def estimate(options: argparse.Namespace, console: Console) -> int:
 
 def doctor(options: argparse.Namespace, console: Console) -> int:
     """Examine the machine; 1 when it is not fit."""
-    from sft_dist.config.load import read_run
+    from sft_dist.config.load import load_run_config
     from sft_dist.pipelines.cluster.doctor import doctor
 
-    config = read_run(options.run) if options.run else _load(options)
+    config = load_run_config(options.run) if options.run else _load(options)
     return doctor(config, console, as_json=options.json)
 
 

@@ -1,6 +1,6 @@
 """Corpus -> an epoch's plan -> the batches of each rank. Position is data: (epoch, step). Next: train."""
 
-from sft_dist.batch.collate import collate, sequence_slice
+from sft_dist.batch.collate import collate, sequence_shard
 from sft_dist.batch.epoch_plan import EpochPlan, PlanCounts, TaskCounts
 from sft_dist.batch.planner import Planner, SamplerState
 
@@ -11,5 +11,5 @@ __all__ = [
     "SamplerState",
     "TaskCounts",
     "collate",
-    "sequence_slice",
+    "sequence_shard",
 ]

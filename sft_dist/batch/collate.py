@@ -79,7 +79,7 @@ def collate(corpus: Corpus, rows: Sequence[Row]) -> Batch:
     )
 
 
-def sequence_slice(batch: Batch, place: int, size: int) -> Batch:
+def sequence_shard(batch: Batch, place: int, size: int) -> Batch:
     """Return the `place`-th of `size` equal, contiguous slices of a micro-batch, for the ranks that share its rows.
 
     Document borders stay those of the whole. A target belongs to the slice that holds its predicting token, so over

@@ -19,7 +19,7 @@ from sft_dist.core.errors import UserError
 from sft_dist.core.records import StepPlan
 from sft_dist.core.rng import derive
 from sft_dist.mix import Corpus, Mixture, draw, make_pool
-from sft_dist.mix.corpus import Slices
+from sft_dist.mix.corpus import TruncatedSpans
 from sft_dist.pack import CostModel, assign_rows, order_rows
 from sft_dist.pack.assign import WINDOW
 from sft_dist.pack.jit import jit
@@ -167,7 +167,7 @@ class Planner:
             del plan  # else it would lie beside the next one while that is planned
 
     def _kept(
-        self, drawn: NDArray[np.int64], slices: Slices
+        self, drawn: NDArray[np.int64], slices: TruncatedSpans
     ) -> tuple[NDArray[np.bool_], dict[str, int], int]:
         """Return which documents are trained on, the others counted by reason, and how many were cut."""
         seq_len = self._geometry.seq_len

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 
 from sft_dist.checkpoint import io as store
-from sft_dist.checkpoint.io import Keep, Position
+from sft_dist.checkpoint.io import Position, RetentionPolicy
 from sft_dist.checkpoint.remote import Remote
 from sft_dist.core import process
 
@@ -85,7 +85,7 @@ class Saver:
         root: Path,
         *,
         facts: Mapping[str, Any],
-        keep: Keep,
+        keep: RetentionPolicy,
         report: Callable[[Saved], None],
         saved_at: Position | None = None,
         losses: Mapping[int, float] | None = None,

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sft_dist.checkpoint.export_plan import Base, Item, apart, plan, value_of
+from sft_dist.checkpoint.export_plan import Base, Item, plan_export, unfuse, value_of
 from sft_dist.checkpoint.io import read_parameter
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_json, replace_folder, write_json
@@ -76,7 +76,7 @@ def export_checkpoint(
         aside.mkdir(parents=True)
     barrier()
     config = read_config(base.path, revision=base.revision, trust_remote_code=base.trust_remote_code)
-    model = files.skeleton(config, trust_remote_code=base.trust_remote_code)
+    model = files.meta_model(config, trust_remote_code=base.trust_remote_code)
     if as_adapter:
         if part[0] == 0:
             _write_adapter(checkpoint, index, base, model, aside, dtype)
@@ -109,7 +109,7 @@ def _write_weights(
     part: tuple[int, int],
 ) -> None:
     found = BaseFiles.find(base.path, base.revision)
-    groups = _group(plan(index, base, model, found), torch.finfo(DTYPES[dtype]).bits // 8)
+    groups = _group(plan_export(index, base, model, found), torch.finfo(DTYPES[dtype]).bits // 8)
     names = (
         [f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
         if len(groups) > 1
@@ -128,7 +128,7 @@ def _write_weights(
                 value = value.to(DTYPES[dtype])
             if item.name in embeddings:
                 value = vocabulary.grown(value, rows)
-            tensors |= {item.keys[0]: value} if len(item.keys) == 1 else apart(model, item, value)
+            tensors |= {item.keys[0]: value} if len(item.keys) == 1 else unfuse(model, item, value)
         save_file(
             {k: t.contiguous() for k, t in tensors.items()}, aside / names[i], metadata={"format": "pt"}
         )

@@ -61,7 +61,7 @@ class Base:
     kind: str = "master"
 
 
-def plan(index: dict[str, Any], base: Base, model: Any, found: BaseFiles | None) -> list[Item]:
+def plan_export(index: dict[str, Any], base: Base, model: Any, found: BaseFiles | None) -> list[Item]:
     """Return everything that is written, trained or not.
 
     Raises:
@@ -132,7 +132,7 @@ def value_of(
     return adapters.merged(value, tensors, base.lora)
 
 
-def apart(model: Any, item: Item, value: Tensor) -> dict[str, Tensor]:
+def unfuse(model: Any, item: Item, value: Tensor) -> dict[str, Tensor]:
     """Return a fused parameter as the tensors that files of this family hold."""
     from transformers.core_model_loading import revert_weight_conversion
 

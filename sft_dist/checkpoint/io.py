@@ -44,7 +44,7 @@ class Position:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Keep:
+class RetentionPolicy:
     """Which checkpoints stay.
 
     Attributes:
@@ -119,7 +119,7 @@ def commit(aside: Path, final: Path, index: Mapping[str, Any], files: Mapping[st
     write_text(final.parent / "LATEST", final.name + "\n")
 
 
-def prune(root: Path, newest_name: str, keep: Keep, losses: Mapping[int, float]) -> None:
+def prune(root: Path, newest_name: str, keep: RetentionPolicy, losses: Mapping[int, float]) -> None:
     """Remove what `keep` does not want, after `newest_name` was committed.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Any
 
 import fsspec
 
-from sft_dist.checkpoint import io as store
+from sft_dist.checkpoint import io
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_json, replace_folder, write_text
 
@@ -89,7 +89,7 @@ class Remote:
         with self._reading():
             self._files.invalidate_cache()
             found = (p.rsplit("/", 2)[-2] for p in self._files.glob(self._path("step-*/index.json")))
-            return sorted(n for n in found if store.NAME.fullmatch(n))
+            return sorted(n for n in found if io.NAME.fullmatch(n))
 
     def run_config(self) -> str | None:
         """Return config.json of the run whose checkpoints lie there; None where there is none.
@@ -144,7 +144,7 @@ class Remote:
 
     def _newer(self, root: Path) -> str | None:
         there = self.names()
-        local = sorted(p.name for p in root.glob("step-*") if store.NAME.fullmatch(p.name))
+        local = sorted(p.name for p in root.glob("step-*") if io.NAME.fullmatch(p.name))
         return there[-1] if there and (not local or local[-1] < there[-1]) else None
 
     @contextmanager

@@ -22,7 +22,7 @@ from sft_dist.model.trainable import shape_of
 PREFIX = "hf."  # of the model inside model.packed.PackedLM
 
 
-class Slice(NamedTuple):
+class ParameterSlice(NamedTuple):
     """Elements `start .. start+length-1` of the flattened parameter `name`, as live views by kind."""
 
     name: str
@@ -32,13 +32,15 @@ class Slice(NamedTuple):
     views: dict[str, Tensor]
 
 
-def local_slices(engine: Any) -> Iterator[Slice]:
+def local_slices(engine: Any) -> Iterator[ParameterSlice]:
     """Yield the slices that this rank owns; over all ranks they cover every trainable parameter exactly once.
 
     Call `allocate_states` first: Adam's moments do not exist before the first step.
     """
     stage = engine.zero_optimization_stage()
-    read: Callable[[Any, str, Any], Slice | None] = _stage3 if stage == 3 else _stage12 if stage else _stage0
+    read: Callable[[Any, str, Any], ParameterSlice | None] = (
+        _stage3 if stage == 3 else _stage12 if stage else _stage0
+    )
     for name, parameter in _by_group(engine):
         if piece := read(engine, name.removeprefix(PREFIX), parameter):
             yield piece
@@ -157,7 +159,7 @@ def _views(flat: Tensor, state: dict[str, Tensor], offset: int, length: int) -> 
     return {k: v.view(-1).narrow(0, offset, length) for k, v in {"master": flat, **elementwise}.items()}
 
 
-def _stage3(engine: Any, name: str, parameter: Any) -> Slice | None:
+def _stage3(engine: Any, name: str, parameter: Any) -> ParameterSlice | None:
     zero = engine.optimizer
     group, offset, partition = zero.grad_position[zero.get_param_id(parameter)]
     flat = zero.fp32_partitioned_groups_flat[group]
@@ -166,7 +168,7 @@ def _stage3(engine: Any, name: str, parameter: Any) -> Slice | None:
     length = max(0, min(partition, parameter.ds_numel - start))  # the last partition is padded
     if not length:
         return None
-    return Slice(
+    return ParameterSlice(
         name,
         tuple(parameter.ds_shape),
         start,
@@ -175,7 +177,7 @@ def _stage3(engine: Any, name: str, parameter: Any) -> Slice | None:
     )
 
 
-def _stage12(engine: Any, name: str, parameter: Any) -> Slice | None:
+def _stage12(engine: Any, name: str, parameter: Any) -> ParameterSlice | None:
     fragment = getattr(parameter, "_hp_mapping", None)
     if fragment is None:
         return None
@@ -183,7 +185,7 @@ def _stage12(engine: Any, name: str, parameter: Any) -> Slice | None:
     flats = getattr(zero, "single_partition_of_fp32_groups", None) or zero.fp32_groups_flat_partition
     flat = flats[fragment.param_group_index]
     at, length = fragment.hp_fragment_address.start, fragment.hp_fragment_address.numel
-    return Slice(
+    return ParameterSlice(
         name,
         tuple(parameter.shape),
         fragment.lp_fragment_address.start,
@@ -192,8 +194,8 @@ def _stage12(engine: Any, name: str, parameter: Any) -> Slice | None:
     )
 
 
-def _stage0(engine: Any, name: str, parameter: Any) -> Slice | None:
+def _stage0(engine: Any, name: str, parameter: Any) -> ParameterSlice | None:
     """Every rank holds everything; the slices of rank 0 are the ones that count."""
     state = engine.optimizer.state[parameter]
     numel = parameter.numel()
-    return Slice(name, tuple(parameter.shape), 0, numel, _views(parameter, state, 0, numel))
+    return ParameterSlice(name, tuple(parameter.shape), 0, numel, _views(parameter, state, 0, numel))

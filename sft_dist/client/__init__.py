@@ -6,8 +6,8 @@
 from sft_dist.client.cache import Cache
 from sft_dist.client.client import Client, Stats
 from sft_dist.client.errors import BudgetSpentError, RefusedError, UnavailableError
-from sft_dist.client.ordered_map import in_order
-from sft_dist.client.request import Choice, Completion, Request, request_seed, unusable
+from sft_dist.client.ordered_map import map_in_order
+from sft_dist.client.request import Choice, Completion, CompletionRequest, request_seed, unusable
 
 __all__ = [
     "BudgetSpentError",
@@ -15,11 +15,11 @@ __all__ = [
     "Choice",
     "Client",
     "Completion",
+    "CompletionRequest",
     "RefusedError",
-    "Request",
     "Stats",
     "UnavailableError",
-    "in_order",
+    "map_in_order",
     "request_seed",
     "unusable",
 ]

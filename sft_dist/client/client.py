@@ -15,9 +15,9 @@ import httpx
 
 from sft_dist.client.cache import Cache
 from sft_dist.client.errors import RefusedError, UnavailableError
-from sft_dist.client.limits import Budget, Pace, Window
+from sft_dist.client.limits import AdaptiveConcurrency, RateLimiter, TokenBudget
 from sft_dist.client.reply import RetryError, parse_completion, read_body, retry_after
-from sft_dist.client.request import Completion, Request
+from sft_dist.client.request import Completion, CompletionRequest
 from sft_dist.core.errors import UserError
 
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
@@ -96,9 +96,9 @@ class Client:
         self._key_name = api_key_env
         self._key = os.environ.get(api_key_env, "").strip() if api_key_env else ""
         self._attempts, self._timeout_s, self._backoff_s = attempts, timeout_s, backoff_s
-        self._pace = Pace(requests_per_minute, tokens_per_minute)
-        self._budget = Budget(budget_tokens, cache.tokens)
-        self._window = Window(concurrency)
+        self._pace = RateLimiter(requests_per_minute, tokens_per_minute)
+        self._budget = TokenBudget(budget_tokens, cache.tokens)
+        self._window = AdaptiveConcurrency(concurrency)
         self._buying: dict[str, asyncio.Task[Completion]] = {}
         self._sent: set[str] = set()  # keys of those whose answer is on its way, or being written
         self._closing = False
@@ -133,7 +133,7 @@ class Client:
         await self._http.aclose()
         self._cache.close()
 
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, request: CompletionRequest) -> Completion:
         """Return the answer to a request: from the cache, from an equal request under way, or bought.
 
         Raises:
@@ -155,7 +155,7 @@ class Client:
         del self._buying[key]
         self._sent.discard(key)
 
-    async def _buy(self, request: Request, key: str) -> Completion:
+    async def _buy(self, request: CompletionRequest, key: str) -> Completion:
         await self._budget.reserve(request.most_tokens)
         try:
             completion = await self._persist(request, key)
@@ -166,7 +166,7 @@ class Client:
         self.stats.completion_tokens += completion.completion_tokens
         return completion
 
-    async def _persist(self, request: Request, key: str) -> Completion:
+    async def _persist(self, request: CompletionRequest, key: str) -> Completion:
         """Attempt a request until it is answered."""
         failures: Counter[str] = Counter()
         while True:
@@ -190,7 +190,7 @@ class Client:
             else:
                 return completion
 
-    async def _from_slot(self, request: Request, key: str) -> Completion:
+    async def _from_slot(self, request: CompletionRequest, key: str) -> Completion:
         """Attempt a request once, when its turn comes; what it cost is on disk before another takes its place."""
         async with self._window.slot() as sent:
             await self._pace.wait(request.most_tokens)
@@ -208,14 +208,14 @@ class Client:
             await self._keep(key, completion.to_dict(), completion.tokens, request)
             return completion
 
-    async def _keep(self, key: str, value: dict[str, Any], tokens: int, request: Request) -> None:
+    async def _keep(self, key: str, value: dict[str, Any], tokens: int, request: CompletionRequest) -> None:
         """Write down what a request brought and cost."""
         self._pace.correct(tokens - request.most_tokens)
         if key or tokens:
             await self._cache.put(key, value, tokens)
             self._budget.spent = self._cache.tokens
 
-    async def _attempt(self, request: Request, key: str) -> Completion:
+    async def _attempt(self, request: CompletionRequest, key: str) -> Completion:
         self.stats.sent += 1
         try:
             async with (

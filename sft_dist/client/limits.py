@@ -11,7 +11,7 @@ from sft_dist.client.errors import BudgetSpentError
 SECONDS_A_MINUTE = 60.0
 
 
-class Window:
+class AdaptiveConcurrency:
     """How many requests may be under way: more while the server is well, half when it is overloaded.
 
     TCP's congestion window (RFC 5681; Chiu and Jain, 1989, on why it settles at what there is and shares fairly), a request
@@ -60,7 +60,7 @@ class Window:
             self._halvings += 1
 
 
-class Pace:
+class RateLimiter:
     """Spaces requests so that no more than a number of them, or of their tokens, start in a minute."""
 
     def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
@@ -87,7 +87,7 @@ class Pace:
         self._paused_until = max(self._paused_until, asyncio.get_running_loop().time() + seconds)
 
 
-class Budget:
+class TokenBudget:
     """Tokens that may still be spent. A request reserves its most before it starts, so that the limit is kept."""
 
     def __init__(self, limit: int | None, spent: int) -> None:

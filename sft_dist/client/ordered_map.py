@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-async def in_order(
+async def map_in_order(
     items: Iterable[Item], work: Callable[[Item], Awaitable[Result]], *, ahead: int
 ) -> AsyncIterator[tuple[Item, Result]]:
     """Yield (item, its result) in the order of `items`, at most `ahead` of them under way.

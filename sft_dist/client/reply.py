@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from sft_dist.client.request import BYTES_A_TOKEN, Choice, Completion, Request
+from sft_dist.client.request import BYTES_A_TOKEN, Choice, Completion, CompletionRequest
 
 MOST_PAUSE_S = 900.0  # of a Retry-After that is believed
 MOST_BODY_BYTES = 1 << 26
@@ -38,7 +38,7 @@ class RetryError(Exception):
         self.kind, self.after_s, self.wasted, self.overload = kind, after_s, wasted, overload
 
 
-async def read_body(response: httpx.Response, request: Request) -> bytes:
+async def read_body(response: httpx.Response, request: CompletionRequest) -> bytes:
     """Return the body; a body that ends early is a failed attempt that was probably paid for."""
     body = bytearray()
     try:
@@ -60,7 +60,7 @@ async def read_body(response: httpx.Response, request: Request) -> bytes:
     return bytes(body)
 
 
-def parse_completion(body: bytes, request: Request) -> Completion:
+def parse_completion(body: bytes, request: CompletionRequest) -> Completion:
     """Return the completion that a body holds."""
     wasted = request.prompt_tokens + len(body) // BYTES_A_TOKEN
     try:

@@ -19,7 +19,7 @@ TURN_TOKENS = 8  # of a chat template around one turn
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
+class CompletionRequest:
     """One request for completions.
 
     Attributes:

@@ -14,7 +14,7 @@ import pydantic
 from pydantic import BaseModel
 
 from sft_dist.config.construct import SetConfig
-from sft_dist.config.other_trainers import FOREIGN_KEYS
+from sft_dist.config.other_trainers import OTHER_TRAINERS_KEYS
 from sft_dist.config.root import RunConfig
 from sft_dist.config.sources import SourceConfig
 from sft_dist.core.errors import UserError, nearest
@@ -50,17 +50,17 @@ def validate(values: dict[str, Any]) -> RunConfig:
         ) from None
 
 
-def freeze(config: RunConfig) -> str:
+def config_to_json(config: RunConfig) -> str:
     """Return the resolved config as JSON text; `thaw` of it equals `config`."""
     return json.dumps(config.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
 
 
-def thaw(text: str) -> RunConfig:
+def config_from_json(text: str) -> RunConfig:
     """Read a frozen config."""
     return validate(json.loads(text))
 
 
-def read_run(run_dir: Path) -> RunConfig:
+def load_run_config(run_dir: Path) -> RunConfig:
     """Return the frozen config of a run folder.
 
     Raises:
@@ -71,7 +71,7 @@ def read_run(run_dir: Path) -> RunConfig:
         raise UserError(
             f"{run_dir} is not a run folder (it has no config.json); name one under run_root, such as runs/demo"
         )
-    return thaw(file.read_text(encoding="utf-8"))
+    return config_from_json(file.read_text(encoding="utf-8"))
 
 
 def compose(overrides: Sequence[str], file: Path | None) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def _explain(error: dict[str, Any]) -> str:
     kind, message = error["type"], error["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
         key = loc[-1]
-        if hint := FOREIGN_KEYS.get(key):
+        if hint := OTHER_TRAINERS_KEYS.get(key):
             return f"  {path}: not a key of ours; {hint}"
         section = _section(loc[:-1])
         choices = list(section.model_fields) if section else []

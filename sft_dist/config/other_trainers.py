@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _BATCH = "a global batch is set in tokens: train.tokens_per_step (rows, ranks and accumulation follow from it); train.micro_rows sets rows side by side"
 
-FOREIGN_KEYS: dict[str, str] = {
+OTHER_TRAINERS_KEYS: dict[str, str] = {
     "per_device_train_batch_size": _BATCH,
     "per_device_eval_batch_size": "use eval.batch_size",
     "micro_batch_size": _BATCH,

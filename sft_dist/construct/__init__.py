@@ -10,14 +10,14 @@ from sft_dist.construct.evolve import evolve
 from sft_dist.construct.instructwild import instructwild
 from sft_dist.construct.novelty import NoveltyPool
 from sft_dist.construct.output import Made
-from sft_dist.construct.seed_examples import Seed, group_seeds, training_only
+from sft_dist.construct.seed_examples import SeedExample, group_seeds, training_only
 from sft_dist.construct.self_instruct import self_instruct
 from sft_dist.construct.teacher import Teacher
 
 __all__ = [
     "Made",
     "NoveltyPool",
-    "Seed",
+    "SeedExample",
     "Teacher",
     "answer",
     "evolve",

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sft_dist.client import Completion, Request, unusable
+from sft_dist.client import Completion, CompletionRequest, unusable
 from sft_dist.construct.journal import Journal
 from sft_dist.construct.output import Made, Output
 from sft_dist.construct.seed_examples import training_only
@@ -74,7 +74,7 @@ def answer_stage(
 ) -> Stage[Example]:
     """Return the stage whose outcome is [answer, reasoning or null] to the last user turn of an example."""
 
-    def ask(example: Example, name: str, attempt: int) -> Request | Drop:
+    def ask(example: Example, name: str, attempt: int) -> CompletionRequest | Drop:
         turns = _turns(example)
         if not turns or turns[-1].role != "user":
             return Drop("no_question", "there is no user turn to answer")

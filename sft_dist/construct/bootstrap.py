@@ -14,16 +14,16 @@ from typing import Any, TypedDict
 from sft_dist.client import (
     BudgetSpentError,
     Completion,
+    CompletionRequest,
     RefusedError,
-    Request,
     UnavailableError,
-    in_order,
+    map_in_order,
     unusable,
 )
 from sft_dist.construct.heuristics import instruction_fault
 from sft_dist.construct.journal import Journal
 from sft_dist.construct.novelty import NoveltyPool
-from sft_dist.construct.seed_examples import Seed, bits
+from sft_dist.construct.seed_examples import SeedExample, bits
 from sft_dist.construct.stage import AHEAD, left_undone
 from sft_dist.construct.teacher import Teacher
 from sft_dist.construct.templates import LIST_SAMPLING, LIST_STOP, split_list
@@ -73,7 +73,7 @@ class _Round(TypedDict):
 
 
 async def bootstrap(
-    teacher: Teacher, journal: Journal, seeds: Sequence[Seed], *, plan: Plan, count: int
+    teacher: Teacher, journal: Journal, seeds: Sequence[SeedExample], *, plan: Plan, count: int
 ) -> tuple[list[Instruction], list[tuple[str, Drop]]]:
     """Return `count` new instructions in the order in which they were made, and what was not kept.
 
@@ -121,7 +121,7 @@ async def bootstrap(
 
 async def _round(
     teacher: Teacher,
-    seeds: Sequence[Seed],
+    seeds: Sequence[SeedExample],
     made: Sequence[Instruction],
     pool: NoveltyPool,
     plan: Plan,
@@ -143,7 +143,7 @@ async def _round(
         except RefusedError as error:
             return Drop("refused_by_server", str(error))
 
-    async for (_, (humans, machines, _)), answer in in_order(
+    async for (_, (humans, machines, _)), answer in map_in_order(
         enumerate(shown), ask, ahead=AHEAD * teacher.client.concurrency
     ):
         why = answer if isinstance(answer, Drop) else unusable(answer.choices[0])
@@ -172,7 +172,7 @@ def _draw(
     return humans, machines, rng.permutation(len(humans) + len(machines)).tolist()
 
 
-def _request(teacher: Teacher, plan: Plan, shown: list[str], number: int) -> Request:
+def _request(teacher: Teacher, plan: Plan, shown: list[str], number: int) -> CompletionRequest:
     stop = {} if teacher.chat else {"stop": LIST_STOP}
     return teacher.request(
         plan.prompt(shown, chat=teacher.chat),

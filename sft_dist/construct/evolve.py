@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sft_dist.client import Completion, Request, unusable
+from sft_dist.client import Completion, CompletionRequest, unusable
 from sft_dist.construct.answer import answer_stage, with_answer
 from sft_dist.construct.heuristics import answer_fault, evolved_fault
 from sft_dist.construct.journal import Journal
@@ -127,7 +127,7 @@ def _evolve_stage(
 ) -> Stage[Example]:
     """Return the stage whose outcome is the rewritten instruction."""
 
-    def ask(original: Example, name: str, attempt: int) -> Request:
+    def ask(original: Example, name: str, attempt: int) -> CompletionRequest:
         operation = OPERATIONS[derive(teacher.seed, "operation", name) % len(OPERATIONS)]
         return teacher.request(
             evolve_prompt(operation, original.instruction),
@@ -148,7 +148,7 @@ def _evolve_stage(
 def _compare_stage(teacher: Teacher, epoch: int) -> Stage[tuple[Example, Example | Drop]]:
     """Return the stage whose outcome is a Drop for what was dropped before or says nothing new, else true."""
 
-    def ask(item: tuple[Example, Example | Drop], name: str, attempt: int) -> Request | Drop:
+    def ask(item: tuple[Example, Example | Drop], name: str, attempt: int) -> CompletionRequest | Drop:
         original, result = item
         if isinstance(result, Drop):
             return result
@@ -172,7 +172,7 @@ def _answer_stage(teacher: Teacher, epoch: int, *, max_tokens: int, attempts: in
     """Return the stage whose outcome is an answer that shows that the instruction can be answered."""
     plain = answer_stage(teacher, max_tokens=max_tokens, sampling={}, attempts=attempts)
 
-    def ask(result: Example | Drop, name: str, attempt: int) -> Request | Drop:
+    def ask(result: Example | Drop, name: str, attempt: int) -> CompletionRequest | Drop:
         return result if isinstance(result, Drop) else plain.ask(result, name, attempt)
 
     def read(result: Example | Drop, completion: Completion) -> Outcome:

@@ -13,7 +13,7 @@ from sft_dist.construct.answer import answer_stage, with_answer
 from sft_dist.construct.bootstrap import Plan, bootstrap
 from sft_dist.construct.journal import Journal
 from sft_dist.construct.output import Made, Output
-from sft_dist.construct.seed_examples import Seed, joint_origin, seeds_fingerprint
+from sft_dist.construct.seed_examples import SeedExample, joint_origin, seeds_fingerprint
 from sft_dist.construct.stage import outcomes
 from sft_dist.construct.teacher import Teacher
 from sft_dist.construct.templates import VERSION, wild_prompt
@@ -23,7 +23,7 @@ from sft_dist.core.records import Drop, Message, make_example
 async def instructwild(
     teacher: Teacher,
     folder: Path,
-    seeds: list[Seed],
+    seeds: list[SeedExample],
     *,
     name: str,
     count: int,

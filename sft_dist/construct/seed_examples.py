@@ -15,7 +15,7 @@ MOST_INSTANCES = 5  # of one instruction
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Seed:
+class SeedExample:
     """An instruction that a person wrote.
 
     Attributes:
@@ -54,7 +54,7 @@ def group_seeds(
     *,
     labels: Mapping[str, bool] | None = None,
     most: int | None = None,
-) -> list[Seed]:
+) -> list[SeedExample]:
     """Return the distinct instructions of examples, in the order of their first occurrence.
 
     Args:
@@ -81,7 +81,7 @@ def group_seeds(
             "the seeds hold no single-turn training example or prompt, so there is nothing to start from; look at construct's `seeds`"
         )
     return [
-        Seed(
+        SeedExample(
             instruction=instruction,
             instances=tuple((e.input, e.output) for e in group if not e.is_prompt),
             is_classification=(labels or {}).get(instruction),
@@ -97,12 +97,12 @@ def is_single_turn(example: Example) -> bool:
     return turns in (["user"], ["user", "assistant"]) and not example.tools
 
 
-def seeds_fingerprint(seeds: Iterable[Seed]) -> str:
+def seeds_fingerprint(seeds: Iterable[SeedExample]) -> str:
     """Return 32 hex digits over the seeds."""
     return fingerprint([[s.instruction, s.instances, s.is_classification, s.origin] for s in seeds])
 
 
-def joint_origin(seeds: list[Seed], members: int) -> tuple[str, ...]:
+def joint_origin(seeds: list[SeedExample], members: int) -> tuple[str, ...]:
     """Return the origin of what descends from a set of seeds.
 
     Args:
@@ -121,7 +121,7 @@ def bits(numbers: Iterable[int]) -> int:
     return out
 
 
-def shots(seeds: list[Seed], *, classification: bool | None, most: int, most_chars: int) -> list[int]:
+def shots(seeds: list[SeedExample], *, classification: bool | None, most: int, most_chars: int) -> list[int]:
     """Return the numbers of the first seeds that serve as demonstrations: short ones of the wanted kind, with an answer."""
     fitting = (
         i

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft_dist.client import Completion, Request, unusable
+from sft_dist.client import Completion, CompletionRequest, unusable
 from sft_dist.construct.bootstrap import Instruction, Plan, bootstrap
 from sft_dist.construct.heuristics import keep_instances
 from sft_dist.construct.journal import Journal
 from sft_dist.construct.output import Made, Output
-from sft_dist.construct.seed_examples import Seed, bits, joint_origin, seeds_fingerprint, shots
+from sft_dist.construct.seed_examples import SeedExample, bits, joint_origin, seeds_fingerprint, shots
 from sft_dist.construct.stage import Outcome, Stage, outcomes
 from sft_dist.construct.teacher import Teacher
 from sft_dist.construct.templates import (
@@ -40,7 +40,7 @@ SHOT_CHARS = 800
 async def self_instruct(
     teacher: Teacher,
     folder: Path,
-    seeds: list[Seed],
+    seeds: list[SeedExample],
     *,
     name: str,
     count: int,
@@ -124,7 +124,7 @@ async def self_instruct(
 class _Shots:
     """Seeds that serve as demonstrations, and the two stages that show them."""
 
-    def __init__(self, seeds: list[Seed], seed: int) -> None:
+    def __init__(self, seeds: list[SeedExample], seed: int) -> None:
         self._seeds = seeds
         yes = shots(seeds, classification=True, most=CLASSIFICATION_SHOTS, most_chars=SHOT_CHARS)
         no = shots(seeds, classification=False, most=OTHER_SHOTS, most_chars=SHOT_CHARS)
@@ -143,7 +143,7 @@ class _Shots:
         """Return the stage whose outcome says whether an instruction is a classification."""
         shown = [(self._seeds[i].instruction, bool(self._seeds[i].is_classification)) for i in self._label]
 
-        def ask(item: Instruction, name: str, attempt: int) -> Request:
+        def ask(item: Instruction, name: str, attempt: int) -> CompletionRequest:
             stop = {} if teacher.chat else {"stop": ["\n", "Task:"]}
             return teacher.request(
                 classification_prompt(shown, item.text),
@@ -163,7 +163,7 @@ class _Shots:
     ) -> Stage[tuple[Instruction, bool]]:
         """Return the stage whose outcome is the list of an instruction's (input, output) pairs."""
 
-        def ask(item: tuple[Instruction, bool], name: str, attempt: int) -> Request:
+        def ask(item: tuple[Instruction, bool], name: str, attempt: int) -> CompletionRequest:
             instruction, classification = item
             numbers = self._yes if classification else self._no
             shown = [(self._seeds[i].instruction, self._seeds[i].instances) for i in numbers]

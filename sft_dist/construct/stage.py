@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from sft_dist.client import BudgetSpentError, Completion, RefusedError, Request, UnavailableError, in_order
+from sft_dist.client import (
+    BudgetSpentError,
+    Completion,
+    CompletionRequest,
+    RefusedError,
+    UnavailableError,
+    map_in_order,
+)
 from sft_dist.construct.journal import Journal
 from sft_dist.construct.teacher import Teacher
 from sft_dist.core.errors import UserError
@@ -35,7 +42,7 @@ class Stage(Generic[Item]):
 
     name: str
     id_of: Callable[[int, Item], str]
-    ask: Callable[[Item, str, int], Request | Drop]
+    ask: Callable[[Item, str, int], CompletionRequest | Drop]
     read: Callable[[Item, Completion], Outcome]
     attempts: int = 1
 
@@ -56,7 +63,7 @@ class Stage(Generic[Item]):
         todo = islice(enumerate(items), journal.done, None)
         of = f" of {total:,}" if total is not None else ""
         try:
-            async for _, outcome in in_order(todo, one, ahead=AHEAD * teacher.client.concurrency):
+            async for _, outcome in map_in_order(todo, one, ahead=AHEAD * teacher.client.concurrency):
                 journal.append(encode(outcome))
                 if journal.done % SAY_EVERY == 0:
                     teacher.progress(f"{self.name}: {journal.done:,}{of}")

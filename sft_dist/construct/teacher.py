@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sft_dist.client import Client, Request, request_seed
+from sft_dist.client import Client, CompletionRequest, request_seed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,10 +37,10 @@ class Teacher:
         attempt: int = 0,
         max_tokens: int,
         sampling: Mapping[str, Any],
-    ) -> Request:
+    ) -> CompletionRequest:
         """Return the request for one attempt at one item; a text is a user's turn to a chat model."""
         turns = ({"role": "user", "content": prompt},) if isinstance(prompt, str) and self.chat else prompt
-        return Request(
+        return CompletionRequest(
             model=self.model,
             prompt=turns,
             max_tokens=max_tokens,

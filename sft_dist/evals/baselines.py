@@ -25,7 +25,7 @@ MAX_PAIRS = 1_000_000  # 2.4 GiB at the peak with texts of 100 words, their inde
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
-class Known(NamedTuple):
+class TrainingPair(NamedTuple):
     """A training pair: what was asked and what was answered."""
 
     task: str
@@ -33,9 +33,9 @@ class Known(NamedTuple):
     answer: str
 
 
-def known(example: Example) -> Known:
+def training_pairs(example: Example) -> TrainingPair:
     """Return the pair that a training example teaches."""
-    return Known(example.task, user_text(example), example.output)
+    return TrainingPair(example.task, user_text(example), example.output)
 
 
 class Baselines:
@@ -50,15 +50,15 @@ class Baselines:
 
     def __init__(
         self,
-        training: Iterable[Known],
+        training: Iterable[TrainingPair],
         *,
         tasks: Collection[str] | None = None,
         max_pairs: int = MAX_PAIRS,
         seed: int = 0,
     ) -> None:
         share = max(1, max_pairs // (1 + len(tasks or ())))
-        everything: Sample[tuple[int, Known]] = Sample(share, derive(seed, "baselines"))
-        by_task: dict[str, Sample[tuple[int, Known]]] = {}
+        everything: Sample[tuple[int, TrainingPair]] = Sample(share, derive(seed, "baselines"))
+        by_task: dict[str, Sample[tuple[int, TrainingPair]]] = {}
         for number, pair in enumerate(training):
             everything.add(str(number), (number, pair))
             if tasks is None or pair.task in tasks:
@@ -86,7 +86,7 @@ class Baselines:
         return pairs[self._indexes[key].nearest(text)[0]].answer
 
 
-def _in_order(sample: Sample[tuple[int, Known]]) -> list[Known]:
+def _in_order(sample: Sample[tuple[int, TrainingPair]]) -> list[TrainingPair]:
     return [pair for _, pair in sorted(sample.items(), key=itemgetter(0))]
 
 

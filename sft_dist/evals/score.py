@@ -20,7 +20,7 @@ from sft_dist.core.errors import UserError
 from sft_dist.core.files import write_json, write_text
 from sft_dist.core.records import Example
 from sft_dist.evals.baselines import Baselines
-from sft_dist.evals.splits import AnswerLoss, Generation, Judged, SetName, prompt_text, user_text
+from sft_dist.evals.splits import AnswerLoss, Generation, ScoredExample, SetName, prompt_text, user_text
 
 CLASSIFICATION_CATEGORIES = frozenset(
     {
@@ -57,12 +57,12 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
     return max(float(_scorer().score(target=r, prediction=prediction)["rougeL"].fmeasure) for r in references)
 
 
-def judge(
+def score_examples(
     sets: Mapping[SetName, Sequence[Example]],
     generations: Mapping[str, Generation],
     baselines: Baselines,
     base: Mapping[str, Generation] | None = None,
-) -> list[Judged]:
+) -> list[ScoredExample]:
     """Judge every evaluated example.
 
     Args:
@@ -88,7 +88,7 @@ def judge(
 
 
 def scores(
-    judged: Sequence[Judged],
+    judged: Sequence[ScoredExample],
     *,
     categories: Mapping[str, str] | None = None,
     losses: Mapping[str, AnswerLoss] | None = None,
@@ -108,7 +108,7 @@ def scores(
     """
     out: dict[str, Any] = {}
     for name in dict.fromkeys(j.set for j in judged):
-        by_task: dict[str, list[Judged]] = {}
+        by_task: dict[str, list[ScoredExample]] = {}
         for j in judged:
             if j.set == name:
                 by_task.setdefault(j.task, []).append(j)
@@ -141,7 +141,7 @@ def scores(
     return out
 
 
-def write_results(folder: Path, judged: Sequence[Judged], result: Mapping[str, Any]) -> None:
+def write_results(folder: Path, judged: Sequence[ScoredExample], result: Mapping[str, Any]) -> None:
     """Write generations.jsonl and scores.json (last, so that scores never stand without their evidence)."""
     lines = (json.dumps(asdict(j), ensure_ascii=False) + "\n" for j in judged)
     write_text(folder / "generations.jsonl", "".join(lines))
@@ -157,10 +157,10 @@ def _scorer() -> Any:
 
 def _judge_one(
     name: SetName, e: Example, said: Generation, baselines: Baselines, base: Generation | None
-) -> Judged:
+) -> ScoredExample:
     majority = baselines.majority(e.task)
     nearest = baselines.nearest(e.task, user_text(e))
-    return Judged(
+    return ScoredExample(
         set=name,
         task=e.task,
         id=e.id,
@@ -183,8 +183,8 @@ def _judge_one(
     )
 
 
-def _task_scores(members: Sequence[Judged], losses: Mapping[str, AnswerLoss] | None) -> dict[str, Any]:
-    def mean(value: Callable[[Judged], Any]) -> float:
+def _task_scores(members: Sequence[ScoredExample], losses: Mapping[str, AnswerLoss] | None) -> dict[str, Any]:
+    def mean(value: Callable[[ScoredExample], Any]) -> float:
         return math.fsum(float(value(j)) for j in members) / len(members)
 
     out: dict[str, Any] = {

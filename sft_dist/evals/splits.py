@@ -137,7 +137,7 @@ class AnswerLoss:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judged:
+class ScoredExample:
     """One evaluated example: what was asked, what is right, what the model and the baselines said, and how good.
 
     `*_em` and `exact_match` are normalised exact match, `strict_exact_match` compares the trimmed text as it is,

@@ -29,7 +29,7 @@ MAX_ANSWERS = 5  # of one evaluation example that are indexed
 SHOWN_WORDS = 24  # of a matching span
 
 
-class Leak(NamedTuple):
+class Overlap(NamedTuple):
     """One training example that gives one evaluation example away.
 
     Attributes:
@@ -55,7 +55,7 @@ class _Part:
     size: int
 
 
-class LeakIndex:
+class ContaminationIndex:
     """What the evaluation examples say, ready for look-up.
 
     Args:
@@ -105,12 +105,12 @@ class LeakIndex:
         self._places_K2 = np.concatenate(places)[order] if places else np.empty((0, 2), np.int64)
         self._grams_G, self._first_G = np.unique(joined[order], return_index=True)
 
-    def __call__(self, example: Example) -> list[Leak]:
+    def __call__(self, example: Example) -> list[Overlap]:
         """Return the evaluation examples that a training example gives away, the most covered first."""
         asked = words(question(example))
         answers = [words(a) for a in example.answers]
         leaks = {
-            item: Leak(item, 1.0, "same_question", " ".join(asked[:SHOWN_WORDS]))
+            item: Overlap(item, 1.0, "same_question", " ".join(asked[:SHOWN_WORDS]))
             for answer in answers
             for item in self._short.get((*asked, "\x1f", *answer), ())
         }
@@ -133,11 +133,11 @@ class LeakIndex:
         for item, span in spans.items():
             share = self._covered(item, covered)
             if share >= self.coverage:
-                leaks.setdefault(item, Leak(item, share, "eval_in_training", span))
+                leaks.setdefault(item, Overlap(item, share, "eval_in_training", span))
             elif item in own and (size := int(content.sum())) >= self.ngram:
                 share = int((own[item] & content).sum()) / size
                 if share >= self.coverage:
-                    leaks.setdefault(item, Leak(item, share, "training_in_eval", span))
+                    leaks.setdefault(item, Overlap(item, share, "training_in_eval", span))
         return sorted(leaks.values(), key=lambda leak: (-leak.coverage, leak.item))
 
     def _matches(self, text: list[str]) -> Iterator[tuple[int, int, NDArray[np.int64], NDArray[np.int64]]]:

@@ -21,7 +21,7 @@ from sft_dist.shards import Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Slices:
+class TruncatedSpans:
     """What is used of each of N documents after truncation.
 
     Attributes:
@@ -105,7 +105,7 @@ class Corpus:
             if len(places):
                 yield store, places, indices[places] - self.first[k]
 
-    def slices(self, indices: NDArray[np.int64], seq_len: int, *, keep_end: bool) -> Slices:
+    def slices(self, indices: NDArray[np.int64], seq_len: int, *, keep_end: bool) -> TruncatedSpans:
         """Return what remains of documents when each is cut to `seq_len` tokens, and the loss weight in it.
 
         Args:
@@ -120,7 +120,7 @@ class Corpus:
         for store, places, local in self.parts(indices):
             columns = (store.span_offsets, store.span_start, store.span_length, store.span_weight)
             _targets(local, places, starts, lengths, *columns, tokens, weights)
-        return Slices(starts=starts, lengths=lengths, target_tokens=tokens, target_weights=weights)
+        return TruncatedSpans(starts=starts, lengths=lengths, target_tokens=tokens, target_weights=weights)
 
 
 @jit

@@ -16,7 +16,7 @@ from sft_dist.mix.weights import Cells, Floats, Mixture, SourceMix, base_rates
 Bools = NDArray[np.bool_]
 
 
-def quotas(mixture: Mixture, sources: Sequence[SourceMix], cells: Cells) -> NDArray[np.int64]:
+def example_counts(mixture: Mixture, sources: Sequence[SourceMix], cells: Cells) -> NDArray[np.int64]:
     """Return the examples that one epoch draws from each cell, int64 [C].
 
     Without shares, temperature and `epoch_examples` the rates are counts. Otherwise the epoch has E examples

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sft_dist.shards import Store
 
 
-class Scaled:
+class ExtrapolatedStore:
     """The planning arrays of a store, repeated to n examples. Has what a plan reads, and no tokens.
 
     Attributes are those of `shards.Store`.
@@ -32,7 +32,7 @@ class Scaled:
         )
 
     @classmethod
-    def of(cls, sample: Store, source_size: int) -> Scaled:
+    def of(cls, sample: Store, source_size: int) -> ExtrapolatedStore:
         """Return the store of a sample scaled to a source, or as it is when it holds all of the source.
 
         Args:

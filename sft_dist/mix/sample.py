@@ -1,6 +1,6 @@
 """Corpus -> the indices that one epoch draws, in shuffled order.
 
-The pool (what is drawn from at all) and the quotas depend on the seed alone; which examples fill a quota that is
+The pool (what is drawn from at all) and the counts of each cell depend on the seed alone; which examples fill a count that is
 no whole number of passes is drawn afresh every epoch.
 """
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sft_dist.core.errors import UserError
 from sft_dist.core.rng import derive
 from sft_dist.mix.corpus import Corpus
-from sft_dist.mix.counts import quotas
+from sft_dist.mix.counts import example_counts
 from sft_dist.mix.weights import PRESETS, Cells, Mixture, SourceMix, resolve
 from sft_dist.pack.jit import jit
 from sft_dist.pack.shuffle import sample_segments, shuffle
@@ -28,7 +28,7 @@ class Pool:
     Attributes:
         examples: int64 [P] indices into the corpus, cell by cell.
         first: int64 [C+1] where each cell begins in `examples`, then P.
-        quotas: int64 [C] examples that an epoch draws from each cell.
+        counts: int64 [C] examples that an epoch draws from each cell.
         sources: int64 [C] source code of each cell.
         tasks: int64 [C] task code of each cell.
         duplicates: Examples left out because an earlier source holds them.
@@ -36,7 +36,7 @@ class Pool:
 
     examples: NDArray[np.int64]
     first: NDArray[np.int64]
-    quotas: NDArray[np.int64]
+    counts: NDArray[np.int64]
     sources: NDArray[np.int64]
     tasks: NDArray[np.int64]
     duplicates: int
@@ -65,7 +65,7 @@ def make_pool(corpus: Corpus, mixture: Mixture, seed: int) -> Pool:
         task_names=corpus.task_names,
         source_names=corpus.source_names,
     )
-    drawn = quotas(mixture, sources, held)
+    drawn = example_counts(mixture, sources, held)
     if not drawn.any():
         raise UserError(
             f"an epoch of the mixture draws none of {len(examples):,} examples, because all weights and epochs of its sources "
@@ -74,7 +74,7 @@ def make_pool(corpus: Corpus, mixture: Mixture, seed: int) -> Pool:
     return Pool(
         examples=examples,
         first=np.append(first[cells], first[-1]),
-        quotas=drawn,
+        counts=drawn,
         sources=held.sources,
         tasks=held.tasks,
         duplicates=duplicates,
@@ -98,8 +98,8 @@ def draw(
     """
     pool = pool or make_pool(corpus, mixture, seed)
     sizes = np.diff(pool.first)
-    passes, rest = pool.quotas // sizes, pool.quotas % sizes
-    out = np.empty(int(pool.quotas.sum()), np.int64)
+    passes, rest = pool.counts // sizes, pool.counts % sizes
+    out = np.empty(int(pool.counts.sum()), np.int64)
     examples = pool.examples
     if rest.any():
         examples = examples.copy()

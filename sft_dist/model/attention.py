@@ -49,7 +49,7 @@ def register(sequence: SequenceGroup | None = None) -> None:
             AttentionInterface.register(registered_name(name, sequence.size), across(attend, sequence))
 
 
-def choose(backend: str, needs: Needs) -> tuple[str, str]:
+def choose_backend(backend: str, needs: Needs) -> tuple[str, str]:
     """Return the backend to use and the reason.
 
     Args:

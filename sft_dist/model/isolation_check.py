@@ -38,7 +38,7 @@ def two_documents(vocab_size: int, first_seed: int) -> Batch:
 
 
 @torch.no_grad()
-def measure(loss_of: Callable[[Batch], Tensor], vocab_size: int) -> float:
+def measure_isolation(loss_of: Callable[[Batch], Tensor], vocab_size: int) -> float:
     """Return the largest change of any target's loss in the second document when the first is replaced."""
     one, other = (loss_of(two_documents(vocab_size, seed)).float() for seed in (1, 2))
     return float((one - other).abs().max()) if one.numel() else 0.0  # a slice of the rows may hold no target

@@ -15,13 +15,12 @@ from torch import nn
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.process import logger
-from sft_dist.model import activation_memory as memory
-from sft_dist.model import adapters, attention, partition, rope, support, vocabulary
+from sft_dist.model import activation_memory, adapters, attention, partition, rope, support, vocabulary
 from sft_dist.model.adapters import Lora
 from sft_dist.model.packed import PackedLM
-from sft_dist.model.trainable import choose
+from sft_dist.model.trainable import set_trainable
 from sft_dist.model.ulysses import SequenceGroup
-from sft_dist.model.weight_files import BaseFiles, auto_class, commit_of, skeleton
+from sft_dist.model.weight_files import BaseFiles, auto_class, commit_of, meta_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,7 +104,7 @@ def load_packed(
     backend: str,
     device: str,
     zero_config: Mapping[str, Any] | None,
-    gradient_checkpointing: memory.Checkpointing,
+    gradient_checkpointing: activation_memory.Checkpointing,
     revision: str | None = None,
     trust_remote_code: bool = False,
     min_vocab_size: int = 0,
@@ -127,7 +126,7 @@ def load_packed(
         device: cuda or cpu.
         zero_config: The DeepSpeed config under ZeRO-3, else None. The weights are then partitioned while they are
             loaded, so no rank ever holds the whole model on its device.
-        gradient_checkpointing: Which activations are recomputed in the backward pass, see `memory.checkpoint_layers`.
+        gradient_checkpointing: Which activations are recomputed in the backward pass, see `activation_memory.checkpoint_layers`.
         revision: Hub revision.
         trust_remote_code: Run model code from the hub.
         min_vocab_size: Largest token id of the tokenizer plus one.
@@ -154,7 +153,7 @@ def load_packed(
     old_rows = config.get_text_config().vocab_size
     rows = support.rows_for(old_rows, min_vocab_size, vocab_multiple, path)
     torch_dtype = DTYPES[dtype]
-    chosen, reason = attention.choose(backend, attention_needs(config, torch_dtype, device))
+    chosen, reason = attention.choose_backend(backend, attention_needs(config, torch_dtype, device))
     quantisation = adapters.quantisation(lora, torch_dtype, device)
     source = _source(path, config, zero_config, revision, trust_remote_code=trust_remote_code)
     with _partitioned(zero_config):
@@ -172,14 +171,14 @@ def load_packed(
         vocabulary.grow(hf, rows, zero_config)
         module = PackedLM(hf)
         if lora is None:
-            choose(hf, trainable, freeze)
+            set_trainable(hf, trainable, freeze)
         else:
             adapters.add(hf, lora, seed)
         if zero_config is not None:
             _partition_rest(hf, zero_config)
     _tell_untrained(hf, min_vocab_size - old_rows)
     hf.config.use_cache = False
-    memory.checkpoint_layers(hf, gradient_checkpointing)
+    activation_memory.checkpoint_layers(hf, gradient_checkpointing)
     return Loaded(module=module, backend=chosen, reason=reason, commit=commit_of(path, revision))
 
 
@@ -197,7 +196,7 @@ def base_config(
         UserError: When it cannot be read or cannot be trained packed, or `seq_len` is out of its reach.
     """
     config = read_config(path, revision=revision, trust_remote_code=trust_remote_code)
-    support.check(config, path)
+    support.check_supported(config, path)
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None)  # some families store it under another name
     rope.check_reach({**text.to_dict(), "max_position_embeddings": limit}, rope_scaling, seq_len)
@@ -212,15 +211,15 @@ def _source(
     revision: str | None,
     *,
     trust_remote_code: bool,
-) -> partition.Source | None:
+) -> partition.WeightSource | None:
     """Refuse a class that cannot be packed; return where its partitions are read from, if they can be.
 
     This imports the model's module before zero.Init is entered: DeepSpeed patches `__init__` of every class and puts back
     what it saw, and a class that was decorated meanwhile (fused experts) would lose its decoration.
     """
-    empty = skeleton(config, trust_remote_code=trust_remote_code)
+    empty = meta_model(config, trust_remote_code=trust_remote_code)
     support.check_class(empty)
-    return None if zero_config is None else partition.find(path, empty, zero_config, revision)
+    return None if zero_config is None else partition.find_weights(path, empty, zero_config, revision)
 
 
 def _weights(
@@ -229,7 +228,7 @@ def _weights(
     dtype: torch.dtype,
     attn: str,
     zero_config: Mapping[str, Any] | None,
-    source: partition.Source | None,
+    source: partition.WeightSource | None,
     *,
     revision: str | None,
     trust_remote_code: bool,

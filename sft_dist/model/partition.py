@@ -20,7 +20,7 @@ from sft_dist.model.weight_files import BaseFiles, aliases, auto_class, match
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
+class WeightSource:
     """Where every parameter is read from.
 
     Attributes:
@@ -36,7 +36,9 @@ class Source:
     unused: list[str]
 
 
-def find(path: str, model: Any, zero_config: Mapping[str, Any], revision: str | None) -> Source | None:
+def find_weights(
+    path: str, model: Any, zero_config: Mapping[str, Any], revision: str | None
+) -> WeightSource | None:
     """Return where partitions of a model (its skeleton) can be filled from; None where transformers has to load.
 
     Fused experts are for transformers to assemble; partitions that DeepSpeed keeps twice (hpZ), quantised or on NVMe are
@@ -58,7 +60,7 @@ def find(path: str, model: Any, zero_config: Mapping[str, Any], revision: str | 
         if second in key_of:
             key_of.setdefault(first, key_of[second])
     missing = sorted(n for n, _ in model.named_parameters() if n not in key_of)
-    return Source(files=files, key_of=key_of, missing=missing, unused=names.unused)
+    return WeightSource(files=files, key_of=key_of, missing=missing, unused=names.unused)
 
 
 def only_device() -> dict[str, Any]:
@@ -97,7 +99,7 @@ def build(config: Any, zero_config: Mapping[str, Any], dtype: torch.dtype, attn:
 
 
 @torch.no_grad()
-def fill(model: Any, source: Source) -> None:
+def fill(model: Any, source: WeightSource) -> None:
     """Read this rank's share of every parameter, and every persistent buffer.
 
     Raises:

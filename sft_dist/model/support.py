@@ -24,7 +24,7 @@ STATEFUL_FIELDS = ("ssm_cfg", "ssm_state_size", "mamba_d_state")
 DEQUANTISE = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}
 
 
-def check(config: Any, path: str) -> None:
+def check_supported(config: Any, path: str) -> None:
     """Refuse a model that cannot be trained packed.
 
     Args:

@@ -28,7 +28,7 @@ def text_parameters(hf: Any) -> dict[str, nn.Parameter]:
     return {n: p for n, p in hf.named_parameters() if id(p) in used}
 
 
-def choose(hf: Any, trainable: Sequence[str], freeze: Sequence[str]) -> None:
+def set_trainable(hf: Any, trainable: Sequence[str], freeze: Sequence[str]) -> None:
     """Set what is trained and freeze the rest, in place.
 
     Args:

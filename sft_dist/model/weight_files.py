@@ -144,7 +144,7 @@ def auto_class(config: Any) -> Any:
     )
 
 
-def skeleton(config: Any, *, trust_remote_code: bool) -> Any:
+def meta_model(config: Any, *, trust_remote_code: bool) -> Any:
     """Return a model without weights: its names, shapes and ties."""
     with torch.device("meta"):
         return auto_class(config).from_config(config, trust_remote_code=trust_remote_code)

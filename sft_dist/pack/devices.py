@@ -29,6 +29,6 @@ DEVICES = {
 }
 
 
-def find(name: str) -> Device | None:
+def find_device(name: str) -> Device | None:
     """Return the entry for a device's name as the driver or a user writes it, such as `NVIDIA H100 80GB HBM3`."""
     return next((device for key, device in DEVICES.items() if key.lower() in name.lower()), None)

@@ -6,7 +6,7 @@ from sft_dist.config import RunConfig
 from sft_dist.train.schedule import steps_of, warmup_of
 
 
-def doubts(config: RunConfig, *, ranks: int, steps: int) -> tuple[str, ...]:
+def config_warnings(config: RunConfig, *, ranks: int, steps: int) -> tuple[str, ...]:
     """Return what is allowed and hardly meant: ranks without work, a rate that never arrives, a trace of no step.
 
     Args:

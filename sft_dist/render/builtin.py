@@ -18,11 +18,11 @@ from sft_dist.core.errors import UserError, nearest
 from sft_dist.core.records import Drop
 from sft_dist.render.chatml import write_chatml, write_llama3
 from sft_dist.render.conversation import Conversation, Thinking
-from sft_dist.render.draft import Draft, Split, Style
+from sft_dist.render.draft import Rendering, Split, Style
 from sft_dist.render.plain import write_alpaca, write_plain, write_tk_instruct
 from sft_dist.render.tokenizer import TextTokenizer
 
-Writer = Callable[[Conversation, bool, Style], Draft]  # (conversation, with a generation prompt, style)
+Writer = Callable[[Conversation, bool, Style], Rendering]  # (conversation, with a generation prompt, style)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,20 +107,20 @@ class BuiltinTemplate:
             empty_think=builtin.empty_think,
         )
 
-    def draft(self, conversation: Conversation, generation: bool) -> Draft | Drop:
-        """Return the conversation laid out; answers whose context generation would not be fed are listed in `differs`."""
+    def draft(self, conversation: Conversation, generation: bool) -> Rendering | Drop:
+        """Return the conversation laid out; answers whose context generation would not be fed are listed in `context_mismatch`."""
         if not self._builtin.tools and (conversation.tools or any(t.calls for t in conversation.turns)):
             return Drop(
                 "template_without_tools", "the example has tools, for which the template has no place"
             )
         draft = self._builtin.write(conversation, generation, self._style)
-        differs = tuple(
+        context_mismatch = tuple(
             a.turn
             for a in draft.answers
             if self._builtin.write(conversation.head(a.turn), True, self._style).parts
             != draft.parts[: a.start]
         )
-        return Draft(draft.parts, draft.answers, differs)
+        return Rendering(draft.parts, draft.answers, context_mismatch)
 
 
 def jinja_text(name: str, *, thinking: Thinking, bos: bool) -> str:

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from sft_dist.render.conversation import Conversation
-from sft_dist.render.draft import Answer, Draft, Pen, Style, keeps_thoughts, open_pen, to_json, write_thoughts
+from sft_dist.render.draft import (
+    Answer,
+    Rendering,
+    Style,
+    TemplateWriter,
+    keeps_thoughts,
+    open_writer,
+    to_json,
+    write_thoughts,
+)
 
 TOOLS_HEAD = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
@@ -16,9 +25,9 @@ TOOLS_TAIL = (
 EMPTY_THINK = "<think>\n\n</think>\n\n"
 
 
-def write_chatml(conversation: Conversation, generation: bool, style: Style) -> Draft:
+def write_chatml(conversation: Conversation, generation: bool, style: Style) -> Rendering:
     """Write `<|im_start|>role ... <|im_end|>`: chatml, and qwen3 where `style.empty_think`."""
-    pen, turns, frame = open_pen(conversation, style)
+    pen, turns, frame = open_writer(conversation, style)
     begin = 0
     if conversation.tools:
         begin = _chatml_tools(pen, conversation)
@@ -46,10 +55,10 @@ def write_chatml(conversation: Conversation, generation: bool, style: Style) -> 
         pen.literal("<|im_start|>assistant\n", len(turns), frame)
         if style.empty_think and conversation.variables.get("enable_thinking") is False:
             pen.literal(EMPTY_THINK, len(turns), frame)
-    return Draft(pen.parts, pen.answers)
+    return Rendering(pen.parts, pen.answers)
 
 
-def _chatml_tools(pen: Pen, conversation: Conversation) -> int:
+def _chatml_tools(pen: TemplateWriter, conversation: Conversation) -> int:
     """Write the system turn that lists the tools; return the first turn that is still to be written."""
     first = conversation.turns[0]
     system = first if first.role == "system" else None
@@ -67,7 +76,9 @@ def _chatml_tools(pen: Pen, conversation: Conversation) -> int:
     return 1 if system else 0
 
 
-def _chatml_answer(pen: Pen, conversation: Conversation, i: int, thoughts: bool, style: Style) -> None:
+def _chatml_answer(
+    pen: TemplateWriter, conversation: Conversation, i: int, thoughts: bool, style: Style
+) -> None:
     """Write an assistant's body: thoughts, content, calls, end of turn."""
     t = conversation.turns[i]
     content = t.content
@@ -111,9 +122,9 @@ LLAMA_TOOLS = (
 )
 
 
-def write_llama3(conversation: Conversation, generation: bool, style: Style) -> Draft:
+def write_llama3(conversation: Conversation, generation: bool, style: Style) -> Rendering:
     """Write Llama 3's headers; tools follow the custom-function convention of 3.1."""
-    pen, turns, frame = open_pen(conversation, style)
+    pen, turns, frame = open_writer(conversation, style)
     begin = 0
     if conversation.tools:
         first = turns[0]
@@ -149,4 +160,4 @@ def write_llama3(conversation: Conversation, generation: bool, style: Style) -> 
         pen.answers.append(Answer(i, start, start, len(pen.parts)))
     if generation:
         pen.literal("<|start_header_id|>assistant<|end_header_id|>\n\n", len(turns), frame)
-    return Draft(pen.parts, pen.answers)
+    return Rendering(pen.parts, pen.answers)

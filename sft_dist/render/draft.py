@@ -41,18 +41,18 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class Rendering:
     """A rendered conversation before encoding.
 
     Attributes:
         parts: The rendering in order.
         answers: Where the assistant's answers lie.
-        differs: Assistant turns whose context in this rendering is not what generation would be fed.
+        context_mismatch: Assistant turns whose context in this rendering is not what generation would be fed.
     """
 
     parts: list[Part]
     answers: list[Answer]
-    differs: tuple[int, ...] = ()
+    context_mismatch: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +101,7 @@ class Style:
 
 
 @dataclass(slots=True)
-class Pen:
+class TemplateWriter:
     """Collects the parts of a draft."""
 
     split: Split
@@ -124,14 +124,14 @@ def keeps_thoughts(index: int, last_query: int, thinking: Thinking) -> bool:
     return thinking == "keep_all" or (thinking == "last_turn" and index > last_query)
 
 
-def open_pen(conversation: Conversation, style: Style) -> tuple[Pen, tuple[Turn, ...], float]:
+def open_writer(conversation: Conversation, style: Style) -> tuple[TemplateWriter, tuple[Turn, ...], float]:
     """Return a pen that has written BOS, the turns, and the loss weight of the template's own text."""
-    pen = Pen(style.split)
+    pen = TemplateWriter(style.split)
     pen.literal(style.bos, -1, conversation.frame_weight)
     return pen, conversation.turns, conversation.frame_weight
 
 
-def write_thoughts(pen: Pen, t: Turn, i: int, thoughts: bool) -> None:
+def write_thoughts(pen: TemplateWriter, t: Turn, i: int, thoughts: bool) -> None:
     """Write the think block of an answer whose thoughts are shown, if it has any."""
     reasoning = (t.reasoning or "").strip("\n") if thoughts else ""
     if reasoning:

@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from sft_dist.core.records import Role, Span, Tokens
-from sft_dist.render.draft import Draft, Part, Segment
+from sft_dist.render.draft import Part, Rendering, Segment
 from sft_dist.render.tokenizer import TextTokenizer, encode_chunks
 
 BORDER_CHARS = 24  # a merge across a border never reaches further in practice
@@ -40,7 +40,7 @@ def runs(parts: Sequence[Part]) -> Iterator[tuple[int | str, float, bool, int]]:
         yield "".join(texts), weight, body, len(texts)
 
 
-class Voice:
+class CachedEncoder:
     """One way to encode text, with a memory for short texts and for those that a batch repeats."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -94,13 +94,13 @@ class Encoder:
         self._control_widths = {
             i: len(t.encode("utf-8")) for t in added if (i := tokenizer.id_of(t)) is not None
         }
-        self._voices: dict[tuple[bool, bool], Voice] = {}
-        self._only: Voice | None = None  # with most tokenizers all text is encoded alike
+        self._voices: dict[tuple[bool, bool], CachedEncoder] = {}
+        self._only: CachedEncoder | None = None  # with most tokenizers all text is encoded alike
         if self._prefix is None and not self._strict:
-            self._only = self._voices[True, False] = Voice(tokenizer.variant())
+            self._only = self._voices[True, False] = CachedEncoder(tokenizer.variant())
         self._control_ids: dict[int, list[int]] = {}
 
-    def _voice(self, body: bool, before: int | str | None) -> Voice:
+    def _voice(self, body: bool, before: int | str | None) -> CachedEncoder:
         """Return the voice of a text: whose words they are and what precedes them decide."""
         if self._only is not None:
             return self._only
@@ -109,10 +109,10 @@ class Encoder:
         key = (body or not self._strict, glued)
         if key not in self._voices:
             control = frozenset() if key[0] else self._control
-            self._voices[key] = Voice(self.tokenizer.variant(control=control, glued=glued))
+            self._voices[key] = CachedEncoder(self.tokenizer.variant(control=control, glued=glued))
         return self._voices[key]
 
-    def encode(self, drafts: Sequence[Draft]) -> list[Tokens]:
+    def encode(self, drafts: Sequence[Rendering]) -> list[Tokens]:
         """Return ids and spans of every draft.
 
         Raises:
@@ -129,7 +129,7 @@ class Encoder:
         return out
 
     def _count_lossy(
-        self, tokens: Sequence[Tokens], drafts: Sequence[Draft], trained: Sequence[tuple[str, list[int]]]
+        self, tokens: Sequence[Tokens], drafts: Sequence[Rendering], trained: Sequence[tuple[str, list[int]]]
     ) -> int:
         """Count texts whose ids do not decode to them (unknown characters, a tokenizer that normalises).
 
@@ -148,7 +148,7 @@ class Encoder:
         return int(np.count_nonzero(np.diff(total[ends]) != said))
 
     def _plan(
-        self, draft: Draft, borders: Counter[tuple[str, str, bool]], trained: list[tuple[str, list[int]]]
+        self, draft: Rendering, borders: Counter[tuple[str, str, bool]], trained: list[tuple[str, list[int]]]
     ) -> list[tuple[list[int], float]]:
         """Return (ids, weight) of every run; the ids of texts arrive when the voices are flushed."""
         plan: list[tuple[list[int], float]] = []
@@ -195,7 +195,7 @@ class Encoder:
         out, self.counts = self.counts, Counter()
         return out
 
-    def segments(self, draft: Draft, roles: Sequence[Role]) -> list[Segment]:
+    def segments(self, draft: Rendering, roles: Sequence[Role]) -> list[Segment]:
         """Return the draft's parts with their ids; the ids together are those of `encode`."""
         out: list[Segment] = []
         before: int | str | None = None

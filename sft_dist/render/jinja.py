@@ -135,7 +135,7 @@ class ChatTemplate:
 _SAID = tuple(f"{OPEN}{i}{CLOSE}" for i in range(4))
 
 
-def adopt(
+def inspect_template(
     text: str, specials: Mapping[str, str], controls: re.Pattern[str], origin: str
 ) -> tuple[str, tuple[str, ...]]:
     """Return the template (with a generation prompt if it had none) and the control tokens that end an answer.
@@ -177,7 +177,7 @@ def _common(a: str, b: str) -> int:
 
 
 def _stops(template: ChatTemplate, full: str, controls: re.Pattern[str], origin: str) -> tuple[str, ...]:
-    """Return the first control token after the last answer, then the one after an earlier answer if it differs."""
+    """Return the first control token after the last answer, then the one after an earlier answer if it context_mismatch."""
     stops = [_first_control(full, _SAID[1], controls)]
     try:
         rounds = _render(template, 4, origin)

@@ -28,9 +28,19 @@ from sft_dist.render.conversation import (
     drop_thoughts,
     split_reasoning,
 )
-from sft_dist.render.draft import Draft
+from sft_dist.render.draft import Rendering
 from sft_dist.render.jinja import ChatTemplate
-from sft_dist.render.template_outline import CLOSE, MARK, OPEN, SLOT, Atom, Region, Skeleton, build, fill
+from sft_dist.render.template_outline import (
+    CLOSE,
+    MARK,
+    OPEN,
+    SLOT,
+    Atom,
+    Region,
+    TemplateOutline,
+    build,
+    fill,
+)
 
 EMPTY_THINK = re.compile(r"<think>\s*</think>\n*")
 CACHE_SHAPES = 4096
@@ -38,7 +48,7 @@ CACHE_SHAPES = 4096
 RENDER_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
 
-class Refusal(Exception):  # noqa: N818  internal, turned into a Drop
+class TemplateRefusal(Exception):  # noqa: N818  internal, turned into a Drop
     """A conversation that the template cannot render faithfully."""
 
     def __init__(self, detail: str, reason: str = "template_mangles_content") -> None:
@@ -46,7 +56,7 @@ class Refusal(Exception):  # noqa: N818  internal, turned into a Drop
         self.drop = Drop(reason, detail)
 
 
-class ForeignTemplate:
+class JinjaTemplate:
     """A Jinja template that is not one of ours.
 
     Args:
@@ -76,9 +86,9 @@ class ForeignTemplate:
         self._stops = stops
         self._thinking = thinking
         self._train_empty_think = train_empty_think
-        self._shapes: dict[Any, Skeleton] = {}
+        self._shapes: dict[Any, TemplateOutline] = {}
 
-    def draft(self, conversation: Conversation, generation: bool) -> Draft | Drop:
+    def draft(self, conversation: Conversation, generation: bool) -> Rendering | Drop:
         """Return the rendered conversation, or why it cannot be rendered faithfully."""
         if "input_start" in conversation.variables and "input_start" not in self.template.text:
             # it would give every record a shape of its own
@@ -90,12 +100,12 @@ class ForeignTemplate:
             )
         try:
             return self._draft(conversation, generation)
-        except Refusal as refusal:
+        except TemplateRefusal as refusal:
             return refusal.drop
         except RENDER_ERRORS as error:
             return Drop("template_error", f"the chat template refuses the conversation: {error}")
 
-    def _draft(self, conversation: Conversation, generation: bool) -> Draft:
+    def _draft(self, conversation: Conversation, generation: bool) -> Rendering:
         shown = self._shown(conversation)
         true = self._render(shown, generation)
         contents = {2 * i: t.content for i, t in enumerate(shown.turns) if t.content}
@@ -104,7 +114,7 @@ class ForeignTemplate:
         try:
             skeleton = self._by_sentinels(conversation, shown, generation)
             filled = fill(true, skeleton, contents)
-        except (Refusal, *RENDER_ERRORS):
+        except (TemplateRefusal, *RENDER_ERRORS):
             pass  # the template looks into the contents; true renderings decide
         if filled is None:
             skeleton, filled = self._by_difference(conversation, shown, true, generation), []
@@ -163,7 +173,9 @@ class ForeignTemplate:
             variables=self._marks(conversation.variables),
         )
 
-    def _by_sentinels(self, conversation: Conversation, shown: Conversation, generation: bool) -> Skeleton:
+    def _by_sentinels(
+        self, conversation: Conversation, shown: Conversation, generation: bool
+    ) -> TemplateOutline:
         """Return the skeleton of a conversation's shape, from the cache if it is there."""
         shape = [
             (t.role, bool(t.content), t.reasoning and 1, t.calls, t.name, t.tool_call_id, t.call_ids)
@@ -178,7 +190,7 @@ class ForeignTemplate:
         skeleton = self._skeleton(conversation, full, self._sentinels)
         for i, t in enumerate(shown.turns):
             if t.content and 2 * i not in skeleton.slots:
-                raise Refusal(f"the chat template leaves out turn {i} ({t.role})")
+                raise TemplateRefusal(f"the chat template leaves out turn {i} ({t.role})")
         if len(self._shapes) >= CACHE_SHAPES:
             self._shapes.clear()
         self._shapes[key] = skeleton
@@ -186,18 +198,18 @@ class ForeignTemplate:
 
     def _by_difference(
         self, conversation: Conversation, shown: Conversation, true: str, generation: bool
-    ) -> Skeleton:
+    ) -> TemplateOutline:
         """Find the answers by comparing renderings of the record itself, its control tokens marked."""
         full = self._render_marked(conversation, generation)
         if full.replace(MARK, "") != true:
             turns = [t for t in enumerate(shown.turns) if self._controls.search(_dumps(t[1]))]
             where = f"turn {turns[0][0]} ({turns[0][1].role})" if turns else "a tool"
-            raise Refusal(
+            raise TemplateRefusal(
                 f"the chat template changes contents, and {where} spells a control token, so the two cannot be told apart"
             )
         for i, t in enumerate(shown.turns):
             if t.role != "assistant" and t.weight != conversation.frame_weight:
-                raise Refusal(
+                raise TemplateRefusal(
                     f"the chat template changes contents, so turn {i} ({t.role}) cannot have a loss weight of its own"
                 )
         skeleton = self._skeleton(conversation, full, self._render_marked)
@@ -205,34 +217,34 @@ class ForeignTemplate:
             answer = next((a for a in skeleton.answers if a.turn == i), None)
             said = true if answer is None else _text(skeleton.atoms[answer.start : answer.end])
             if t.content.strip() not in said:
-                raise Refusal(f"the chat template changes the content of turn {i} ({t.role})")
+                raise TemplateRefusal(f"the chat template changes the content of turn {i} ({t.role})")
             if answer and not _in_order(
                 [u.content.strip() for u in shown.turns[i + 1 :]], _text(skeleton.atoms[answer.end :])
             ):
-                raise Refusal(f"turn {i} (assistant) is not ended by one of {' '.join(self._stops)}")
+                raise TemplateRefusal(f"turn {i} (assistant) is not ended by one of {' '.join(self._stops)}")
         return skeleton
 
     def _skeleton(
         self, conversation: Conversation, full: str, render: Callable[[Conversation, bool], str]
-    ) -> Skeleton:
+    ) -> TemplateOutline:
         """Find each answer: it starts where the generation prompt ends, and ends with the first end-of-turn token."""
-        regions, differs = [], []
+        regions, context_mismatch = [], []
         for i, t in enumerate(conversation.turns):
             if t.role != "assistant":
                 continue
             prompt = render(conversation.head(i), True) if i else None
             if prompt is None or not full.startswith(prompt):
-                differs.append(i)
+                context_mismatch.append(i)
                 continue
             start = len(prompt)
             end = next(
                 (m.end() for m in self._marked.finditer(full, start) if m.group() in self._stops), None
             )
             if end is None or any(int(m.group(1)) // 2 != i for m in SLOT.finditer(full, start, end)):
-                raise Refusal(f"turn {i} (assistant) is not ended by one of {' '.join(self._stops)}")
+                raise TemplateRefusal(f"turn {i} (assistant) is not ended by one of {' '.join(self._stops)}")
             for name, _ in t.calls:
                 if name not in full[start:end].replace(MARK, ""):
-                    raise Refusal(
+                    raise TemplateRefusal(
                         f"the chat template leaves out the tool call of turn {i} (assistant)",
                         "template_without_tools",
                     )
@@ -241,7 +253,7 @@ class ForeignTemplate:
         return build(
             full,
             regions,
-            differs,
+            context_mismatch,
             len(conversation.turns),
             controls=self._marked,
             id_of=self._id_of,

@@ -5,7 +5,15 @@ from __future__ import annotations
 import string
 
 from sft_dist.render.conversation import Conversation, Turn
-from sft_dist.render.draft import Answer, Draft, Pen, Style, keeps_thoughts, open_pen, write_thoughts
+from sft_dist.render.draft import (
+    Answer,
+    Rendering,
+    Style,
+    TemplateWriter,
+    keeps_thoughts,
+    open_writer,
+    write_thoughts,
+)
 
 PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 PREAMBLE_INPUT = (
@@ -17,9 +25,9 @@ STOPS = string.punctuation + "…。！？"  # noqa: RUF001
 HEADS = ("Definition:", "Positive Example ", "Negative Example ")  # of instructions that take no other
 
 
-def write_alpaca(conversation: Conversation, generation: bool, style: Style) -> Draft:
+def write_alpaca(conversation: Conversation, generation: bool, style: Style) -> Rendering:
     """Write `### Instruction:` / `### Input:` / `### Response:` under Alpaca's preamble, or under the system prompt."""
-    pen, turns, frame = open_pen(conversation, style)
+    pen, turns, frame = open_writer(conversation, style)
     separator = ""
     first_user = _first_user(turns)
     for i, t in enumerate(turns):
@@ -41,12 +49,12 @@ def write_alpaca(conversation: Conversation, generation: bool, style: Style) -> 
         separator = "\n\n"
     if generation:
         pen.literal(separator + "### Response:\n", len(turns), frame)
-    return Draft(pen.parts, pen.answers)
+    return Rendering(pen.parts, pen.answers)
 
 
-def write_tk_instruct(conversation: Conversation, generation: bool, style: Style) -> Draft:
+def write_tk_instruct(conversation: Conversation, generation: bool, style: Style) -> Rendering:
     """Write `Definition: ... Now complete the following example - Input: ... Output:` as Tk-Instruct was trained on."""
-    pen, turns, frame = open_pen(conversation, style)
+    pen, turns, frame = open_writer(conversation, style)
     separator = ""
     first_user = _first_user(turns)
     for i, t in enumerate(turns):
@@ -69,12 +77,12 @@ def write_tk_instruct(conversation: Conversation, generation: bool, style: Style
         separator = "\n\n"
     if generation:
         pen.literal("\nOutput:", len(turns), frame)
-    return Draft(pen.parts, pen.answers)
+    return Rendering(pen.parts, pen.answers)
 
 
-def write_plain(conversation: Conversation, generation: bool, style: Style) -> Draft:
+def write_plain(conversation: Conversation, generation: bool, style: Style) -> Rendering:
     """Write the turns with an empty line between them and the end-of-text token after every answer."""
-    pen, turns, frame = open_pen(conversation, style)
+    pen, turns, frame = open_writer(conversation, style)
     separator = ""
     for i, t in enumerate(turns):
         if t.role == "assistant":
@@ -85,15 +93,15 @@ def write_plain(conversation: Conversation, generation: bool, style: Style) -> D
         separator = "\n\n"
     if generation:
         pen.literal(separator, len(turns), frame)
-    return Draft(pen.parts, pen.answers)
+    return Rendering(pen.parts, pen.answers)
 
 
-def _plain_text(pen: Pen, t: Turn, i: int, separator: str, frame: float) -> None:
+def _plain_text(pen: TemplateWriter, t: Turn, i: int, separator: str, frame: float) -> None:
     pen.literal(separator, i, frame)
     pen.text(t.content.strip(), i, t.weight)
 
 
-def _plain_answer(pen: Pen, conversation: Conversation, i: int, lead: str, style: Style) -> None:
+def _plain_answer(pen: TemplateWriter, conversation: Conversation, i: int, lead: str, style: Style) -> None:
     """Write thoughts, trimmed content and the end-of-text token."""
     t = conversation.turns[i]
     start = len(pen.parts)

@@ -24,10 +24,10 @@ from sft_dist.render.builtin import (
     with_system,
 )
 from sft_dist.render.conversation import Conversation, Thinking, TrainOn, read_conversation
-from sft_dist.render.draft import Draft, Segment
+from sft_dist.render.draft import Rendering, Segment
 from sft_dist.render.encoder import Encoder
-from sft_dist.render.jinja import ChatTemplate, adopt
-from sft_dist.render.jinja_template import ForeignTemplate
+from sft_dist.render.jinja import ChatTemplate, inspect_template
+from sft_dist.render.jinja_template import JinjaTemplate
 from sft_dist.render.tokenizer import TextTokenizer
 
 RENDER_VERSION = 1  # raise it whenever the same example would give other tokens or other spans
@@ -38,7 +38,7 @@ class Template(Protocol):
 
     splits_thoughts: bool
 
-    def draft(self, conversation: Conversation, generation: bool) -> Draft | Drop:
+    def draft(self, conversation: Conversation, generation: bool) -> Rendering | Drop:
         """Return the conversation laid out, with the generation prompt at its end if asked for."""
         ...
 
@@ -95,8 +95,8 @@ class Renderer:
             )
             stops: tuple[str, ...] = (self._template.stop,)
         else:
-            text, stops = adopt(text, tokenizer.specials, controls, origin)
-            self._template = ForeignTemplate(
+            text, stops = inspect_template(text, tokenizer.specials, controls, origin)
+            self._template = JinjaTemplate(
                 ChatTemplate(text, tokenizer.specials, origin),
                 controls=controls,
                 id_of=tokenizer.control_id,
@@ -129,11 +129,11 @@ class Renderer:
 
     def _render(self, examples: Sequence[Example]) -> list[Tokens | Drop]:
         out: list[Tokens | Drop] = []
-        drafts: list[Draft] = []
+        drafts: list[Rendering] = []
         for example in examples:
             draft = self._checked(example, self.counts)
             out.append(draft if isinstance(draft, Drop) else _PENDING)
-            if isinstance(draft, Draft):
+            if isinstance(draft, Rendering):
                 drafts.append(draft)
         tokens = iter(self._encode(drafts))
         out = [next(tokens) if o is _PENDING else o for o in out]
@@ -158,10 +158,10 @@ class Renderer:
         parts = draft.parts
         if answered:
             full = self._template.draft(conversation, generation=False)
-            last = full.answers[-1] if isinstance(full, Draft) and full.answers else None
+            last = full.answers[-1] if isinstance(full, Rendering) and full.answers else None
             if last is not None and last.turn == len(turns) - 1:
                 parts = parts + full.parts[last.start : last.content]  # type: ignore[union-attr]  # full is a Draft
-        return [int(i) for i in self._encoder.encode([Draft(parts, [])])[0].ids]
+        return [int(i) for i in self._encoder.encode([Rendering(parts, [])])[0].ids]
 
     def explain(self, example: Example) -> list[Segment]:
         """Return the example piece by piece, for people to look at.
@@ -188,7 +188,7 @@ class Renderer:
             split_thoughts=self._template.splits_thoughts,
         )
 
-    def _checked(self, example: Example, counts: Counter[str]) -> Draft | Drop:
+    def _checked(self, example: Example, counts: Counter[str]) -> Rendering | Drop:
         """Return the draft of an example after every check that needs no tokens."""
         conversation = self._read(example)
         if isinstance(conversation, Drop):
@@ -196,13 +196,13 @@ class Renderer:
         draft = self._template.draft(conversation, generation=False)
         if isinstance(draft, Drop):
             return draft
-        if draft.differs:
-            counts["context_differs"] += sum(conversation.turns[i].weight > 0 for i in draft.differs)
-            draft = _without(draft, draft.differs)
+        if draft.context_mismatch:
+            counts["context_differs"] += sum(conversation.turns[i].weight > 0 for i in draft.context_mismatch)
+            draft = _without(draft, draft.context_mismatch)
         parts = draft.parts
         for a in draft.answers:
             weight = conversation.turns[a.turn].weight
-            if not weight or a.turn in draft.differs:
+            if not weight or a.turn in draft.context_mismatch:
                 continue
             counts["answers"] += 1
             stops = sum(p.payload in self._stops for p in parts[a.start : a.end])
@@ -221,7 +221,7 @@ class Renderer:
             return Drop("no_target", _why_no_target(conversation, draft))
         return draft
 
-    def _encode(self, drafts: Sequence[Draft]) -> list[Tokens | Drop]:
+    def _encode(self, drafts: Sequence[Rendering]) -> list[Tokens | Drop]:
         """Encode a batch; text that is not Unicode spoils a whole batch, so the culprit is then found one by one."""
         try:
             tokens = self._encoder.encode(drafts)
@@ -238,12 +238,12 @@ class Renderer:
         """Refuse a template that changes what it is given."""
         said = ("What is 2+2? Say it\nin Words.", "Two and two is Four,\n 4.", "Thanks, and 3+3?", "It is 6.")
         messages = [Message(role=("user", "assistant")[i % 2], content=c) for i, c in enumerate(said)]
-        draft: Draft | Drop = Drop("", "")
+        draft: Rendering | Drop = Drop("", "")
         for n in (4, 2):  # a template may know one round only
             draft = self._checked(
                 make_example(task="probe", source="probe", messages=tuple(messages[:n])), Counter()
             )
-            if isinstance(draft, Draft):
+            if isinstance(draft, Rendering):
                 break
         if isinstance(draft, Drop):
             raise UserError(
@@ -267,13 +267,13 @@ def _collector_paused() -> Iterator[None]:
 _PENDING = Drop("", "")  # stands for a draft that is still to be encoded
 
 
-def _without(draft: Draft, turns: Sequence[int]) -> Draft:
+def _without(draft: Rendering, turns: Sequence[int]) -> Rendering:
     """Return the draft with no loss on the answers of `turns`."""
     parts = [p._replace(weight=0.0) if p.body and p.turn in turns else p for p in draft.parts]
     return replace(draft, parts=parts)
 
 
-def _lost_thoughts(conversation: Conversation, draft: Draft) -> Iterator[bool]:
+def _lost_thoughts(conversation: Conversation, draft: Rendering) -> Iterator[bool]:
     """Yield for each answer with a reasoning whether the rendering leaves that out, by our policy or the template's own."""
     for a in draft.answers:
         if reasoning := (conversation.turns[a.turn].reasoning or "").strip():
@@ -282,9 +282,9 @@ def _lost_thoughts(conversation: Conversation, draft: Draft) -> Iterator[bool]:
             )
 
 
-def _why_no_target(conversation: Conversation, draft: Draft) -> str:
-    if draft.differs:
-        return f"the context of turn {draft.differs[-1]} (assistant) is not what generation would be fed"
+def _why_no_target(conversation: Conversation, draft: Rendering) -> str:
+    if draft.context_mismatch:
+        return f"the context of turn {draft.context_mismatch[-1]} (assistant) is not what generation would be fed"
     roles = [t.role for t in conversation.turns]
     if "assistant" not in roles:
         return "no turn is the assistant's"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 from sft_dist.render.conversation import Conversation
-from sft_dist.render.draft import Answer, Draft, Part
+from sft_dist.render.draft import Answer, Part, Rendering
 
 # Private-use characters: no template treats them specially, and records hardly hold them.
 OPEN, CLOSE, MARK = "\ue0f1", "\ue0f2", "\ue0f3"
@@ -41,7 +41,7 @@ class Atom(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Skeleton:
+class TemplateOutline:
     """A rendering with holes, and what is needed to fill them.
 
     Attributes:
@@ -49,16 +49,16 @@ class Skeleton:
         answers: As in a draft, counted in atoms.
         literals: Template text around the holes, one more than holes.
         slots: Hole numbers in order: 2i the content, 2i+1 the reasoning of turn i.
-        differs: Assistant turns whose context is not what generation is fed (thoughts dropped later, for example).
+        context_mismatch: Assistant turns whose context is not what generation is fed (thoughts dropped later, for example).
     """
 
     atoms: tuple[Atom, ...]
     answers: tuple[Answer, ...]
     literals: tuple[str, ...]
     slots: tuple[int, ...]
-    differs: tuple[int, ...]
+    context_mismatch: tuple[int, ...]
 
-    def parts(self, conversation: Conversation, filled: Sequence[str], train_empty_think: bool) -> Draft:
+    def parts(self, conversation: Conversation, filled: Sequence[str], train_empty_think: bool) -> Rendering:
         """Put contents and weights in; an empty content gives no part."""
         turns = conversation.turns
         texts = iter(filled)
@@ -71,7 +71,7 @@ class Skeleton:
                 continue
             if atom.kind == "frame":
                 weight = conversation.frame_weight
-            elif atom.turn in self.differs or (atom.kind == "think" and not train_empty_think):
+            elif atom.turn in self.context_mismatch or (atom.kind == "think" and not train_empty_think):
                 weight = 0.0
             else:
                 weight = turns[atom.turn].weight
@@ -87,26 +87,26 @@ class Skeleton:
             )
             for a in self.answers
         ]
-        return Draft(parts, answers, self.differs)
+        return Rendering(parts, answers, self.context_mismatch)
 
 
 def build(
     full: str,
     regions: Sequence[Region],
-    differs: Sequence[int],
+    context_mismatch: Sequence[int],
     n_turns: int,
     *,
     controls: re.Pattern[str],
     id_of: Callable[[str], int],
     stops: Sequence[str],
-) -> Skeleton:
+) -> TemplateOutline:
     """Cut a rendering at contents, control tokens and answer borders.
 
     Args:
         full: A rendering with sentinels (OPEN number CLOSE) for contents and MARK before control tokens that are
             record text.
         regions: Where the answers lie.
-        differs: Assistant turns without a region.
+        context_mismatch: Assistant turns without a region.
         n_turns: Turns of the conversation; template text after the last content belongs to turn `n_turns`.
         controls: Pattern of control tokens, a MARK before them included.
         id_of: Control token -> id.
@@ -133,12 +133,12 @@ def build(
             turn = next((s // 2 for start, s in slots if start >= begin), n_turns)
             atoms.append(Atom(payload, slot, turn, "frame" if slot is None else "turn", False))
     at[len(full)] = len(atoms)
-    return Skeleton(
+    return TemplateOutline(
         atoms=tuple(atoms),
         answers=tuple(Answer(r.turn, at[r.start], at[r.content], at[r.end]) for r in regions),
         literals=tuple(t.replace(MARK, "") for t in SLOT.split(full)[::2]),
         slots=tuple(s for _, s in slots),
-        differs=tuple(differs),
+        context_mismatch=tuple(context_mismatch),
     )
 
 
@@ -157,7 +157,7 @@ def _pieces(full: str, borders: Sequence[int], controls: re.Pattern[str]) -> Ite
         position = end
 
 
-def fill(true: str, skeleton: Skeleton, contents: Mapping[int, str]) -> list[str] | None:
+def fill(true: str, skeleton: TemplateOutline, contents: Mapping[int, str]) -> list[str] | None:
     """Return what stands in each hole of the true rendering, or None if the contents do not explain it."""
     if not true.startswith(skeleton.literals[0]):
         return None

@@ -24,7 +24,7 @@ from sft_dist.render.tokenizer_files import (
     TokenizerFiles,
     add_missing,
     drop_prefix,
-    find,
+    find_tokenizer,
     kinds,
 )
 
@@ -83,7 +83,7 @@ class TextTokenizer:
         Raises:
             UserError: Nothing is there, or it is not a fast tokenizer.
         """
-        return cls(find(path, revision))
+        return cls(find_tokenizer(path, revision))
 
     def _named(self, files: TokenizerFiles) -> dict[str, str]:
         keys = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

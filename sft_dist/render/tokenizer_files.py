@@ -45,7 +45,7 @@ class TokenizerFiles:
         return value if isinstance(value, str) else None
 
 
-def find(path: str, revision: str | None = None) -> TokenizerFiles:
+def find_tokenizer(path: str, revision: str | None = None) -> TokenizerFiles:
     """Read the files of a tokenizer.
 
     Args:

@@ -14,8 +14,16 @@ from sft_dist.core.errors import UserError
 from sft_dist.report.charts import Line, chart
 from sft_dist.report.formatting import DASH, decimal, duration, esc, join, percent, points, short
 from sft_dist.report.html import Cell, Row, figure, page, table
-from sft_dist.report.run_files import RunFiles, flatten, read_run
-from sft_dist.report.run_summary import METRIC_TITLES, Facts, facts_of, gain, score, smooth, status_of
+from sft_dist.report.run_files import RunFiles, flatten, read_run_files
+from sft_dist.report.run_summary import (
+    METRIC_TITLES,
+    RunSummary,
+    gain,
+    score,
+    smooth,
+    status_of,
+    summarize_run,
+)
 
 ALWAYS_DIFFERENT = ("name", "run_root")
 """Settings that say nothing about why runs differ."""
@@ -51,7 +59,7 @@ def compare(run_dirs: Sequence[Path], style: Literal["markdown", "html"] = "mark
         raise UserError(
             "a comparison needs at least two run folders, so there is nothing to set side by side; name more of them"
         )
-    runs = [read_run(d) for d in run_dirs]
+    runs = [read_run_files(d) for d in run_dirs]
     found = comparison(runs)
     return _html(runs, found) if style == "html" else _markdown(found)
 
@@ -62,7 +70,7 @@ def comparison(runs: Sequence[RunFiles]) -> Comparison:
     columns: list[tuple[str, list[str], list[float | None]]] = [
         ("state", [status_of(r)[0] for r in runs], [None] * len(runs))
     ]
-    known = [facts_of(r) for r in runs]
+    known = [summarize_run(r) for r in runs]
     for title, value, shown in _FACTS:
         numbers = [value(f) for f in known]
         columns.append((title, [shown(n) for n in numbers], list(numbers)))
@@ -85,7 +93,7 @@ def comparison(runs: Sequence[RunFiles]) -> Comparison:
     )
 
 
-_FACTS: tuple[tuple[str, Callable[[Facts], float], Callable[[float], str]], ...] = (
+_FACTS: tuple[tuple[str, Callable[[RunSummary], float], Callable[[float], str]], ...] = (
     ("steps", lambda f: float(f.steps), lambda n: f"{n:,.0f}"),
     ("final loss", lambda f: f.final_loss, decimal),
     ("eval loss", lambda f: f.eval_loss, decimal),

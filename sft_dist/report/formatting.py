@@ -68,7 +68,7 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def memory(value: float) -> str:
+def format_bytes(value: float) -> str:
     """Bytes -> "1.2 GiB"."""
     if not math.isfinite(value):
         return DASH

@@ -75,7 +75,7 @@ def pairs(rows: Mapping[str, Any]) -> str:
     return table(("name", "value"), shown, left=("value",), css="fit")
 
 
-def facts(items: Iterable[tuple[str, str, str]]) -> str:
+def stat_row(items: Iterable[tuple[str, str, str]]) -> str:
     """Return a row of (label, figure, remark)."""
     shown = [_fact(*item) for item in items]
     columns = 3 if len(shown) % 4 and len(shown) % 3 == 0 else 4

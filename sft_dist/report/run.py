@@ -11,8 +11,16 @@ from sft_dist.core.files import write_text
 from sft_dist.report.formatting import count, decimal, duration, esc, join, percent, points, short
 from sft_dist.report.html import page
 from sft_dist.report.results import results_section, samples_section, tasks_section
-from sft_dist.report.run_files import RunFiles, flatten, number, read_run
-from sft_dist.report.run_summary import METRIC_TITLES, SET_TITLES, Facts, facts_of, gain, score, status_of
+from sft_dist.report.run_files import RunFiles, flatten, number, read_run_files
+from sft_dist.report.run_summary import (
+    METRIC_TITLES,
+    SET_TITLES,
+    RunSummary,
+    gain,
+    score,
+    status_of,
+    summarize_run,
+)
 from sft_dist.report.training import data_section, events_section, setup_section, training_section
 
 TONES = {"finished": "good", "fatal": "bad", "silent": "bad"}
@@ -29,8 +37,8 @@ def write_report(run_dir: Path) -> Path:
     Raises:
         UserError: When the folder does not exist.
     """
-    run = read_run(run_dir)
-    known = facts_of(run)
+    run = read_run_files(run_dir)
+    known = summarize_run(run)
     sections = (
         results_section(run),
         tasks_section(run),
@@ -52,8 +60,8 @@ def summary_table(run_dir: Path) -> Table:
     Raises:
         UserError: When the folder does not exist.
     """
-    run = read_run(run_dir)
-    known = facts_of(run)
+    run = read_run_files(run_dir)
+    known = summarize_run(run)
     metric = run.metric
     rows: list[tuple[str, ...]] = []
     for name, title in SET_TITLES.items():
@@ -104,7 +112,7 @@ def summary_table(run_dir: Path) -> Table:
     return table
 
 
-def _header(run: RunFiles, known: Facts) -> str:
+def _header(run: RunFiles, known: RunSummary) -> str:
     state, detail = status_of(run)
     links = join(
         f'<a href="#{anchor}">{text}</a>'
@@ -127,7 +135,7 @@ def _header(run: RunFiles, known: Facts) -> str:
     )
 
 
-def _sentences(run: RunFiles, known: Facts) -> list[str]:
+def _sentences(run: RunFiles, known: RunSummary) -> list[str]:
     """Say in words what was trained, on what, and what came of it; only what is known."""
     out = []
     if len(run.training):

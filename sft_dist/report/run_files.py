@@ -105,7 +105,7 @@ class RunFiles:
         return str(self.option("eval.metric", "exact_match"))
 
 
-def read_run(run_dir: Path) -> RunFiles:
+def read_run_files(run_dir: Path) -> RunFiles:
     """Read a run folder.
 
     Raises:

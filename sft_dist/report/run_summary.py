@@ -29,7 +29,7 @@ RARE_SHARE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
+class RunSummary:
     """Headline figures of training; NaN where unknown.
 
     Attributes:
@@ -67,13 +67,13 @@ class Facts:
     skipped: int
 
 
-def facts_of(run: RunFiles) -> Facts:
+def summarize_run(run: RunFiles) -> RunSummary:
     """Compute the headline figures."""
     t = run.training
     loss = t["loss"][np.isfinite(t["loss"])]
     capacity = np.nansum(t["tokens"] / np.where(t["fill"] > 0, t["fill"], np.nan)) if len(t) else math.nan
     planned = number(run.plan.get("steps"))
-    return Facts(
+    return RunSummary(
         steps=int(np.nanmax(t["step"])) if len(t) else 0,
         planned_steps=planned,
         first_loss=edge_mean(loss, last=False),

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sft_dist.cluster.sweep.folder import Definition, SweepFolder, Trial
-from sft_dist.cluster.sweep.run_metric import FIGURES, Curve, Figure, curve_of
+from sft_dist.cluster.sweep.run_metric import RUN_METRICS, Curve, RunMetric, curve_of
 from sft_dist.core.errors import UserError
 from sft_dist.report.formatting import significant
 
@@ -61,7 +61,7 @@ class Board:
 
     path: Path
     definition: Definition
-    figure: Figure
+    figure: RunMetric
     trials: tuple[Trial, ...]
     best: Trial | None
     curves: tuple[Curve, ...]
@@ -93,7 +93,7 @@ def read_board(path: Path) -> Board:
             f"{path} has no record of any trial (trials/ is empty), so there is nothing to compare; "
             f"begin them: sft-dist sweep {path}, or the command that made the sweep"
         )
-    figure = FIGURES[definition.metric]
+    figure = RUN_METRICS[definition.metric]
     sign = 1.0 if figure.direction == "minimize" else -1.0
     trials = sorted(trials, key=lambda t: (ORDER.index(t.state), sign * (t.value or 0.0), t.number))
     held_out = [curve_of(path / t.name, "eval_loss") for t in trials]
@@ -208,7 +208,7 @@ def _by_model(
     except ImportError:
         return {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction=FIGURES[definition.metric].direction)
+    study = optuna.create_study(direction=RUN_METRICS[definition.metric].direction)
     spaces: dict[str, optuna.distributions.BaseDistribution] = {}
     for key, texts in varied.items():
         numbers = [number_of(t) for t in texts]

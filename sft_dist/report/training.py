@@ -16,16 +16,16 @@ from sft_dist.report.formatting import (
     decimal,
     duration,
     esc,
+    format_bytes,
     join,
     leaf,
-    memory,
     percent,
     short,
     significant,
 )
-from sft_dist.report.html import Cell, bar, facts, figure, missing, name_cell, pairs, table
+from sft_dist.report.html import Cell, bar, figure, missing, name_cell, pairs, stat_row, table
 from sft_dist.report.run_files import RunFiles, flatten, number
-from sft_dist.report.run_summary import Facts, edge_mean, smooth, task_mix
+from sft_dist.report.run_summary import RunSummary, edge_mean, smooth, task_mix
 
 MULTIPLES = 24
 """Tasks whose loss is drawn at once; further ones are folded away."""
@@ -38,7 +38,7 @@ NOTABLE = ("skip", "resume", "stop", "fail", "fatal", "bad", "error", "spike", "
 """Events that a reader looks for, by part of their name."""
 
 
-def training_section(run: RunFiles, known: Facts) -> str:
+def training_section(run: RunFiles, known: RunSummary) -> str:
     """Return headline figures of training and its curves."""
     out = f'<h2 id="training">Training</h2>{missing(run, "metrics.jsonl")}'
     if not len(run.training):
@@ -61,9 +61,9 @@ def training_section(run: RunFiles, known: Facts) -> str:
         ("tokens a second", short(known.tokens_per_s), f"median{mfu}"),
         ("rows filled", f"{percent(known.fill)} %", "tokens over capacity"),
         ("imbalance", decimal(known.imbalance, 3), "slowest rank over mean"),
-        ("peak memory", memory(known.memory_bytes), "rank 0"),
+        ("peak memory", format_bytes(known.memory_bytes), "rank 0"),
     ]
-    return f"{out}{facts(items)}{_charts(run)}{_multiples(run)}"
+    return f"{out}{stat_row(items)}{_charts(run)}{_multiples(run)}"
 
 
 def _charts(run: RunFiles) -> str:
@@ -147,7 +147,7 @@ def data_section(run: RunFiles) -> str:
         ("tokens a step", count(number(plan.get("tokens_per_step"))), "capacity"),
         ("rows filled", f"{percent(number(plan.get('fill')))} %", "planned"),
     ]
-    out += facts([item for item in shown if DASH not in item[1]])
+    out += stat_row([item for item in shown if DASH not in item[1]])
     sources = plan.get("sources") or {}
     if sources:
         rows = [_source_row(name, s) for name, s in sources.items() if isinstance(s, Mapping)]

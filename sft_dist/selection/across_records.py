@@ -9,7 +9,7 @@ from pathlib import Path
 from sft_dist.config.data import DataConfig
 from sft_dist.core.records import Drop, Example
 from sft_dist.filters import Seen
-from sft_dist.filters.decontamination import Leak
+from sft_dist.filters.decontamination import Overlap
 from sft_dist.filters.near_duplicates import NearDuplicates, bands_of
 from sft_dist.filters.quality import Quality, read_scores
 from sft_dist.selection.per_record import Verdict
@@ -40,15 +40,15 @@ class Contaminated:
     span: str
 
 
-class Findings:
+class ContaminationLog:
     """The evaluation examples, and of each the training examples that give it away."""
 
     def __init__(self, examples: list[Example] | None = None) -> None:
         self.examples = examples or []
         self._counts: Counter[int] = Counter()
-        self._worst: dict[int, tuple[Leak, str, str]] = {}
+        self._worst: dict[int, tuple[Overlap, str, str]] = {}
 
-    def add(self, leaks: tuple[Leak, ...], source: str, example: Example) -> Drop:
+    def add(self, leaks: tuple[Overlap, ...], source: str, example: Example) -> Drop:
         """Note what a training example gives away; return why it is dropped."""
         for leak in leaks:
             self._counts[leak.item] += 1
@@ -79,11 +79,11 @@ class Findings:
 
 
 @dataclass
-class Sifter:
+class CrossRecordFilter:
     """Judges the training examples of one source, in order."""
 
     source: str
-    findings: Findings
+    contamination: ContaminationLog
     near: NearDuplicates | None
     quality: Quality | None
     exact: bool
@@ -94,7 +94,7 @@ class Sifter:
     def __call__(self, example: Example, verdict: Verdict) -> Drop | None:
         """Return why a training example is dropped, or None."""
         if verdict.leaks:
-            return self.findings.add(verdict.leaks, self.source, example)
+            return self.contamination.add(verdict.leaks, self.source, example)
         if self.exact and not self._seen.add(verdict.key):
             return Drop("exact_duplicate", "an earlier record of this source has the same prompt and answer")
         if self.near is not None and verdict.sketch is not None and (drop := self.near.add(verdict.sketch)):

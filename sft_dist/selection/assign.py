@@ -25,11 +25,17 @@ from sft_dist.core.records import BadRecord, Drop, Example, example_to_dict
 from sft_dist.core.rng import derive
 from sft_dist.core.sample import Sample
 from sft_dist.filters import build_filters, filters_fingerprint
-from sft_dist.filters.decontamination import LeakIndex
+from sft_dist.filters.decontamination import ContaminationIndex
 from sft_dist.filters.near_duplicates import NearDuplicates, Sketcher
 from sft_dist.holdout import Holdout, decide, split
 from sft_dist.holdout.holdout import Side
-from sft_dist.selection.across_records import Findings, Sifter, near_index, quality_of, scores_path
+from sft_dist.selection.across_records import (
+    ContaminationLog,
+    CrossRecordFilter,
+    near_index,
+    quality_of,
+    scores_path,
+)
 from sft_dist.selection.files import (
     DROPPED,
     EVALUATE,
@@ -46,7 +52,7 @@ from sft_dist.selection.files import (
     write_codes,
     write_selected,
 )
-from sft_dist.selection.per_record import Judge, Judges
+from sft_dist.selection.per_record import FilterPool, RecordFilter
 from sft_dist.sources import Source
 from sft_dist.sources.task_files import read_task_list
 
@@ -86,14 +92,14 @@ def select(
     progress("deciding what is held out")
     sizes: Counter[str] = Counter()
     holdout = decide(_counted(sources, sizes), **data.holdout.model_dump(), seed=seed)
-    findings = Findings()
+    contamination = ContaminationLog()
     index = None
     if options.leakage is not None and holdout.evaluated:
         progress("collecting what is evaluated")
         evaluated, training = _sides(sources, holdout, seed)
-        findings = Findings(evaluated)
-        index = LeakIndex(evaluated, training=training, **options.leakage.model_dump())
-    judge = Judge(
+        contamination = ContaminationLog(evaluated)
+        index = ContaminationIndex(evaluated, training=training, **options.leakage.model_dump())
+    record_filter = RecordFilter(
         holdout=holdout,
         drop_eval_inputs=options.eval_inputs,
         rules=build_filters(options),
@@ -111,7 +117,9 @@ def select(
             "eval_seen": _open(stack, folder / "eval" / "seen.jsonl"),
             "eval_heldout": _open(stack, folder / "eval" / "heldout.jsonl"),
         }
-        judges = stack.enter_context(Judges(judge, records=sizes.total(), processes=data.processes))
+        filter_pool = stack.enter_context(
+            FilterPool(record_filter, records=sizes.total(), processes=data.processes)
+        )
         written: set[str] = set()
         near: NearDuplicates | None = None
         for name, source in sources.items():
@@ -121,11 +129,17 @@ def select(
             with ExitStack() as own:
                 rejects = _open(own, folder / "rejects" / f"{name}.jsonl")
                 quality = quality_of(data, name)
-                sifter = Sifter(source.name, findings, near, quality, exact=options.exact_duplicates)
-                selections[name], first_bad = _apply(source, judges, sifter, sets, written, rejects)
-            _judge(data, source, selections[name], first_bad)  # after the rejects are written: they show why
+                cross_filter = CrossRecordFilter(
+                    source.name, contamination, near, quality, exact=options.exact_duplicates
+                )
+                selections[name], first_bad = _apply(
+                    source, filter_pool, cross_filter, sets, written, rejects
+                )
+            _check_source(
+                data, source, selections[name], first_bad
+            )  # after the rejects are written: they show why
             write_codes(folder, name, selections[name].codes)
-    selected = Selected(holdout=holdout, sources=selections, contaminated=findings.contaminated())
+    selected = Selected(holdout=holdout, sources=selections, contaminated=contamination.contaminated())
     write_selected(folder, key, selected)
     return selected
 
@@ -160,8 +174,8 @@ def _sides(
 
 def _apply(
     source: Source,
-    judges: Judges,
-    sifter: Sifter,
+    filter_pool: FilterPool,
+    cross_filter: CrossRecordFilter,
     sets: dict[Side, IO[str]],
     written: set[str],
     rejects: IO[str],
@@ -171,7 +185,7 @@ def _apply(
     tasks: set[str] = set()
     dropped: Counter[str] = Counter()
     first_bad: BadRecord | None = None
-    for record, verdict in judges(source):
+    for record, verdict in filter_pool(source):
         if isinstance(record, BadRecord):
             codes.append(UNREADABLE)
             first_bad = first_bad or record
@@ -180,7 +194,7 @@ def _apply(
         side = verdict.side
         assert side is not None
         if side == "train":
-            side = sifter(record, verdict) or side
+            side = cross_filter(record, verdict) or side
         if isinstance(side, Drop):
             codes.append(DROPPED)
             dropped[side.reason] += 1
@@ -210,7 +224,9 @@ def _apply(
     return selection, first_bad
 
 
-def _judge(data: DataConfig, source: Source, selection: Selection, first_bad: BadRecord | None) -> None:
+def _check_source(
+    data: DataConfig, source: Source, selection: Selection, first_bad: BadRecord | None
+) -> None:
     share = selection.unreadable / max(1, selection.read)
     if first_bad and share > data.max_bad_share:
         raise UserError(

@@ -14,11 +14,11 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 from sft_dist.core.records import BadRecord, Drop, Example
 from sft_dist.filters import Filter, duplicate_key
-from sft_dist.filters.decontamination import Leak, LeakIndex
+from sft_dist.filters.decontamination import ContaminationIndex, Overlap
 from sft_dist.filters.near_duplicates import Sketch, Sketcher
 from sft_dist.holdout import Holdout, Side, split
 
-CHUNK = 500  # records that a worker judges at a time: large for batched signatures, small enough to keep memory low
+CHUNK = 500  # records that a worker filter_pool at a time: large for batched signatures, small enough to keep memory low
 AHEAD = 3  # chunks a worker that are read before their turn: bounds memory, keeps the workers busy
 POOL_RECORDS = 20_000  # fewer are judged faster than workers start
 
@@ -32,18 +32,18 @@ class Verdict(NamedTuple):
 
     side: Side | Drop | None  # None: it cannot be read
     key: int = 0  # equal for equal content
-    leaks: tuple[Leak, ...] = ()
+    leaks: tuple[Overlap, ...] = ()
     sketch: Sketch | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judge:
+class RecordFilter:
     """Records -> verdicts. Holds what every chunk needs, and changes nothing.
 
     Attributes:
         holdout: What is never trained on.
         drop_eval_inputs: See `holdout.holdout`.
-        rules: Rules that judge one example.
+        rules: Rules that record_filter one example.
         leaks: The evaluation examples' n-grams; None: leakage is not looked for.
         sketcher: Makes what near duplicates are found by; None: they are kept.
     """
@@ -51,7 +51,7 @@ class Judge:
     holdout: Holdout
     drop_eval_inputs: bool
     rules: Sequence[Filter]
-    leaks: LeakIndex | None
+    leaks: ContaminationIndex | None
     sketcher: Sketcher | None
 
     def __call__(self, records: Sequence[Record]) -> list[Verdict]:
@@ -84,19 +84,19 @@ class Judge:
         return self.leaks is not None or self.sketcher is not None or len(self.rules) > 2
 
 
-class Judges(ExitStack):
-    """A judge, or several processes of it, for the length of a `with`."""
+class FilterPool(ExitStack):
+    """A record_filter, or several processes of it, for the length of a `with`."""
 
-    def __init__(self, judge: Judge, *, records: int, processes: int | None) -> None:
+    def __init__(self, record_filter: RecordFilter, *, records: int, processes: int | None) -> None:
         super().__init__()
-        self._judge = judge
+        self._check_source = record_filter
         self._processes = processes or len(os.sched_getaffinity(0))
         self._pool: ProcessPoolExecutor | None = None
-        if self._processes > 1 and judge.heavy and records >= POOL_RECORDS:
+        if self._processes > 1 and record_filter.heavy and records >= POOL_RECORDS:
             # Not forked: the threads of the MinHash library, once used, would hang in a copy of this process.
             context = multiprocessing.get_context("spawn")
             self._pool = self.enter_context(
-                ProcessPoolExecutor(self._processes, context, initializer=_start, initargs=(judge,))
+                ProcessPoolExecutor(self._processes, context, initializer=_start, initargs=(record_filter,))
             )
 
     def __call__(self, records: Iterable[Record]) -> Iterator[tuple[Record, Verdict]]:
@@ -105,7 +105,7 @@ class Judges(ExitStack):
         chunks: Iterator[list[Record]] = iter(lambda: list(islice(stream, CHUNK)), [])
         if self._pool is None:
             for chunk in chunks:
-                yield from zip(chunk, self._judge(chunk), strict=True)
+                yield from zip(chunk, self._check_source(chunk), strict=True)
             return
         for chunk, verdicts in work_ahead(self._pool, _work, chunks, ahead=AHEAD * self._processes):
             yield from zip(chunk, verdicts, strict=True)
@@ -125,15 +125,15 @@ def work_ahead(
         yield last, done.result()
 
 
-_judge: Callable[[Sequence[Record]], list[Verdict]] | None = None  # of a worker process
+_check_source: Callable[[Sequence[Record]], list[Verdict]] | None = None  # of a worker process
 
 
-def _start(judge: Judge) -> None:
-    global _judge  # noqa: PLW0603  set once, by the pool's initializer
+def _start(record_filter: RecordFilter) -> None:
+    global _check_source  # noqa: PLW0603  set once, by the pool's initializer
     os.environ["RAYON_NUM_THREADS"] = "1"  # the processes are the parallelism
-    _judge = judge
+    _check_source = record_filter
 
 
 def _work(records: list[Record]) -> list[Verdict]:
-    assert _judge is not None
-    return _judge(records)
+    assert _check_source is not None
+    return _check_source(records)

@@ -31,7 +31,7 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Listed:
+class ExampleList:
     """Examples in memory, as one block."""
 
     members: list[Example]
@@ -49,7 +49,7 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Kept:
+class SelectedExamples:
     """The training examples of a source, in blocks of `size` records. A block is a shard."""
 
     source: Source
@@ -89,11 +89,11 @@ class Kept:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Build:
+class StoreBuild:
     """The build of one store: a block is a shard, rendered by a pool, written in order."""
 
     name: str
-    examples: Kept | Listed
+    examples: SelectedExamples | ExampleList
     tasks: tuple[str, ...]
     renderer: Renderer
     rejects: Path

@@ -52,7 +52,7 @@ def stage(source: str, folder: Path) -> Path:
     return target
 
 
-def publish(store: Path, url: str) -> bool:
+def publish_stores(store: Path, url: str) -> bool:
     """Copy a whole store to a URL, manifest last; return False when it was there already.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sft_dist.batch.collate import collate, sequence_slice
+from sft_dist.batch.collate import collate, sequence_shard
 from sft_dist.batch.planner import Planner
 from sft_dist.config import RunConfig
 from sft_dist.mix import Corpus
@@ -55,7 +55,7 @@ def held_out_loss(
             step = plan.step(i)
             weight += step.target_weight
             for micro in step.micro_rows:
-                batch = sequence_slice(collate(corpus, micro[rank]), sequence.place, sequence.size)
+                batch = sequence_shard(collate(corpus, micro[rank]), sequence.place, sequence.size)
                 inputs = to_inputs(batch, engine.device)
                 _, nll_N = engine(*inputs)
                 meter.add(batch, nll_N, inputs[-1])

@@ -21,7 +21,7 @@ import numpy as np
 from sft_dist.core.process import current
 from sft_dist.core.records import Batch
 from sft_dist.core.runfolder import RunFolder
-from sft_dist.train.stall_report import path_of, say
+from sft_dist.train.stall_report import path_of, write_stall_report
 
 HEARTBEAT_S = 5.0
 WINDOW_STEPS = 64  # losses that a step is compared with
@@ -30,7 +30,7 @@ NAMED, MAX_NAMED = 8, 32  # examples that an event names
 MIN_SPREAD = 0.01  # share of the median: losses that hardly vary would make a spike of every step
 
 
-class Requests:
+class StopSignals:
     """Collects stop and save requests of this rank: signals on every rank, control files on rank 0.
 
     A handler only sets a flag. The flags travel in the step's one reduction, so all ranks act after the same step.
@@ -113,7 +113,7 @@ class Heartbeat:
                     if self._rank == 0:  # the others move with it, and need not write to a shared disk
                         self._folder.heartbeat()
                 elif not said and time.time() - beaten > self._limit_s / 2:
-                    say(self._folder.path, self._rank, since=beaten)
+                    write_stall_report(self._folder.path, self._rank, since=beaten)
                     said = True
             if self._done.wait(min(HEARTBEAT_S, self._limit_s / 8)):
                 return
@@ -134,7 +134,7 @@ class Policy:
     spike_deviations: float = 10.0
 
 
-class Judge:
+class SpikeDetector:
     """Says before the update what is wrong with a step, from the loss of the global batch.
 
     That loss comes out of an all-reduce, so every rank judges alike. The losses that it compares with travel in the
@@ -189,7 +189,7 @@ def example_losses(batches: Sequence[Batch], loss_N_of: Sequence[Any]) -> list[t
     return out
 
 
-def guilty(parts: Iterable[tuple[str, float, int]]) -> list[str]:
+def worst_examples(parts: Iterable[tuple[str, float, int]]) -> list[str]:
     """Return ids from the worst: those whose loss is not finite, or, when all are, the 8 of the highest mean loss.
 
     Args:

@@ -19,7 +19,7 @@ from sft_dist.core.records import Batch, StepMetrics, StepPlan
 from sft_dist.core.rng import derive
 from sft_dist.model.packed import to_inputs
 from sft_dist.train import stop_messages
-from sft_dist.train.guard import Heartbeat, Judge, Requests, example_losses, guilty
+from sft_dist.train.guard import Heartbeat, SpikeDetector, StopSignals, example_losses, worst_examples
 from sft_dist.train.metrics import Meter, step_metrics
 from sft_dist.train.zero import update
 
@@ -52,11 +52,11 @@ def run(
     schedule: Schedule,
     lr_of: Callable[[int], float],
     meter: Meter,
-    requests: Requests,
+    requests: StopSignals,
     heartbeat: Heartbeat,
     hooks: Hooks,
     saver: Saver,
-    judge: Judge,
+    spikes: SpikeDetector,
     seed: int,
     clip: float | None,
     useful_flops: Callable[[int, int, int], float],
@@ -76,7 +76,7 @@ def run(
         heartbeat: Told of progress.
         hooks: Log, event, evaluate.
         saver: Writes checkpoints in the background.
-        judge: Says which steps are not worth their update.
+        spikes: Says which steps are not worth their update.
         seed: Root of the dropout streams.
         clip: Largest gradient norm (DeepSpeed's own copy serves ZeRO 1 to 3).
         useful_flops: (tokens, targets, pairs) of a global batch -> FLOPs of forward and backward.
@@ -100,12 +100,12 @@ def run(
         sums = meter.reduce(stop=stop, save=save or overdue, written=written, failed=failed)
         saver.agree(sums.written, sums.failed)
         loss = sums.loss / plan.target_weight  # the same on all ranks
-        cause, norm = _update(engine, clip, judge, loss, batches[0])
+        cause, norm = _update(engine, clip, spikes, loss, batches[0])
         if cause:
-            names = guilty(_everywhere(example_losses(batches, losses)))
+            names = worst_examples(_everywhere(example_losses(batches, losses)))
             hooks.event("skipped_step", step=after.step, cause=cause, loss=_or_none(loss), examples=names)
-            if judge.stops(cause):
-                _keep(position, saver, judge)
+            if spikes.stops(cause):
+                _keep(position, saver, spikes)
                 return _fatal(position, stop_messages.stopped(after.step, cause, loss, saver.saved_at), hooks)
         position, skipped = after, skipped + 1 if cause else 0
         hooks.log(
@@ -135,7 +135,7 @@ def run(
             heartbeat.progress()
         if due:
             last_save = time.monotonic()
-            saver.begin(position, {"losses": judge.losses})
+            saver.begin(position, {"losses": spikes.losses})
             requests.served()
         if sums.stop:
             saver.finish()
@@ -143,11 +143,11 @@ def run(
             return _ended(position, "stopped", saver)
         heartbeat.progress()
     if saver.begun_at != position:
-        saver.begin(position, {"losses": judge.losses})
+        saver.begin(position, {"losses": spikes.losses})
     saver.scored(position.step, hooks.evaluate(position.step))  # while it is being written
     saver.finish()
     if saver.saved_at != position:  # once more: the disk may have room by now
-        saver.begin(position, {"losses": judge.losses})
+        saver.begin(position, {"losses": spikes.losses})
         saver.finish()
     return _ended(position, "finished", saver)
 
@@ -167,29 +167,31 @@ def _micro_step(engine: Any, batch: Batch, scale: float, meter: Meter) -> Tensor
     return nll_N * inputs[-1]
 
 
-def _update(engine: Any, clip: float | None, judge: Judge, loss: float, batch: Batch) -> tuple[str, float]:
+def _update(
+    engine: Any, clip: float | None, spikes: SpikeDetector, loss: float, batch: Batch
+) -> tuple[str, float]:
     """Apply the update unless something is wrong with the step; return what, and the gradient norm. Collective.
 
     A bad loss is seen before the update. Where its step is skipped, the gradient is made NaN, so that `update` drops it as
     it drops any that is not finite: one more backward pass through the engine, because DeepSpeed has no call that forgets
     gradients, and where it keeps them depends on stage and offload.
     """
-    cause = judge.wrong(loss)
-    if cause and judge.stops(cause):
+    cause = spikes.wrong(loss)
+    if cause and spikes.stops(cause):
         return cause, math.nan
     if cause:
         loss_sum, _ = engine(*to_inputs(batch, engine.device))
         engine.backward(loss_sum * math.nan, scale_wrt_gas=False)
     applied, norm = update(engine, clip)
     if applied:
-        judge.add(loss)
+        spikes.add(loss)
     return "" if applied else cause or "nonfinite", norm
 
 
-def _keep(position: Position, saver: Saver, judge: Judge) -> None:
+def _keep(position: Position, saver: Saver, spikes: SpikeDetector) -> None:
     """Save the state that a bad step has not touched."""
     if position.step and saver.begun_at != position:
-        saver.begin(position, {"losses": judge.losses})
+        saver.begin(position, {"losses": spikes.losses})
     saver.finish()
 
 

@@ -152,7 +152,7 @@ def peak_flops(device: torch.device) -> float | None:
     """Return the dense bf16 peak of the device, or None where it is not known."""
     if device.type != "cuda":
         return None
-    known = devices.find(torch.cuda.get_device_name(device))
+    known = devices.find_device(torch.cuda.get_device_name(device))
     return known.peak_flops if known else None
 
 

@@ -20,7 +20,7 @@ log = logger(__name__)
 STATUS_S = 1.0  # status.json is made durable at each writing, which short steps on a network disk should not wait for
 
 
-class Record:
+class RunLogger:
     """Writes into the run folder on rank 0; on the other ranks every call does nothing.
 
     Args:

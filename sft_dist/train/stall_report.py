@@ -55,7 +55,7 @@ def path_of(run_dir: Path, rank: int) -> Path:
     return run_dir / "logs" / f"silent-rank-{rank}.json"
 
 
-def say(run_dir: Path, rank: int, since: float) -> None:
+def write_stall_report(run_dir: Path, rank: int, since: float) -> None:
     """Write where this rank stands. `since` is the time of its last progress, seconds since the epoch."""
     phase, at = phase_of(sys._current_frames().get(threading.main_thread().ident or 0))  # noqa: SLF001  CPython's own way
     facts = {

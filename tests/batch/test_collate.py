@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sft_dist.batch import collate, sequence_slice
+from sft_dist.batch import collate, sequence_shard
 from sft_dist.core.records import Row
 
 
@@ -100,7 +100,7 @@ def test_equals_the_twin_with_labels(random_corpus):
 
 
 def slices(batch, size):
-    return [sequence_slice(batch, place, size) for place in range(size)]
+    return [sequence_shard(batch, place, size) for place in range(size)]
 
 
 def test_slices_of_rows_that_two_ranks_share(corpus):

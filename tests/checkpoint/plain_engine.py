@@ -10,7 +10,7 @@ from torch import nn
 
 from sft_dist.checkpoint import io as store
 from sft_dist.checkpoint.background import Saved, Saver
-from sft_dist.checkpoint.io import Keep, Position
+from sft_dist.checkpoint.io import Position, RetentionPolicy
 
 
 class PlainEngine:
@@ -56,7 +56,7 @@ def save(engine: PlainEngine, root: Path, step: int, *, losses: Any = None, **ke
         engine,
         root,
         facts={"plan_hash": 1},
-        keep=Keep(**{"last": 2, **keep}),
+        keep=RetentionPolicy(**{"last": 2, **keep}),
         report=outcomes.append,
         losses=losses,
     )

@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sft_dist.checkpoint import export
-from sft_dist.checkpoint import io as store
+from sft_dist.checkpoint import export, io
 from sft_dist.checkpoint.export import export_checkpoint
 from sft_dist.checkpoint.export_plan import Base
 from sft_dist.core.errors import UserError
@@ -59,9 +58,9 @@ def checkpoint_of(hf: Any, root: Path) -> Path:
             n: (0, w.numel() // 2) if rank == 0 else (w.numel() // 2, w.numel()) for n, w in weights.items()
         }
         parts = {"weights": {f"master/{n}": weights[n][a:b].contiguous() for n, (a, b) in cut.items()}}
-        files |= store.write_part(root / ".aside", rank, parts, {n: [a, b - a] for n, (a, b) in cut.items()})
+        files |= io.write_part(root / ".aside", rank, parts, {n: [a, b - a] for n, (a, b) in cut.items()})
     shapes = {n: list(p.shape) for n, p in hf.named_parameters() if p.requires_grad}
-    store.commit(root / ".aside", root / "step", {"format": store.FORMAT, "parameters": shapes}, files)
+    io.commit(root / ".aside", root / "step", {"format": io.FORMAT, "parameters": shapes}, files)
     return root / "step"
 
 

@@ -11,7 +11,7 @@ from plain_engine import PlainEngine, at, equal, newest
 
 from sft_dist.checkpoint import io as store
 from sft_dist.checkpoint.background import Saved, Saver
-from sft_dist.checkpoint.io import Keep
+from sft_dist.checkpoint.io import RetentionPolicy
 from sft_dist.checkpoint.remote import Remote
 from sft_dist.core.errors import UserError
 
@@ -26,7 +26,12 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 def save(engine: PlainEngine, root: Path, remote: Remote, *steps: int, **keep: int) -> list[Saved]:
     outcomes: list[Saved] = []
     saver = Saver(
-        engine, root, facts={}, keep=Keep(**{"last": 2, **keep}), report=outcomes.append, remote=remote
+        engine,
+        root,
+        facts={},
+        keep=RetentionPolicy(**{"last": 2, **keep}),
+        report=outcomes.append,
+        remote=remote,
     )
     for step in steps:
         saver.begin(at(step), {"losses": []})

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from plain_engine import PlainEngine, at, equal, flip, newest, save
 
-from sft_dist.checkpoint import io as store
+from sft_dist.checkpoint import io
 from sft_dist.core.errors import UserError
 
 
@@ -18,7 +18,7 @@ def test_a_checkpoint_restores_weights_moments_step_and_position(engine: PlainEn
     saved = save(engine, root, 7)
     assert (saved.folder, saved.error, saved.phase) == (root / "step-00000007", "", "commit")
     other = PlainEngine(seed=1)
-    position, facts = store.load(other, root / "step-00000007")
+    position, facts = io.load(other, root / "step-00000007")
     assert equal(other.state(), engine.state())
     assert position == at(7)
     assert facts == {"plan_hash": 1, "losses": [1.5], "world_size": 1}
@@ -88,7 +88,7 @@ def test_a_full_disk_leaves_the_last_good_one(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store, "save_file", full)
+    monkeypatch.setattr(io, "save_file", full)
     outcome = save(engine, root, 2)
     assert outcome.folder is None
     assert "No space left" in outcome.error
@@ -102,7 +102,7 @@ def test_another_models_checkpoint_is_refused(engine: PlainEngine, root: Path) -
     index["parameters"]["0.weight"] = [5, 3]
     (root / "step-00000001/index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"belongs to another model \(first difference: 0.weight\)"):
-        store.load(engine, root / "step-00000001")
+        io.load(engine, root / "step-00000001")
 
 
 # Every call that changes the disk during a save; a child of one warm process dies before the n-th of them, for all n.
@@ -114,7 +114,7 @@ import torch
 torch.set_num_threads(1)
 import torch.distributed as dist
 from plain_engine import PlainEngine, save
-from sft_dist.checkpoint import store
+from sft_dist.checkpoint import io as store
 count = 0
 def deadly(name, real, n):
     def call(*args, **kwargs):
@@ -160,10 +160,10 @@ def test_dying_at_any_write_leaves_a_whole_checkpoint(engine: PlainEngine, root:
         assert bad == []  # nothing that looks whole and is not
         assert found in ("step-00000001", "step-00000002")
         loaded = PlainEngine(seed=3)
-        store.load(loaded, copy / found)
+        io.load(loaded, copy / found)
         if found == "step-00000001":
             assert equal(loaded.state(), first)
-        assert store.read_json(copy / "step-00000001/index.json")["parameters"]  # exportable throughout
+        assert io.read_json(copy / "step-00000001/index.json")["parameters"]  # exportable throughout
         survived.append(found)
         save(loaded, copy, 3, last=1)  # the next save removes what the dead one left
         assert sorted(p.name for p in copy.iterdir() if p.name != "BEST") == ["LATEST", "step-00000003"]

@@ -18,10 +18,10 @@ from sft_dist.client import (
     Choice,
     Client,
     Completion,
+    CompletionRequest,
     RefusedError,
-    Request,
     UnavailableError,
-    in_order,
+    map_in_order,
     request_seed,
     unusable,
 )
@@ -30,8 +30,8 @@ from sft_dist.core.errors import UserError
 FAST = {"backoff_s": 0.01, "timeout_s": 5.0}
 
 
-def ask(text: str, **options) -> Request:
-    return Request(
+def ask(text: str, **options) -> CompletionRequest:
+    return CompletionRequest(
         **{"model": "m", "prompt": ({"role": "user", "content": text},), "max_tokens": 16, **options}
     )
 
@@ -181,7 +181,7 @@ def test_both_endpoints_several_choices_and_a_server_that_does_not_count(tmp_pat
     with ScriptedServer(answer=lambda _: "one two", usage=False) as server:
         requests = [
             ask("x", n=2),
-            Request(model="m", prompt="x y", max_tokens=16, sampling={"top_p": 0.5}, seed=7),
+            CompletionRequest(model="m", prompt="x y", max_tokens=16, sampling={"top_p": 0.5}, seed=7),
         ]
         (chat, plain), stats = run(server, tmp_path, requests, concurrency=1)
     assert [s.path for s in server.seen] == ["/v1/chat/completions", "/v1/completions"]
@@ -297,7 +297,7 @@ def test_results_come_in_the_order_of_the_items_and_the_rest_is_finished_after_a
     async def collect():
         got = []
         with pytest.raises(ValueError):
-            async for item, result in in_order(iter(range(1000)), work, ahead=4):
+            async for item, result in map_in_order(iter(range(1000)), work, ahead=4):
                 got.append((item, result))
         return got
 
@@ -317,7 +317,10 @@ def test_what_must_not_be_used():
 def test_keys_and_seeds():
     assert ask("x").key() == ask("x").key()
     others = [ask("y"), ask("x", model="n"), ask("x", n=2), ask("x", seed=1), ask("x", max_tokens=17)]
-    others += [ask("x", sampling={"temperature": 0.5}), Request(model="m", prompt="x", max_tokens=16)]
+    others += [
+        ask("x", sampling={"temperature": 0.5}),
+        CompletionRequest(model="m", prompt="x", max_tokens=16),
+    ]
     assert len({r.key() for r in [ask("x"), *others]}) == 8
     assert request_seed(0, "a", 0) == request_seed(0, "a")
     assert len({request_seed(s, i, a) for s in (0, 1) for i in "ab" for a in (0, 1)}) == 8

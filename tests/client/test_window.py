@@ -8,15 +8,15 @@ from itertools import pairwise
 import pytest
 from scripted_server import Fault, ScriptedServer, status
 
-from sft_dist.client import Cache, Client, Request
-from sft_dist.client.limits import Window
+from sft_dist.client import Cache, Client, CompletionRequest
+from sft_dist.client.limits import AdaptiveConcurrency
 
 
 def limits_of(most: int, events: str) -> list[int]:
     """Return the limit after each event while all places are taken: "." an answer, "x" an overload of a request sent just before."""
 
     async def work() -> list[int]:
-        window, limits = Window(most), []
+        window, limits = AdaptiveConcurrency(most), []
         for event in events:
             slots = [window.slot() for _ in range(window.limit)]
             sent = [await s.__aenter__() for s in slots]
@@ -37,7 +37,7 @@ def test_it_doubles_until_the_first_overload_then_adds_one_a_windowful():
 
 def test_what_fails_together_halves_it_once_and_free_places_say_nothing():
     async def work() -> None:
-        window = Window(8)
+        window = AdaptiveConcurrency(8)
         for _ in range(7):
             async with window.slot():
                 window.answered()
@@ -65,7 +65,7 @@ def fetch(server: ScriptedServer, folder, count: int, **options):
     async def work():
         async with Client(url=server.url, cache=Cache(folder), backoff_s=0.01, **options) as client:
             requests = (
-                Request(model="m", prompt=({"role": "user", "content": str(i)},), max_tokens=8)
+                CompletionRequest(model="m", prompt=({"role": "user", "content": str(i)},), max_tokens=8)
                 for i in range(count)
             )
             done = await asyncio.gather(*(client.complete(r) for r in requests))
@@ -103,7 +103,7 @@ def test_what_counts_as_overload(tmp_path, fault, halves):
         async with Client(
             url=server.url, cache=Cache(tmp_path), concurrency=4, backoff_s=0.01, timeout_s=0.3
         ) as client:
-            await client.complete(Request(model="m", prompt="x", max_tokens=8))
+            await client.complete(CompletionRequest(model="m", prompt="x", max_tokens=8))
             return client.stats, client._window
 
     with ScriptedServer(faults=lambda n, _: fault if n == 0 else None) as server:
@@ -129,7 +129,9 @@ def test_what_was_not_sent_is_not_bought_after_an_interruption(tmp_path):
             tasks = [
                 asyncio.create_task(
                     client.complete(
-                        Request(model="m", prompt=({"role": "user", "content": str(i)},), max_tokens=8)
+                        CompletionRequest(
+                            model="m", prompt=({"role": "user", "content": str(i)},), max_tokens=8
+                        )
                     )
                 )
                 for i in range(5)

@@ -12,8 +12,8 @@ import time
 import pytest
 
 from sft_dist.cluster.doctor import checks
-from sft_dist.cluster.doctor.diagnose import checks_of, compare_versions, judge_steps
-from sft_dist.cluster.doctor.rendezvous import Desk, Visitor
+from sft_dist.cluster.doctor.diagnose import checks_of, compare_versions, diagnose_steps
+from sft_dist.cluster.doctor.rendezvous import RendezvousClient, RendezvousServer
 from sft_dist.cluster.local_ranks import free_port
 from sft_dist.pipelines.cluster.doctor import Place, _unseen
 from sft_dist.pipelines.cluster.doctor_step import rounds
@@ -67,22 +67,22 @@ def test_a_broken_package_is_one_failed_check(tmp_path, monkeypatch):
 
 def test_the_silent_node_is_missed_and_the_clock_is_compared():
     port = free_port()
-    desk = Desk(port, "job.1")
-    visitor = Visitor("127.0.0.1", port, index=1, token="job.1", wait_s=5)
+    desk = RendezvousServer(port, "job.1")
+    visitor = RendezvousClient("127.0.0.1", port, index=1, token="job.1", wait_s=5)
     assert abs(visitor.clock_offset_s()) < 0.5
-    visitor.hand_in(1, {"host": "a"})
+    visitor.send(1, {"host": "a"})
     began = time.monotonic()
     assert desk.collect(1, {1, 2}, wait_s=0.5) == {1: {"host": "a"}}  # 2 never came
     assert 0.4 < time.monotonic() - began < 3
-    threading.Timer(0.1, desk.tell, [{"verdict": 1}]).start()
-    assert visitor.hear(5) == {"verdict": 1}
+    threading.Timer(0.1, desk.broadcast, [{"verdict": 1}]).start()
+    assert visitor.receive(5) == {"verdict": 1}
     assert desk.address == "127.0.0.1"
 
 
 def test_a_stranger_is_not_heard():
     port = free_port()
-    desk = Desk(port, "job.1")
-    Visitor("127.0.0.1", port, index=1, token="another", wait_s=5).hand_in(1, {})
+    desk = RendezvousServer(port, "job.1")
+    RendezvousClient("127.0.0.1", port, index=1, token="another", wait_s=5).send(1, {})
     assert desk.collect(1, {1}, wait_s=0.3) == {}
 
 
@@ -102,7 +102,7 @@ def result(*pairs: tuple[int, int, float]) -> dict:
 
 def test_the_node_that_is_slow_with_most_is_named():
     steps = {0: result((0, 1, 10.0), (0, 2, 1.0)), 1: result((1, 2, 1.1)), 2: result()}
-    judged = judge_steps(steps, [0, 1, 2], ["a", "b", "c"], "logs")
+    judged = diagnose_steps(steps, [0, 1, 2], ["a", "b", "c"], "logs")
     levels = {i: {c.name: c.level for c in found}["pairs"] for i, found in judged.items()}
     assert levels == {0: "pass", 1: "pass", 2: "warn"}
     assert next(c for c in judged[2] if c.name == "pairs").found == "a 1.00 GB/s 5 us, b 1.10 GB/s 5 us"
@@ -113,7 +113,7 @@ def test_the_first_failure_of_a_common_step_is_the_cause():
         0: {"code": 1, "time": 20.0, "error": "connection reset"},
         1: {"code": 1, "time": 10.0, "error": "CUDA error: uncorrectable ECC"},
     }
-    judged = judge_steps(steps, [0, 1, 2], ["a", "b", "c"], "logs")
+    judged = diagnose_steps(steps, [0, 1, 2], ["a", "b", "c"], "logs")
     assert [(c.level, c.found) for found in judged.values() for c in found] == [
         ("warn", "ended with b"),
         ("fail", "CUDA error: uncorrectable ECC"),

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from sft_dist.cli import main
-from sft_dist.config.load import freeze, load_config
+from sft_dist.config.load import config_to_json, load_config
 from sft_dist.core.errors import UserError
 from sft_dist.pipelines.cluster.estimate import estimate, host_memory
 from sft_dist.pipelines.cluster.estimate_inputs import model_config
@@ -142,7 +142,7 @@ def test_the_speed_of_an_earlier_run(tmp_path):
     config = load_config(DEMO)
     run = tmp_path / "earlier"
     run.mkdir()
-    (run / "config.json").write_text(freeze(config))
+    (run / "config.json").write_text(config_to_json(config))
     (run / "plan.json").write_text(
         json.dumps({"tokens": 4000, "examples": 100, "target_tokens": 1000, "world_size": 2})
     )

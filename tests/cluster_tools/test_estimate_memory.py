@@ -20,7 +20,7 @@ from sft_dist.cluster.estimate.estimate import (
     time_of,
     with_backward,
 )
-from sft_dist.cluster.estimate.memory import CHUNK_LOGITS, Setup, Shape, memory
+from sft_dist.cluster.estimate.memory import CHUNK_LOGITS, Setup, Shape, estimate_memory
 from sft_dist.cluster.estimate.trainable import adapted, partly, sizes
 from sft_dist.pack import CostModel, devices
 
@@ -102,7 +102,7 @@ def test_estimate_is_within_a_tenth_of_what_steps_hold(measured):
     errors = {}
     for case, seen in zip(CASES[name], found, strict=True):
         chosen = case.get("trainable", []), case.get("freeze", [])
-        said = memory(partly(shape, SHAPES[name], *chosen)[0], setup(case))
+        said = estimate_memory(partly(shape, SHAPES[name], *chosen)[0], setup(case))
         assert shape.parameters == seen["parameters"]
         where = (
             f"stage {case['stage']} {case['dtype']} checkpointing {case['gradient_checkpointing']} {chosen}"
@@ -153,7 +153,7 @@ def test_parameters_of_known_models():
 def test_what_is_trained_is_counted_as_the_trainer_chooses_it(tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from sft_dist.model.trainable import choose
+    from sft_dist.model.trainable import set_trainable
     from sft_dist.model.trainable import with_backward as of_live
 
     config = SHAPES["grouped"]
@@ -169,7 +169,7 @@ def test_what_is_trained_is_counted_as_the_trainer_chooses_it(tmp_path):
         ([], ["embeddings", "layers[0:3]", "head"]),
     ):
         known = [e for e in trainable if e != "*.bias"]  # which this model lacks, and choose() refuses
-        choose(hf, known, freeze)
+        set_trainable(hf, known, freeze)
         live = sum(p.numel() for p in hf.parameters() if p.requires_grad)
         shape, unknown = partly(SHAPE, config, known, freeze)
         assert (shape.trained, unknown) == (live, []), (trainable, freeze)
@@ -201,7 +201,7 @@ GPU = setup(BASE, device="cuda")
 
 def test_each_part_answers_to_its_setting():
     def states(**changes) -> dict[str, int]:
-        return memory(SHAPE, setup(BASE, **changes)).states
+        return estimate_memory(SHAPE, setup(BASE, **changes)).states
 
     P = SHAPE.parameters
     assert states(stage=3, device="cuda") == {
@@ -210,16 +210,18 @@ def test_each_part_answers_to_its_setting():
     assert states(stage=2, device="cuda")["weights"] == 2 * P
     assert states(stage=1, device="cuda")["gradients"] == 4 * P
     assert states(hpz=2, device="cuda")["weights"] == 2 * P
-    offloaded = memory(SHAPE, setup(BASE, device="cuda", offload_optimizer=True, offload_parameters=True))
+    offloaded = estimate_memory(
+        SHAPE, setup(BASE, device="cuda", offload_optimizer=True, offload_parameters=True)
+    )
     assert sum(offloaded.states.values()) == 1_000_000
     assert offloaded.host == 9 * P
-    assert memory(SHAPE, setup(BASE, offload_optimizer=True, on_nvme=True)).host == 0
-    adapters = memory(replace(SHAPE, trained=1000), GPU).states
+    assert estimate_memory(SHAPE, setup(BASE, offload_optimizer=True, on_nvme=True)).host == 0
+    adapters = estimate_memory(replace(SHAPE, trained=1000), GPU).states
     assert (adapters["gradients"], adapters["optimizer"]) == (2000, 6000)
 
 
 def activations(**changes) -> int:
-    return memory(SHAPE, setup(BASE, device="cuda", **changes)).phases["loss"]["activations"]
+    return estimate_memory(SHAPE, setup(BASE, device="cuda", **changes)).phases["loss"]["activations"]
 
 
 def test_activations_answer_to_their_settings():
@@ -233,7 +235,7 @@ def test_activations_answer_to_their_settings():
 
 
 def test_suggestions_fit_and_name_the_least_change_first():
-    peak = memory(SHAPE, GPU).peak
+    peak = estimate_memory(SHAPE, GPU).peak
     needed = round(peak * 1.05) + 2**30
     assert suggestions(SHAPE, GPU, rows=4, seq_len=256, limit_bytes=needed) == ()
     found = suggestions(SHAPE, GPU, rows=4, seq_len=256, limit_bytes=needed - 2_000_000)
@@ -275,5 +277,5 @@ def test_sizes_on_disk():
     ],
 )
 def test_devices_by_the_name_of_the_driver(name, key):
-    assert devices.find(name) == devices.DEVICES[key]
-    assert devices.find("GeForce") is None
+    assert devices.find_device(name) == devices.DEVICES[key]
+    assert devices.find_device("GeForce") is None

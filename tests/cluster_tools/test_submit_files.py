@@ -9,7 +9,7 @@ import yaml
 
 from sft_dist.cli import main
 from sft_dist.cluster.slurm.job_chain import CONFIG, chain, files
-from sft_dist.cluster.slurm.sbatch import Job, environment, options, render, submit
+from sft_dist.cluster.slurm.sbatch import Job, environment, options, render, sbatch
 from sft_dist.cluster.slurm.site import load_site
 from sft_dist.config.cluster import SiteProfile
 from sft_dist.config.load import load_config
@@ -279,7 +279,7 @@ def test_profiles_by_name_and_by_path(tmp_path, monkeypatch):
 def test_without_sbatch(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="there is no sbatch on this machine"):
-        submit(tmp_path / "train.sbatch")
+        sbatch(tmp_path / "train.sbatch")
 
 
 def test_commands_say_what_is_missing(tmp_path, monkeypatch, capsys):

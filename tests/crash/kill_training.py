@@ -22,7 +22,7 @@ from transformers import LlamaForCausalLM  # noqa: F401  the same
 from sft_dist.cli import main
 from sft_dist.core.files import read_json, read_jsonl
 from sft_dist.core.runfolder import RunFolder
-from sft_dist.pipelines.train import worker as rank
+from sft_dist.pipelines.train import worker
 
 RANKS, STEPS = 2, 24
 CONFIG = """
@@ -65,7 +65,7 @@ def launch(work: Path, name: str, log: str = "log") -> list[int]:
     def one() -> int:
         torch.set_num_threads(1)
         sys.argv = ["rank", "--run-dir", str(folder)]
-        return rank.main()
+        return worker.main()
 
     return [
         victims.start(one, work / f"{log}-{r}.txt", RANK=str(r), LOCAL_RANK=str(r), **shared)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sft_dist.pipelines.train import worker as rank
+from sft_dist.pipelines.train import worker
 
 
 def allocate(*_: Any, **__: Any) -> None:
@@ -16,5 +16,5 @@ def allocate(*_: Any, **__: Any) -> None:
 
 
 if __name__ == "__main__":
-    rank.loop.run = allocate
-    sys.exit(rank.main())
+    worker.loop.run = allocate
+    sys.exit(worker.main())

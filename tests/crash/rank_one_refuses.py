@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from sft_dist.core.errors import UserError
-from sft_dist.pipelines.train import worker as rank
+from sft_dist.pipelines.train import worker
 
 
 def refuse(*_: Any) -> None:
@@ -17,5 +17,5 @@ def refuse(*_: Any) -> None:
 
 if __name__ == "__main__":
     if os.environ["RANK"] == "1":
-        rank.open_corpus = refuse
-    sys.exit(rank.main())
+        worker.open_corpus = refuse
+    sys.exit(worker.main())

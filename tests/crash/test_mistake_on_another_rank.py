@@ -10,7 +10,7 @@ import pytest
 
 from sft_dist.cli import main
 from sft_dist.core.runfolder import RunFolder
-from sft_dist.pipelines.train import command as train
+from sft_dist.pipelines.train import command
 
 CONFIG = """
 name: refused
@@ -37,7 +37,7 @@ def refused(
     def run(module: str, *overrides: str) -> tuple[str, dict[str, Any]]:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-        monkeypatch.setattr(train, "RANK", module)
+        monkeypatch.setattr(command, "RANK", module)
         (tmp_path / "my.yaml").write_text(CONFIG)
         assert main(["train", "my.yaml", *overrides]) == 2
         said = capsys.readouterr().err

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from sft_dist.batch import sequence_slice
+from sft_dist.batch import sequence_shard
 from sft_dist.checkpoint import io as store
 from sft_dist.checkpoint.background import Saved, Saver
-from sft_dist.checkpoint.io import Keep, Position
+from sft_dist.checkpoint.io import Position, RetentionPolicy
 from sft_dist.core.records import Batch, Row, StepPlan
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.model import ulysses
@@ -31,7 +31,7 @@ from sft_dist.model.load import load_packed
 from sft_dist.model.packed import to_inputs
 from sft_dist.model.ulysses import SequenceGroup
 from sft_dist.train import loop, zero
-from sft_dist.train.guard import Heartbeat, Judge, Policy, Requests
+from sft_dist.train.guard import Heartbeat, Policy, SpikeDetector, StopSignals
 from sft_dist.train.metrics import Meter
 from sft_dist.train.optim import parameter_groups
 from sft_dist.train.schedule import lr_at
@@ -114,7 +114,7 @@ def group(sp: int) -> SequenceGroup:
 def own(micro: list[list[Batch]], sp: int) -> list[Batch]:
     """What this rank runs of the micro-batches [micro-step][data rank]."""
     g = group(sp)
-    return [sequence_slice(m[g.data_rank], g.place, sp) for m in micro]
+    return [sequence_shard(m[g.data_rank], g.place, sp) for m in micro]
 
 
 def plan_of(step: int, micro: list[list[Batch]]) -> StepPlan:
@@ -210,7 +210,7 @@ def train(
     work: Iterator[Any] | None = None,
     save_at: tuple[int, ...] = (),
     policy: Policy | None = None,
-    requests: Requests | None = None,
+    requests: StopSignals | None = None,
     **made: Any,
 ) -> dict[str, Any]:
     """Run the real loop over `work` (else `hand_made(..., **made)`); return what it logged, and the ids of each step."""
@@ -236,7 +236,12 @@ def train(
         out["events"].append([saved.phase, str(saved.folder), saved.error])
 
     saver = SaverAt(
-        engine, folder / "checkpoints", facts={"seed": SEED}, keep=Keep(last=9), report=report, saved_at=start
+        engine,
+        folder / "checkpoints",
+        facts={"seed": SEED},
+        keep=RetentionPolicy(last=9),
+        report=report,
+        saved_at=start,
     )
     saver.at = save_at
     run_folder = RunFolder(folder)
@@ -257,7 +262,7 @@ def train(
                 step, total_steps=steps, peak=1e-3, schedule="constant", warmup=4, decay=0.0, min_share=0.0
             ),
             meter=Meter(["even", "odd"], engine.device),
-            requests=requests or Requests(run_folder, is_main=dist.get_rank() == 0),
+            requests=requests or StopSignals(run_folder, is_main=dist.get_rank() == 0),
             heartbeat=heartbeat,
             hooks=loop.Hooks(
                 log=log,
@@ -265,7 +270,7 @@ def train(
                 evaluate=lambda step: None,
             ),
             saver=saver,
-            judge=Judge(policy or Policy(), [4.9] * 16),
+            spikes=SpikeDetector(policy or Policy(), [4.9] * 16),
             seed=SEED,
             clip=1.0,
             useful_flops=lambda tokens, targets, pairs: 3.0 * tokens + 5.0 * targets + 7.0 * pairs,

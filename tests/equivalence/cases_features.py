@@ -20,7 +20,7 @@ from sft_dist.checkpoint.io import Position
 from sft_dist.config.root import RunConfig
 from sft_dist.core.files import read_json
 from sft_dist.core.records import Span, Tokens
-from sft_dist.model import activation_memory as memory
+from sft_dist.model import activation_memory
 from sft_dist.model.loss import LossHead, LossOptions
 from sft_dist.model.neftune import add_noise
 from sft_dist.model.packed import to_inputs
@@ -50,13 +50,13 @@ FEATURES: dict[str, dict[str, Any]] = {
     "selective": {"checkpointing": "selective"},
     "offload_activations": {
         "checkpointing": True,
-        "change": lambda module: memory.offload_layer_inputs(module.hf),
+        "change": lambda module: activation_memory.offload_layer_inputs(module.hf),
     },
-    "tiles": {"whole_mlp": True, "change": lambda module: memory.tile_mlp(module.hf, 3)},
+    "tiles": {"whole_mlp": True, "change": lambda module: activation_memory.tile_mlp(module.hf, 3)},
     "tiles_full": {
         "whole_mlp": True,
         "checkpointing": True,
-        "change": lambda module: memory.tile_mlp(module.hf, 3),
+        "change": lambda module: activation_memory.tile_mlp(module.hf, 3),
     },
     "neftune": {"change": lambda module: add_noise(module, 5.0)},
     "loss_options": {"change": smooth},

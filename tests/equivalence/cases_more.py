@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from sft_dist.batch import Planner, SamplerState, collate, sequence_slice
+from sft_dist.batch import Planner, SamplerState, collate, sequence_shard
 from sft_dist.checkpoint import io as store
 from sft_dist.checkpoint import slices
 from sft_dist.checkpoint.io import Position
@@ -28,7 +28,7 @@ from sft_dist.model.ulysses import SequenceGroup
 from sft_dist.pack import CostModel
 from sft_dist.shards import ShardWriter, Store, finish_store
 from sft_dist.train import zero
-from sft_dist.train.guard import Requests
+from sft_dist.train.guard import StopSignals
 
 EPOCHS, SEQ_LEN, ROWS_PER_STEP = 3, 64, 4
 
@@ -61,7 +61,7 @@ def planned(scratch: Path, start: Position, sp: int = 1) -> Iterator[Any]:
     done = start.step
     for plan, after in planner.steps(SamplerState(epoch=start.epoch, step=start.epoch_step), EPOCHS):
         done += 1
-        mine = [sequence_slice(collate(corpus, m[g.data_rank]), g.place, sp) for m in plan.micro_rows]
+        mine = [sequence_shard(collate(corpus, m[g.data_rank]), g.place, sp) for m in plan.micro_rows]
         yield Position(step=done, epoch=after.epoch, epoch_step=after.step), plan, (lambda mine=mine: mine)
 
 
@@ -122,7 +122,7 @@ def case_epochs(
         build_store(scratch / "store")
     dist.barrier()
     engine = cases.engine_of(model, sp=int(sp))
-    requests = Requests(RunFolder(folder), is_main=dist.get_rank() == 0)
+    requests = StopSignals(RunFolder(folder), is_main=dist.get_rank() == 0)
     if term_pass:
         folder.mkdir(parents=True, exist_ok=True)
         requests.listen()

@@ -147,7 +147,7 @@ def test_flops_of_what_is_trained_are_those_that_torch_counts(trained: dict[str,
         if "lora" in trained:
             adapters.add(hf, trained["lora"], 0)
         else:
-            trainable.choose(hf, trained.get("trainable", ()), trained.get("freeze", ()))
+            trainable.set_trainable(hf, trained.get("trainable", ()), trained.get("freeze", ()))
         ids = torch.zeros(1, T, dtype=torch.long)
         positions = torch.zeros(1, T, dtype=torch.long)
         cu = torch.zeros(2, dtype=torch.int32)

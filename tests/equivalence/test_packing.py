@@ -13,8 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from sft_dist.core.errors import UserError
-from sft_dist.model import attention, backends
-from sft_dist.model import isolation_check as leak
+from sft_dist.model import attention, backends, isolation_check
 from sft_dist.model.load import load_packed
 from sft_dist.model.packed import PackedLM, to_inputs
 
@@ -162,14 +161,17 @@ def test_a_planted_leak_is_caught(tiny_model: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(module.hf, "get_decoder", lambda: with_ones)
     leaked = (losses(module, DOCS) - alone(tiny_model)).abs()
     assert float(leaked.max()) > 1e-2
-    moved = leak.measure(lambda batch: module(*to_inputs(batch, "cpu"))[1], cases.VOCAB)
-    assert moved > leak.TOLERANCE[torch.float32]
+    moved = isolation_check.measure_isolation(lambda batch: module(*to_inputs(batch, "cpu"))[1], cases.VOCAB)
+    assert moved > isolation_check.TOLERANCE[torch.float32]
     attention.register()
 
 
 def test_the_start_up_check_passes_on_a_right_backend(tiny_model: Path) -> None:
     module = packed(tiny_model, "sdpa_per_doc")
-    assert leak.measure(lambda batch: module(*to_inputs(batch, "cpu"))[1], cases.VOCAB) == 0.0
+    assert (
+        isolation_check.measure_isolation(lambda batch: module(*to_inputs(batch, "cpu"))[1], cases.VOCAB)
+        == 0.0
+    )
 
 
 def test_attention_without_document_borders_is_refused(tiny_model: Path) -> None:

@@ -359,8 +359,8 @@ def test_with_the_real_renderer_and_tokenizer_to_scores(tmp_path):
     """Tokenizer, template, model folder, generation, loss, baselines, metrics: every part as in a run."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from sft_dist.evals.baselines import Baselines, known
-    from sft_dist.evals.score import judge, scores, write_results
+    from sft_dist.evals.baselines import Baselines, training_pairs
+    from sft_dist.evals.score import score_examples, scores, write_results
     from sft_dist.render.renderer import Renderer
     from sft_dist.render.tokenizer import train_tokenizer
 
@@ -391,7 +391,9 @@ def test_with_the_real_renderer_and_tokenizer_to_scores(tmp_path):
     assert sum(x.nats for x in losses.values()) / sum(x.tokens for x in losses.values()) == pytest.approx(
         np.log(tokenizer.vocab_size), abs=0.5
     )
-    judged = judge({"seen": examples}, collect_generations(folder, examples), Baselines(map(known, examples)))
+    judged = score_examples(
+        {"seen": examples}, collect_generations(folder, examples), Baselines(map(training_pairs, examples))
+    )
     assert all(j.nearest_em for j in judged)  # the evaluated examples stand in the training set here
     result = scores(judged, losses=losses)
     write_results(tmp_path / "eval", judged, result)

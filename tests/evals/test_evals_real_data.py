@@ -7,8 +7,8 @@ import json
 import pytest
 
 from sft_dist.core.records import single_turn
-from sft_dist.evals.baselines import Baselines, known
-from sft_dist.evals.score import judge, scores
+from sft_dist.evals.baselines import Baselines, training_pairs
+from sft_dist.evals.score import score_examples, scores
 from sft_dist.evals.splits import Generation, cap_per_task
 
 
@@ -31,7 +31,7 @@ def test_a_perfect_model_scores_one_and_the_baselines_do_not(tasks):
     training = [e for members in tasks.values() for e in members[:-40]]
     evaluated = cap_per_task([e for members in tasks.values() for e in members[-40:]], 10, seed=0)
     perfect = {e.id: Generation(id=e.id, prediction=e.answers[-1], stopped=True, tokens=1) for e in evaluated}
-    judged = judge({"seen": evaluated}, perfect, Baselines(map(known, training)))
+    judged = score_examples({"seen": evaluated}, perfect, Baselines(map(training_pairs, training)))
     macro = scores(judged)["seen"]["macro"]
     assert macro["exact_match"] == 1.0
     # ROUGE-L sees letters and digits only: answers in other scripts or of punctuation alone score 0, as in the official script.

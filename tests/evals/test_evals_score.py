@@ -8,12 +8,12 @@ import pytest
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import single_turn
-from sft_dist.evals.baselines import Baselines, Known, TokenSetIndex, known, most_common
+from sft_dist.evals.baselines import Baselines, TokenSetIndex, TrainingPair, most_common, training_pairs
 from sft_dist.evals.score import (
     exact_match,
-    judge,
     normalise,
     rouge_l,
+    score_examples,
     scores,
     strict_exact_match,
     write_results,
@@ -71,11 +71,11 @@ def test_majority_and_ties():
     assert most_common(["b", "a", "a", "b"]) == "b"
     assert most_common([]) == ""
     training = [
-        Known("t", "x", "yes"),
-        Known("t", "y", "yes"),
-        Known("t", "z", "no"),
-        Known("u", "x", "no"),
-        Known("u", "w", "no"),
+        TrainingPair("t", "x", "yes"),
+        TrainingPair("t", "y", "yes"),
+        TrainingPair("t", "z", "no"),
+        TrainingPair("u", "x", "no"),
+        TrainingPair("u", "w", "no"),
     ]
     baselines = Baselines(training)
     assert baselines.majority("t") == "yes"
@@ -84,9 +84,9 @@ def test_majority_and_ties():
 
 def test_nearest_neighbour_by_eye():
     training = [
-        Known("colour", "Name the colour of the sky", "blue"),
-        Known("colour", "Name the colour of the grass", "green"),
-        Known("sound", "Which sound does the duck make", "quack"),
+        TrainingPair("colour", "Name the colour of the sky", "blue"),
+        TrainingPair("colour", "Name the colour of the grass", "green"),
+        TrainingPair("sound", "Which sound does the duck make", "quack"),
     ]
     baselines = Baselines(training)
     assert baselines.nearest("colour", "Name the colour of wet grass") == "green"
@@ -132,7 +132,7 @@ def test_nearest_of_300_in_3000_texts_is_fast():
 
 
 def test_of_a_large_training_set_a_sample_is_kept():
-    training = [Known("t", f"question {i}", str(i)) for i in range(50)]
+    training = [TrainingPair("t", f"question {i}", str(i)) for i in range(50)]
     baselines = Baselines(iter(training), tasks={"t"}, max_pairs=10)
     for task in ("t", "held out"):  # five pairs each
         answers = {baselines.nearest(task, pair.text) for pair in training}
@@ -147,7 +147,7 @@ def test_of_a_large_training_set_a_sample_is_kept():
 
 
 def test_tasks_that_nobody_asks_for_take_no_room():
-    training = [Known(f"task {i}", f"question {i}", str(i)) for i in range(40)]
+    training = [TrainingPair(f"task {i}", f"question {i}", str(i)) for i in range(40)]
     baselines = Baselines(training, tasks={"task 7"}, max_pairs=80)
     assert baselines.nearest("task 7", "question 9") == "7"
     assert baselines.nearest("held out", "question 9") == "9"
@@ -156,7 +156,7 @@ def test_tasks_that_nobody_asks_for_take_no_room():
 
 def test_known_reads_user_text_and_answer():
     e = single_turn(task="t", source="s", instruction="Add.", input="1 2", output="3", system="be brief")
-    assert known(e) == Known("t", "Add.\n\n1 2", "3")
+    assert training_pairs(e) == TrainingPair("t", "Add.\n\n1 2", "3")
 
 
 def fixture():
@@ -169,17 +169,17 @@ def fixture():
         for e, text in zip([*a, *b, *c], ["Blue.", "grün", "red", "it is four", "bark"], strict=True)
     }
     training = [
-        Known("a", "Do it.\n\nblue sky", "blue"),
-        Known("a", "Do it.\n\nsea", "green"),
-        Known("a", "Do it.\n\nlake", "blue"),
-        Known("b", "Do it.\n\n1+1", "two"),
+        TrainingPair("a", "Do it.\n\nblue sky", "blue"),
+        TrainingPair("a", "Do it.\n\nsea", "green"),
+        TrainingPair("a", "Do it.\n\nlake", "blue"),
+        TrainingPair("b", "Do it.\n\n1+1", "two"),
     ]
     return {"seen": [*a, *b], "heldout": c}, generations, Baselines(training)
 
 
 def test_scores_per_task_and_macro_by_hand():
     sets, generations, baselines = fixture()
-    judged = judge(sets, generations, baselines)
+    judged = score_examples(sets, generations, baselines)
     assert [j.exact_match for j in judged] == [True, True, False, False, True]
     assert [j.strict_exact_match for j in judged] == [False, False, False, False, True]
     assert [j.majority_answer for j in judged] == ["blue", "blue", "blue", "two", "blue"]
@@ -216,14 +216,14 @@ def test_scores_per_task_and_macro_by_hand():
 def test_base_model_is_scored_beside():
     sets, generations, baselines = fixture()
     base = {i: Generation(id=i, prediction="blue", stopped=False, tokens=9) for i in generations}
-    out = scores(judge(sets, generations, baselines, base))
+    out = scores(score_examples(sets, generations, baselines, base))
     assert out["seen"]["tasks"]["a"]["base"]["exact_match"] == pytest.approx(2 / 3)
     assert out["seen"]["macro"]["base"]["exact_match"] == pytest.approx(1 / 3)
 
 
 def test_files_have_the_agreed_fields(tmp_path):
     sets, generations, baselines = fixture()
-    judged = judge(sets, generations, baselines)
+    judged = score_examples(sets, generations, baselines)
     write_results(tmp_path / "eval", judged, scores(judged))
     line = json.loads((tmp_path / "eval" / "generations.jsonl").read_text().splitlines()[1])
     agreed = "set task id prompt references prediction exact_match rouge_l stopped majority_answer nearest_answer majority_em nearest_em majority_rouge_l nearest_rouge_l"
@@ -237,7 +237,7 @@ def test_a_missing_generation_is_an_error_not_a_zero():
     sets, generations, baselines = fixture()
     generations.pop(sets["heldout"][0].id)
     with pytest.raises(UserError, match="1 evaluation examples have no generation"):
-        judge(sets, generations, baselines)
+        score_examples(sets, generations, baselines)
 
 
 def test_scoring_never_reaches_torch():

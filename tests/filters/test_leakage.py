@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sft_dist.core.records import Message, make_example, single_turn
-from sft_dist.filters.decontamination import LeakIndex, question
+from sft_dist.filters.decontamination import ContaminationIndex, question
 
 FIRST = [
     "the",
@@ -39,7 +39,7 @@ def prompt(text, output="yes", task="t"):
 
 
 def index(*examples, ngram=8, coverage=0.5):
-    return LeakIndex(examples, ngram=ngram, coverage=coverage)
+    return ContaminationIndex(examples, ngram=ngram, coverage=coverage)
 
 
 def found(leaks):
@@ -97,11 +97,11 @@ def test_what_many_training_inputs_share_is_template():
     known = [prompt(f"{' '.join(OTHER[:10])} {suffix}")]
     training = [prompt(f"question number {i} {suffix}") for i in range(20)]
     assert index(*known)(training[0]) != []
-    aware = LeakIndex(known, ngram=8, coverage=0.5, training=[training])
+    aware = ContaminationIndex(known, ngram=8, coverage=0.5, training=[training])
     assert aware(training[0]) == []
     assert found(aware(prompt(" ".join(OTHER[:10])))) == [(0, 1.0, "eval_in_training")]
     # ten of them may share a passage
-    assert LeakIndex(known, ngram=8, coverage=0.5, training=[training[:10]])(training[0]) != []
+    assert ContaminationIndex(known, ngram=8, coverage=0.5, training=[training[:10]])(training[0]) != []
 
 
 def test_what_a_training_template_adds_does_not_hide_the_question():
@@ -110,9 +110,9 @@ def test_what_a_training_template_adds_does_not_hide_the_question():
     others = [prompt(f"{' '.join(OTHER[8 * k : 8 * k + 8])} {suffix}") for k in range(12)]
     evaluated = example(" ".join(OTHER[100:160] + FIRST[:8]))  # exemplars, then the question
     leaking = prompt(f"{' '.join(FIRST[:8])} {suffix}")
-    known = LeakIndex([evaluated], ngram=8, coverage=0.5, training=[others])
+    known = ContaminationIndex([evaluated], ngram=8, coverage=0.5, training=[others])
     assert found(known(leaking)) == [(0, 1.0, "training_in_eval")]
-    assert LeakIndex([evaluated], ngram=8, coverage=0.5)(leaking) == []
+    assert ContaminationIndex([evaluated], ngram=8, coverage=0.5)(leaking) == []
 
 
 def test_labels_do_not_count():

@@ -75,7 +75,7 @@ CPU = Needs(head_dim=64, dtype=torch.float32, device="cpu")
 
 
 def test_auto_on_cpu_is_per_document_and_says_why() -> None:
-    name, reason = attention.choose("auto", CPU)
+    name, reason = attention.choose_backend("auto", CPU)
     assert name == "sdpa_per_doc"
     assert "flash: it needs a CUDA device" in reason
 
@@ -101,15 +101,15 @@ def test_auto_on_a_gpu_takes_the_fastest_that_is_right(
     monkeypatch.setattr(
         attention.importlib.util, "find_spec", lambda n: flash_attn or None if n == "flash_attn" else found(n)
     )
-    assert attention.choose("auto", needs)[0] == expected
+    assert attention.choose_backend("auto", needs)[0] == expected
 
 
 def test_a_named_backend_that_is_wrong_is_refused() -> None:
     with pytest.raises(
         UserError, match="model.attention=flash cannot run here: it needs a CUDA device.*model.attention=auto"
     ):
-        attention.choose("flash", CPU)
-    assert attention.choose("sdpa_dense", CPU) == ("sdpa_dense", "as configured")
+        attention.choose_backend("flash", CPU)
+    assert attention.choose_backend("sdpa_dense", CPU) == ("sdpa_dense", "as configured")
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 130, 200])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sft_dist.core.errors import UserError
-from sft_dist.model import activation_memory as memory
+from sft_dist.model import activation_memory
 
 LAYERS, WIDTH, INNER, TOKENS = 4, 32, 96, 48
 
@@ -56,11 +56,11 @@ def changed(change: Callable[[Any], None]) -> tuple[Tensor, int]:
 @pytest.mark.parametrize(
     ("change", "at_most"),
     [
-        (lambda hf: memory.checkpoint_layers(hf, True), 0.25),
-        (lambda hf: memory.checkpoint_layers(hf, 2), 0.65),
-        (lambda hf: memory.checkpoint_layers(hf, "selective"), 0.7),
-        (lambda hf: memory.tile_mlp(hf, 4), 0.75),
-        (lambda hf: memory.tile_mlp(hf, 100), 0.75),  # more tiles than tokens: some are empty
+        (lambda hf: activation_memory.checkpoint_layers(hf, True), 0.25),
+        (lambda hf: activation_memory.checkpoint_layers(hf, 2), 0.65),
+        (lambda hf: activation_memory.checkpoint_layers(hf, "selective"), 0.7),
+        (lambda hf: activation_memory.tile_mlp(hf, 4), 0.75),
+        (lambda hf: activation_memory.tile_mlp(hf, 100), 0.75),  # more tiles than tokens: some are empty
     ],
     ids=["full", "every second", "selective", "tiles", "empty tiles"],
 )
@@ -81,7 +81,7 @@ def test_selective_recomputes_neither_attention_nor_every_second_product() -> No
     counts = {}
     for mode in (False, True, "selective"):
         hf, done = model(), Counter()
-        memory.checkpoint_layers(hf, mode)
+        activation_memory.checkpoint_layers(hf, mode)
         with Count():
             measure(hf)
         counts[mode] = done
@@ -101,9 +101,11 @@ def test_inputs_of_layers_wait_in_host_memory(
             moved.append(tuple(tensor.shape))
         return original(tensor)
 
-    original = memory._to_host
-    monkeypatch.setattr(memory, "_to_host", to_host)
-    gradient, _ = changed(lambda hf: (memory.checkpoint_layers(hf, True), memory.offload_layer_inputs(hf)))
+    original = activation_memory._to_host
+    monkeypatch.setattr(activation_memory, "_to_host", to_host)
+    gradient, _ = changed(
+        lambda hf: (activation_memory.checkpoint_layers(hf, True), activation_memory.offload_layer_inputs(hf))
+    )
     assert float((gradient - plain[0]).norm() / plain[0].norm()) < 1e-6
     assert moved == [(1, TOKENS, WIDTH)] * LAYERS  # nothing else
 
@@ -115,9 +117,9 @@ def test_offload_on_a_gpu_lowers_its_memory() -> None:
     peaks, gradients = [], []
     for offload in (False, True):
         hf = model().cuda()
-        memory.checkpoint_layers(hf, True)
+        activation_memory.checkpoint_layers(hf, True)
         if offload:
-            memory.offload_layer_inputs(hf)
+            activation_memory.offload_layer_inputs(hf)
         ids = torch.arange(20_000, device="cuda")[None] % 50
         torch.cuda.reset_peak_memory_stats()
         hf.model(input_ids=ids, use_cache=False).last_hidden_state.sum().backward()
@@ -135,15 +137,15 @@ def test_experts_are_not_tiled() -> None:
         num_attention_heads=2, num_key_value_heads=1, head_dim=8, num_experts=2, num_experts_per_tok=1,
     )  # fmt: skip
     with pytest.raises(UserError, match="mlp_tiles=1"):
-        memory.tile_mlp(Qwen3MoeForCausalLM(config), 2)
+        activation_memory.tile_mlp(Qwen3MoeForCausalLM(config), 2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_compiled_layers_give_the_same_gradient(plain: tuple[Tensor, int], checkpointing: bool) -> None:
     hf = model()
-    memory.checkpoint_layers(hf, checkpointing)
-    memory.compile_layers(hf)
+    activation_memory.checkpoint_layers(hf, checkpointing)
+    activation_memory.compile_layers(hf)
     gradient, _ = measure(hf)
-    assert all(layer._compiled_call_impl is not None for layer in memory.layers(hf))
+    assert all(layer._compiled_call_impl is not None for layer in activation_memory.layers(hf))
     assert float((gradient - plain[0]).norm() / plain[0].norm()) < 1e-5

@@ -18,9 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sft_dist.core.errors import UserError
-from sft_dist.model import isolation_check as leak
+from sft_dist.model import isolation_check, partition, support
 from sft_dist.model import load as load_module
-from sft_dist.model import partition, support
 from sft_dist.model import weight_files as files
 from sft_dist.model.adapters import Lora
 from sft_dist.model.initial import create_initial
@@ -114,7 +113,7 @@ def test_models_with_state_along_the_row_are_refused() -> None:
     from transformers import Qwen3NextConfig
 
     with pytest.raises(UserError, match="qwen3_next has linear_attention layers"):
-        support.check(Qwen3NextConfig(num_hidden_layers=4), "m")
+        support.check_supported(Qwen3NextConfig(num_hidden_layers=4), "m")
 
 
 def test_a_cache_is_off_and_projection_is_ours(model: Path) -> None:
@@ -153,15 +152,15 @@ def test_partitions_that_deepspeed_keeps_in_another_form_are_left_to_it(
     model: Path, zero: dict[str, Any], readable: bool
 ) -> None:
     config = read_config(str(model))
-    empty = files.skeleton(config, trust_remote_code=False)
-    source = partition.find(str(model), empty, {"zero_optimization": zero}, None)
+    empty = files.meta_model(config, trust_remote_code=False)
+    source = partition.find_weights(str(model), empty, {"zero_optimization": zero}, None)
     assert (source is not None) == readable
 
 
 def test_experts_that_lie_apart_in_the_files_are_left_to_transformers(tmp_path: Path) -> None:
     folder = str(families.save("qwen3_moe", tmp_path / "moe"))
-    empty = files.skeleton(read_config(folder), trust_remote_code=False)
-    assert partition.find(folder, empty, {"zero_optimization": {}}, None) is None
+    empty = files.meta_model(read_config(folder), trust_remote_code=False)
+    assert partition.find_weights(folder, empty, {"zero_optimization": {}}, None) is None
 
 
 @pytest.mark.parametrize(
@@ -180,12 +179,12 @@ def test_attention_that_cannot_be_replaced_whole_is_refused(tmp_path: Path, name
     config = kind.config_class(**families.SHAPE)
     kind(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=said):
-        load(tmp_path).module(*to_inputs(leak.two_documents(config.vocab_size, 1), "cpu"))
+        load(tmp_path).module(*to_inputs(isolation_check.two_documents(config.vocab_size, 1), "cpu"))
 
 
 def test_every_weight_of_an_image_text_model_is_found_under_its_older_names(tmp_path: Path) -> None:
     folder = families.save_image_text("Gemma3ForConditionalGeneration", tmp_path / "m")
-    skeleton = files.skeleton(read_config(str(folder)), trust_remote_code=False)
+    skeleton = files.meta_model(read_config(str(folder)), trust_remote_code=False)
     found = files.BaseFiles.find(str(folder), None)
     names = files.match(skeleton, found)
     tied = files.aliases(skeleton)

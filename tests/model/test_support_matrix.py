@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sft_dist.core.errors import UserError
-from sft_dist.model import attention, support
-from sft_dist.model import isolation_check as leak
+from sft_dist.model import attention, isolation_check, support
 from sft_dist.model.adapters import Lora
 from sft_dist.model.load import attention_needs, load_packed
 from sft_dist.model.packed import PackedLM, to_inputs
@@ -77,20 +76,22 @@ def start_up_check(module: PackedLM) -> tuple[float, float]:
     def loss_of(batch: Any, *, by_model: bool = False) -> Tensor:
         return module(*to_inputs(batch, "cpu"), by_model=by_model)[1]
 
-    moved = leak.measure(loss_of, families.VOCAB)
-    return moved, leak.head_error(loss_of, lambda batch: loss_of(batch, by_model=True), families.VOCAB)
+    moved = isolation_check.measure_isolation(loss_of, families.VOCAB)
+    return moved, isolation_check.head_error(
+        loss_of, lambda batch: loss_of(batch, by_model=True), families.VOCAB
+    )
 
 
 def test_the_start_up_check_passes(model: Path) -> None:
     moved, off = start_up_check(packed(model).eval())
-    assert moved <= leak.TOLERANCE[torch.float32]
-    assert off <= leak.HEAD_TOLERANCE[torch.float32]
+    assert moved <= isolation_check.TOLERANCE[torch.float32]
+    assert off <= isolation_check.HEAD_TOLERANCE[torch.float32]
 
 
 def test_logits_that_are_scaled_unknown_to_us_are_caught(tmp_path: Path) -> None:
     module = packed(families.save("granite", tmp_path / "m")).eval()
     module.logit_scale = 1.0
-    assert start_up_check(module)[1] > leak.HEAD_TOLERANCE[torch.bfloat16]
+    assert start_up_check(module)[1] > isolation_check.HEAD_TOLERANCE[torch.bfloat16]
 
 
 def test_adapters_learn_in_every_family(model: Path) -> None:
@@ -123,7 +124,7 @@ def test_layers_with_state_are_refused(name: str) -> None:
             if name == "Lfm2Config"
             else {}
         )
-        support.check(config(**extra), "m")
+        support.check_supported(config(**extra), "m")
 
 
 def test_unknown_layers_and_looking_ahead_are_refused() -> None:
@@ -132,9 +133,9 @@ def test_unknown_layers_and_looking_ahead_are_refused() -> None:
     with pytest.raises(
         UserError, match="llama4_text has chunked_attention layers, which no attention backend"
     ):
-        support.check(Llama4TextConfig(), "m")
+        support.check_supported(Llama4TextConfig(), "m")
     with pytest.raises(UserError, match="attends to later tokens"):
-        support.check(Gemma3TextConfig(use_bidirectional_attention=True), "m")
+        support.check_supported(Gemma3TextConfig(use_bidirectional_attention=True), "m")
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_the_text_of_image_text_models(name: str, tmp_path: Path) -> None:
     module = packed(folder)
     total, ours = module(*to_inputs(cases.pack(DOCS, list(range(len(DOCS)))), "cpu"))
     total.backward()
-    assert max(start_up_check(module.eval())) <= leak.TOLERANCE[torch.float32]
+    assert max(start_up_check(module.eval())) <= isolation_check.TOLERANCE[torch.float32]
     assert float((ours - nll).abs().max()) < 2e-5
     own = {n: p.grad for n, p in module.hf.named_parameters() if p.grad is not None}
     assert own.keys() == gradients.keys()

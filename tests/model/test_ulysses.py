@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from sft_dist.batch import sequence_slice
+from sft_dist.batch import sequence_shard
 from sft_dist.core.records import Batch
 from sft_dist.model import attention, backends, ulysses
 from sft_dist.model.load import load_packed
@@ -141,7 +141,7 @@ def compare_families(rank: int, folder: str) -> None:
             families.save(family, Path(model))
         dist.barrier()
         loss, grads = loss_and_gradients(model, whole, None)
-        shared_loss, shared = loss_and_gradients(model, sequence_slice(whole, rank, 2), group)
+        shared_loss, shared = loss_and_gradients(model, sequence_shard(whole, rank, 2), group)
         apart = {n: float((shared[n] - g).norm() / (g.norm() + 1e-6)) for n, g in grads.items()}
         apart["loss"] = float((shared_loss - loss).abs() / loss)
         worst[family] = max(apart.items(), key=lambda entry: entry[1])

@@ -16,9 +16,9 @@ from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_json
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.evals.generate import load_model
-from sft_dist.model import weight_files as files
+from sft_dist.model import weight_files
 from sft_dist.model.adapters import Lora
-from sft_dist.pipelines.train import engine as assemble
+from sft_dist.pipelines.train import engine
 
 Sft = Callable[..., tuple[int, str, str]]
 
@@ -61,10 +61,10 @@ def asked_for(
     def stop(path: str, **options: Any) -> None:
         raise Called(options)
 
-    monkeypatch.setattr(assemble, "load_packed", stop)
+    monkeypatch.setattr(engine, "load_packed", stop)
     config = load_config(list(overrides), project / "my.yaml")
     with pytest.raises(Called) as caught:
-        assemble.assemble(config, RunFolder(project / "run"), TextTokenizer.load(str(base_model)))
+        engine.build_engine(config, RunFolder(project / "run"), TextTokenizer.load(str(base_model)))
     return caught.value.options
 
 
@@ -87,11 +87,11 @@ def test_every_field_reaches_the_export(project: Path) -> None:
     config = load_config(
         [*LORA, *MODEL, "lora.dora=true", "lora.rslora=true", "model.revision=abc"], project / "my.yaml"
     )
-    base = assemble.export_base(config, "m")
+    base = engine.export_base(config, "m")
     assert (base.path, base.revision, base.vocab_multiple) == ("m", "abc", 64)
     assert (base.lora, base.rope_scaling) == (WANTED, {"type": "linear", "factor": 2.0})
-    assert not assemble.exports_adapter(config)
-    assert assemble.exports_adapter(load_config([*LORA, "lora.export=adapter"], project / "my.yaml"))
+    assert not engine.exports_adapter(config)
+    assert engine.exports_adapter(load_config([*LORA, "lora.export=adapter"], project / "my.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_run_with_adapters_ends_in_a_folder_that_is_evaluated(
     assert code == 0, err
     assert (run / "export/adapter_model.safetensors").is_file()
     assert not (run / "export/model.safetensors").exists()
-    trained_from = files.base_fingerprint(str(base_model), None)
+    trained_from = weight_files.base_fingerprint(str(base_model), None)
     assert read_json(run / "env.json")["model"] == {
         "path": str(base_model),
         "commit": None,

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from sft_dist.cluster.estimate.estimate import needed
-from sft_dist.cluster.estimate.memory import memory
+from sft_dist.cluster.estimate.memory import estimate_memory
 from sft_dist.config import RunConfig
 from sft_dist.config.load import validate
 from sft_dist.pipelines.cluster.estimate_inputs import GIB, model_config, setup_of, shape_of
-from sft_dist.pipelines.train.oom_message import out_of_memory
+from sft_dist.pipelines.train.oom_message import oom_message
 
 SHAPE = {
     "model_type": "llama", "vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 8192,
@@ -37,12 +37,12 @@ def config(tmp_path: Path) -> RunConfig:
 
 @pytest.mark.parametrize("gib", [79, 24])
 def test_three_ways_out_each_of_which_fits(config: RunConfig, gib: int) -> None:
-    said = out_of_memory(config, ranks=8, device_bytes=gib * GIB, target_share=0.4)
+    said = oom_message(config, ranks=8, device_bytes=gib * GIB, target_share=0.4)
     assert f"a device of {gib}.0 GiB ran out of memory" in said
     ways = re.findall(r"((?:[\w.]+=\w+ ?)+)\(about ([\d.]+) GiB\)", said)
     assert len(ways) == 3
     shape = shape_of(config, model_config(config))
-    as_it_was = needed(memory(shape, setup_of(config, 0.4, 8, "cuda")).peak, "cuda")
+    as_it_was = needed(estimate_memory(shape, setup_of(config, 0.4, 8, "cuda")).peak, "cuda")
     for _, size in ways:
         assert float(size) <= min(gib, 0.9 * as_it_was / GIB) + 0.05
 
@@ -51,5 +51,5 @@ def test_a_model_that_is_not_here_gets_the_usual_advice(config: RunConfig) -> No
     elsewhere = config.model_copy(
         update={"model": config.model.model_copy(update={"path": "nobody/has-this"})}
     )
-    said = out_of_memory(elsewhere, ranks=1, device_bytes=GIB, target_share=1.0)
+    said = oom_message(elsewhere, ranks=1, device_bytes=GIB, target_share=1.0)
     assert "train.micro_rows" in said

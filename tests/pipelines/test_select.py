@@ -15,7 +15,7 @@ from sft_dist.core.errors import UserError
 from sft_dist.core.records import BadRecord
 from sft_dist.filters.near_duplicates import Sketcher
 from sft_dist.holdout import Holdout
-from sft_dist.selection import per_record as judging
+from sft_dist.selection import per_record
 from sft_dist.selection.assign import select
 from sft_dist.selection.files import DROPPED, EVALUATE, TRAIN, UNREADABLE, training_examples
 from sft_dist.sources import open_source
@@ -252,8 +252,8 @@ def test_a_pool_decides_what_one_process_decides(tmp_path: Path, monkeypatch):
         (tmp_path / name).mkdir()
         config = write(tmp_path / name, data, leakage={}, near_duplicates={})
         config = config.model_copy(update={"data": config.data.model_copy(update={"processes": processes})})
-        monkeypatch.setattr(judging, "POOL_RECORDS", 1)
-        monkeypatch.setattr(judging, "CHUNK", 7)
+        monkeypatch.setattr(per_record, "POOL_RECORDS", 1)
+        monkeypatch.setattr(per_record, "CHUNK", 7)
         run(config)
         out = Path(config.data.dir)
         files.append(
@@ -274,13 +274,15 @@ def test_missing_scores_name_the_command(tmp_path: Path):
 
 def test_records_are_read_a_few_chunks_ahead(tmp_path: Path, monkeypatch):
     """Memory does not grow with the input: what is read and not yet taken stays small, with a pool too."""
-    monkeypatch.setattr(judging, "CHUNK", 5)
-    monkeypatch.setattr(judging, "POOL_RECORDS", 1)
+    monkeypatch.setattr(per_record, "CHUNK", 5)
+    monkeypatch.setattr(per_record, "POOL_RECORDS", 1)
     config = write(tmp_path, rows())
     examples = list(open_source("other", config.data.sources["other"])) * 10
     sketcher = Sketcher(threshold=0.8, shingle_words=5, permutations=16)
-    judge = judging.Judge(holdout=Holdout(), drop_eval_inputs=True, rules=(), leaks=None, sketcher=sketcher)
-    for processes, most in ((1, 5), (2, 5 * judging.AHEAD * 2)):
+    judge = per_record.RecordFilter(
+        holdout=Holdout(), drop_eval_inputs=True, rules=(), leaks=None, sketcher=sketcher
+    )
+    for processes, most in ((1, 5), (2, 5 * per_record.AHEAD * 2)):
         counts = Counter[str]()
 
         def stream(counts=counts):
@@ -289,7 +291,7 @@ def test_records_are_read_a_few_chunks_ahead(tmp_path: Path, monkeypatch):
                 counts["ahead"] = max(counts["ahead"], counts["read"] - counts["taken"])
                 yield example
 
-        with judging.Judges(judge, records=400, processes=processes) as judges:
+        with per_record.FilterPool(judge, records=400, processes=processes) as judges:
             for _ in judges(stream()):
                 counts["taken"] += 1
         assert (counts["read"], counts["taken"]) == (400, 400)

@@ -21,8 +21,7 @@ from sft_dist.core.records import Example, single_turn
 from sft_dist.pipelines.data.construct import _labels
 from sft_dist.pipelines.data.prepare import prepare
 from sft_dist.render.renderer import Renderer
-from sft_dist.selection import assign as selecting
-from sft_dist.selection import tokenize as build
+from sft_dist.selection import assign, tokenize
 from sft_dist.selection.files import DROPPED, STATE, TRAIN, Selection, read_selected, stored_sources
 from sft_dist.selection.per_record import work_ahead
 from sft_dist.sources import open_source
@@ -48,7 +47,7 @@ def test_a_launch_that_is_killed_between_the_files_of_a_selection_leaves_none(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(selecting, "write_selected", killed)
+        patched.setattr(assign, "write_selected", killed)
         assert sft("prepare", "--rebuild", "my.yaml", *OTHER)[0] == 130
     assert codes(project)["selection-records.npy"] != before["selection-records.npy"]
     assert not (project / "data" / STATE).exists()
@@ -192,11 +191,11 @@ def test_two_launches_prepare_one_after_the_other_and_slices_together(
 
 def test_a_shard_is_read_chunk_by_chunk(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the examples of a shard, 100,000 by default, would lie in memory together, however long they are."""
-    monkeypatch.setattr(build, "CHUNK", 5)
+    monkeypatch.setattr(tokenize, "CHUNK", 5)
     taken, when_rendered = 0, []
-    given, rendered = build.Kept.read, build._render
+    given, rendered = tokenize.SelectedExamples.read, tokenize._render
 
-    def read(self: build.Kept, wanted: set[int]) -> Iterator[tuple[int, Iterator[Example]]]:
+    def read(self: tokenize.SelectedExamples, wanted: set[int]) -> Iterator[tuple[int, Iterator[Example]]]:
         def counted(members: Iterator[Example]) -> Iterator[Example]:
             nonlocal taken
             for example in members:
@@ -209,8 +208,8 @@ def test_a_shard_is_read_chunk_by_chunk(project: Path, monkeypatch: pytest.Monke
         when_rendered.append(taken)
         return rendered(renderer, examples)
 
-    monkeypatch.setattr(build.Kept, "read", read)
-    monkeypatch.setattr(build, "_render", render)
+    monkeypatch.setattr(tokenize.SelectedExamples, "read", read)
+    monkeypatch.setattr(tokenize, "_render", render)
     prepare(load_config(["data.processes=1"], project / "my.yaml"))
     assert when_rendered[:3] == [5, 10, 15]
 
@@ -230,7 +229,7 @@ def test_unwanted_blocks_are_passed_over_and_the_last_ends_the_reading() -> None
     selection = Selection(
         codes=codes, tasks=("t",), read=10, **empty, dropped={"x": 1}, skipped={}, fingerprint=""
     )
-    kept = build.Kept(Numbers(), selection, 4, None)
+    kept = tokenize.SelectedExamples(Numbers(), selection, 4, None)
     assert [(b, [e.instruction for e in m]) for b, m in kept.read({1})] == [(1, ["4", "6", "7"])]
     assert read == list(range(8))
     assert [b for b, _ in kept.read({0, 2})] == [0, 2]

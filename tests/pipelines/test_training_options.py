@@ -16,10 +16,10 @@ from sft_dist.config.root import RunConfig
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_json, read_jsonl
 from sft_dist.core.runfolder import RunFolder
-from sft_dist.model import activation_memory as memory
+from sft_dist.model import activation_memory
 from sft_dist.model.loss import LossOptions
 from sft_dist.model.packed import PackedLM
-from sft_dist.pipelines.train import engine as assemble
+from sft_dist.pipelines.train import engine
 
 OPTIONS = [
     "optim.ema_decay=0.5",
@@ -46,7 +46,7 @@ def module() -> PackedLM:
 
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     hf = LlamaForCausalLM(LlamaConfig(vocab_size=20, **shape))
-    memory.checkpoint_layers(hf, True)
+    activation_memory.checkpoint_layers(hf, True)
     return PackedLM(hf)
 
 
@@ -56,28 +56,30 @@ def config(**sections: Any) -> RunConfig:
 
 
 def test_loss_options_reach_the_head_and_noise_the_embedding(module: PackedLM) -> None:
-    assemble._set_loss(module, config())
+    engine._set_loss(module, config())
     assert module.hf.lm_head.options == LossOptions()
     assert not module.hf.get_input_embeddings()._forward_hooks
     loss = {"label_smoothing": 0.1, "z_loss": 1e-4, "dft": True, "neftune_alpha": 5}
-    assemble._set_loss(module, config(loss=loss))
+    engine._set_loss(module, config(loss=loss))
     assert module.hf.lm_head.options == LossOptions(label_smoothing=0.1, z_loss=1e-4, dft=True)
     assert len(module.hf.get_input_embeddings()._forward_hooks) == 1
 
 
 def test_memory_options_reach_the_layers(module: PackedLM) -> None:
-    layers = list(memory.layers(module.hf))
-    assemble._save_memory(module, config(), "cpu")
+    layers = list(activation_memory.layers(module.hf))
+    engine._save_memory(module, config(), "cpu")
     assert not any(isinstance(layer.mlp.forward, partial) for layer in layers)
     assert not any(layer._compiled_call_impl for layer in layers)
-    assemble._save_memory(module, config(model={"path": "x", "mlp_tiles": 2, "compile": True}), "cpu")
+    engine._save_memory(module, config(model={"path": "x", "mlp_tiles": 2, "compile": True}), "cpu")
     assert all(isinstance(layer.mlp.forward, partial) for layer in layers)
     assert all(layer._compiled_call_impl for layer in layers)
     offload = config(model={"path": "x", "offload_activations": True})
     with pytest.raises(UserError, match="this run has no GPU"):
-        assemble._save_memory(module, offload, "cpu")
-    assemble._save_memory(module, offload, "cuda")
-    assert all(layer._gradient_checkpointing_func.func is memory._with_inputs_on_host for layer in layers)
+        engine._save_memory(module, offload, "cpu")
+    engine._save_memory(module, offload, "cuda")
+    assert all(
+        layer._gradient_checkpointing_func.func is activation_memory._with_inputs_on_host for layer in layers
+    )
 
 
 def test_a_run_with_average_warm_up_in_tokens_trace_and_options(sft: Sft, project: Path) -> None:

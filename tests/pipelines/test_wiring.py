@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 
 from sft_dist.batch import SamplerState
-from sft_dist.checkpoint.io import Keep, Position
-from sft_dist.config.load import load_config, read_run
+from sft_dist.checkpoint.io import Position, RetentionPolicy
+from sft_dist.config.load import load_config, load_run_config
 from sft_dist.core.files import read_jsonl
 from sft_dist.core.records import StepMetrics, StepPlan
 from sft_dist.core.runfolder import RunFolder
@@ -23,11 +23,10 @@ from sft_dist.mix import Mixture
 from sft_dist.model.ulysses import SequenceGroup
 from sft_dist.pack import CostModel
 from sft_dist.pipelines.evaluate.command import _Work
-from sft_dist.pipelines.train import planning as plan
-from sft_dist.pipelines.train import worker as rank
+from sft_dist.pipelines.train import planning, worker
 from sft_dist.pipelines.train.resume import remaining
 from sft_dist.train.evaluate import held_out_loss
-from sft_dist.train.run_log import Record
+from sft_dist.train.run_log import RunLogger
 
 Sft = Callable[..., tuple[int, str, str]]
 COST = CostModel(linear_flops_per_token=10.0, attention_flops_per_pair=2.0, head_flops_per_target=100.0)
@@ -46,10 +45,10 @@ def group(tmp_path: Path) -> Iterator[None]:
 
 def test_pack_and_mix_reach_the_planner(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def planned(*overrides: str) -> dict[str, Any]:
-        monkeypatch.setattr(plan, "Planner", lambda corpus, **options: {"corpus": corpus, **options})
+        monkeypatch.setattr(planning, "Planner", lambda corpus, **options: {"corpus": corpus, **options})
         corpus: Any = SimpleNamespace(source_names=[])
         config = load_config(overrides, project / "my.yaml")
-        made: Any = plan.make_planner(config, corpus, world_size=2, cost=COST)
+        made: Any = planning.make_planner(config, corpus, world_size=2, cost=COST)
         return {k: v for k, v in made.items() if k not in ("corpus", "cost")}
 
     changed = planned(
@@ -79,12 +78,12 @@ def test_optim_train_and_checkpoint_reach_loop_saver_and_tracker(
         return called
 
     monkeypatch.setattr(
-        rank.loop, "run", catch("run", (Position(step=0, epoch=0, epoch_step=0), "stopped", ""))
+        worker.loop, "run", catch("run", (Position(step=0, epoch=0, epoch_step=0), "stopped", ""))
     )
-    monkeypatch.setattr(rank, "Saver", catch("saver", None))
-    monkeypatch.setattr(rank.Tracker, "start", catch("tracker", nullcontext()))
-    monkeypatch.setattr(rank, "with_backward", lambda cost, _hf: cost)
-    monkeypatch.setattr(rank, "Profiler", catch("profiler", SimpleNamespace(close=lambda: None)))
+    monkeypatch.setattr(worker, "Saver", catch("saver", None))
+    monkeypatch.setattr(worker.Tracker, "start", catch("tracker", nullcontext()))
+    monkeypatch.setattr(worker, "with_backward", lambda cost, _hf: cost)
+    monkeypatch.setattr(worker, "Profiler", catch("profiler", SimpleNamespace(close=lambda: None)))
     config = load_config(
         [
             "optim.lr=1.0", "optim.schedule=wsd", "optim.decay=2", "optim.min_lr_share=0.5", "optim.warmup=2", "optim.clip=0.3",
@@ -100,17 +99,17 @@ def test_optim_train_and_checkpoint_reach_loop_saver_and_tracker(
     made: Any = SimpleNamespace(corpus=corpus, planner=None, hash=5, steps=10, cost=COST)
     start = Position(step=0, epoch=0, epoch_step=0)
     none: Any = None
-    rank._loop(
+    worker._loop(
         config, RunFolder(project), parts, made, start, none, SimpleNamespace(progress=None), None, None
     )
     options = seen["run"][1]
     assert [options["lr_of"](step) for step in (0, 1, 2, 8, 9, 10)] == [0.5, 1.0, 1.0, 1.0, 0.75, 0.5]
     assert (options["seed"], options["clip"]) == (9, 0.3)
-    assert options["schedule"] == rank.loop.Schedule(
+    assert options["schedule"] == worker.loop.Schedule(
         total_steps=10, save_every_steps=4, save_every_minutes=5.0, eval_every=7, max_skipped_steps=3
     )
     assert options["useful_flops"](4, 1, 16) == 3 * (40 + 16 + 100)
-    assert seen["saver"][1]["keep"] == Keep(last=6, best=1, optimizer_last=2)
+    assert seen["saver"][1]["keep"] == RetentionPolicy(last=6, best=1, optimizer_last=2)
     assert seen["saver"][1]["facts"] == {"plan_hash": 5, "base": "b1"}
     assert seen["profiler"][0][0] == (2, 3)
     tracked = {k: seen["tracker"][1][k] for k in ("mode", "name", "project", "entity", "group", "tags")}
@@ -125,11 +124,11 @@ def test_threads_of_a_rank(project: Path, group: None, monkeypatch: pytest.Monke
 
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
-    monkeypatch.setattr(rank, "read_json", stop)
+    monkeypatch.setattr(worker, "read_json", stop)
     heartbeat: Any = None
     for words in (["train.threads_per_rank=3"], []):
         with pytest.raises(Called):
-            rank.train(load_config(words, project / "my.yaml"), RunFolder(project), heartbeat)
+            worker.train(load_config(words, project / "my.yaml"), RunFolder(project), heartbeat)
     assert asked == [3]
 
 
@@ -137,8 +136,8 @@ def test_the_tracker_gets_every_nth_step_and_the_file_all(tmp_path: Path) -> Non
     tracked: list[dict[str, Any]] = []
     tracker: Any = SimpleNamespace(log=tracked.append)
     folder = RunFolder(tmp_path)
-    record = Record(folder, tracker, is_main=True, steps=5, log_every=2, remote=None)
-    other = Record(folder, tracker, is_main=False, steps=5, log_every=1, remote=None)
+    record = RunLogger(folder, tracker, is_main=True, steps=5, log_every=2, remote=None)
+    other = RunLogger(folder, tracker, is_main=False, steps=5, log_every=1, remote=None)
     for step in range(1, 6):
         for each in (record, other):
             each.step(metrics(step))
@@ -154,7 +153,7 @@ def test_short_steps_do_not_wait_for_the_status(tmp_path: Path, monkeypatch: pyt
     now = 100.0
     monkeypatch.setattr("sft_dist.train.run_log.time.monotonic", lambda: now)
     folder = RunFolder(tmp_path)
-    record = Record(folder, SimpleNamespace(log=print), is_main=True, steps=9, log_every=99, remote=None)  # type: ignore[arg-type]
+    record = RunLogger(folder, SimpleNamespace(log=print), is_main=True, steps=9, log_every=99, remote=None)  # type: ignore[arg-type]
     told = []
     for step in range(1, 10):
         record.step(metrics(step))
@@ -204,7 +203,7 @@ def test_evaluation_takes_so_many_examples_of_a_task(sft: Sft, project: Path) ->
     for most in (1, 2):
         run = project / "runs" / f"most-{most}"
         assert sft("freeze", "my.yaml", f"eval.max_examples_per_task={most}", "--run-dir", str(run))[0] == 0
-        work = _Work(read_run(run), RunFolder(run))
+        work = _Work(load_run_config(run), RunFolder(run))
         assert set(Counter(e.task for e in work.examples).values()) == {most}
 
 

@@ -342,12 +342,12 @@ def test_template_kwargs_reach_the_template(renderer_of):
 
 
 def test_renderings_of_one_shape_are_cached(renderer_of, monkeypatch):
-    from sft_dist.render.jinja_template import ForeignTemplate
+    from sft_dist.render.jinja_template import JinjaTemplate
 
     renderer = renderer_of(template("m.content"))
     calls = []
-    original = ForeignTemplate._sentinels
-    monkeypatch.setattr(ForeignTemplate, "_sentinels", lambda *a: calls.append(1) or original(*a))
+    original = JinjaTemplate._sentinels
+    monkeypatch.setattr(JinjaTemplate, "_sentinels", lambda *a: calls.append(1) or original(*a))
     renderer.render([chat(("u", f"question {i}"), ("a", f"answer {i}")) for i in range(20)])
     assert len(calls) <= 2  # the whole and the prompt, once (none if the probe had this shape)
 

@@ -96,11 +96,11 @@ def test_writer_and_cut_rendering_agree(name, thinking, tokenizer, tmp_path):
             continue
         assert tokenizer.decode(a.ids.tolist()) == tokenizer.decode(b.ids.tolist())
         draft = ours._checked(example, Counter())
-        if not draft.differs:
+        if not draft.context_mismatch:
             assert a.ids.tolist() == b.ids.tolist()
             assert a.spans == b.spans
             compared += 1
-        if draft.parts[-1].turn in draft.differs:
+        if draft.parts[-1].turn in draft.context_mismatch:
             continue  # thoughts in the record, and enable_thinking=false: not trained, for generation sees another prompt
         for renderer, tokens in ((ours, a), (foreign, b)):
             prompt = renderer.prompt(example)

@@ -13,8 +13,8 @@ import numpy as np
 
 from sft_dist.core.files import write_json
 from sft_dist.core.records import StepMetrics, single_turn
-from sft_dist.evals.baselines import Baselines, Known
-from sft_dist.evals.score import judge, scores, write_results
+from sft_dist.evals.baselines import Baselines, TrainingPair
+from sft_dist.evals.score import score_examples, scores, write_results
 from sft_dist.evals.splits import AnswerLoss, Generation
 
 # task -> (training examples, loss at the start, loss at the end, share that the model gets right, labels)
@@ -217,7 +217,7 @@ def evaluate(folder, rng):
         for i in range(n):
             e, wrong = make(task, labels, i, rng)
             if i < 20 and set_name == "seen":
-                training.append(Known(task, e.messages[0].content + " again", e.output))
+                training.append(TrainingPair(task, e.messages[0].content + " again", e.output))
             right = rng.random() < accuracy
             sets[set_name].append(e)
             generations[e.id] = Generation(
@@ -233,7 +233,7 @@ def evaluate(folder, rng):
         k._replace(answer=answers[int(rng.integers(len(answers)))] if rng.random() < 0.6 else k.answer)
         for k in training
     ]
-    judged = judge(sets, generations, Baselines(training))
+    judged = score_examples(sets, generations, Baselines(training))
     result = scores(judged, losses=losses, training_examples={t: v[0] for t, v in TASKS.items()})
     result["probes"] = {
         "without_instruction": {

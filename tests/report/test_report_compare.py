@@ -8,7 +8,7 @@ from test_report_run import check
 
 from sft_dist.core.errors import UserError
 from sft_dist.report.compare import compare, comparison
-from sft_dist.report.run_files import read_run
+from sft_dist.report.run_files import read_run_files
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def runs(tmp_path_factory):
 
 
 def test_figures_and_differing_settings(runs):
-    found = comparison([read_run(r) for r in runs])
+    found = comparison([read_run_files(r) for r in runs])
     table = [dict(zip(found.heads, row, strict=True)) for row in found.rows]
     assert [row["run"] for row in table] == ["low-rate", "high-rate", "crashed"]
     assert [row["state"] for row in table] == ["finished", "finished", "fatal"]
@@ -50,7 +50,7 @@ def test_page(runs, tmp_path):
 
 
 def test_runs_of_one_name_are_told_apart_by_path(runs):
-    rows = comparison([read_run(runs[0]), read_run(runs[0])]).rows
+    rows = comparison([read_run_files(runs[0]), read_run_files(runs[0])]).rows
     assert rows[0][0] == str(runs[0])
     assert "None: the configs are equal." in compare([runs[0], runs[0]], "html")
 

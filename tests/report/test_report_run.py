@@ -21,8 +21,8 @@ from run_fixture import STEPS, TASKS, write_run
 from sft_dist.core.errors import UserError
 from sft_dist.report.formatting import clip, duration, esc, percent, points, short
 from sft_dist.report.run import summary_table, write_report
-from sft_dist.report.run_files import MADE_BY, flatten, number, read_run, read_training
-from sft_dist.report.run_summary import edge_mean, facts_of, gain, smooth, status_of, task_mix, thin
+from sft_dist.report.run_files import MADE_BY, flatten, number, read_run_files, read_training
+from sft_dist.report.run_summary import edge_mean, gain, smooth, status_of, summarize_run, task_mix, thin
 
 
 @pytest.fixture(scope="module")
@@ -163,16 +163,16 @@ def test_a_crashed_run_with_torn_files(tmp_path):
     assert "metrics.jsonl is read except for 1 torn line" in text
     assert "plan.json is unreadable" in text
     assert "eval/scores.json is missing. sft-dist evaluate" in text
-    assert read_run(path).training["loss"][-1] == 9.5
+    assert read_run_files(path).training["loss"][-1] == 9.5
 
 
 def test_a_run_that_stands_still_is_called_silent(finished, tmp_path):
     run = copy(finished, tmp_path)
     (run / "status.json").write_text('{"state": "running", "step": 3}')
     (run / "heartbeat").touch()
-    assert status_of(read_run(run)) == ("running", "")
+    assert status_of(read_run_files(run)) == ("running", "")
     os.utime(run / "heartbeat", (time.time() - 7200,) * 2)
-    assert status_of(read_run(run)) == (
+    assert status_of(read_run_files(run)) == (
         "silent",
         "recorded as running, but without a sign of life for 2 h 0 min",
     )
@@ -224,8 +224,8 @@ def test_repeated_steps_count_once_and_nothing_infinite_passes():
 
 
 def test_headline_figures(finished):
-    run = read_run(finished)
-    f = facts_of(run)
+    run = read_run_files(finished)
+    f = summarize_run(run)
     lines = [json.loads(x) for x in (finished / "metrics.jsonl").read_text().splitlines()]
     steps = [x for x in lines if x["kind"] == "train"]
     assert (f.steps, f.skipped, f.planned_steps) == (STEPS, 1, STEPS)
@@ -235,7 +235,7 @@ def test_headline_figures(finished):
     assert f.tokens == sum(x["tokens"] for x in steps)
     assert f.fill == pytest.approx(f.tokens / sum(x["tokens"] / x["fill"] for x in steps))
     assert math.isnan(f.mfu)
-    assert math.isnan(facts_of(read_run(finished.parent)).final_loss)
+    assert math.isnan(summarize_run(read_run_files(finished.parent)).final_loss)
 
 
 def test_gain_is_over_the_better_baseline():

@@ -13,7 +13,7 @@ import pytest
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import Span, Tokens
 from sft_dist.shards import ShardWriter, Store, finish_store
-from sft_dist.shards.staging import contents, publish, stage
+from sft_dist.shards.staging import contents, publish_stores, stage
 
 KEY = {"input": "in-1"}
 
@@ -37,8 +37,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 def test_a_store_travels_over_a_url(store: Path, url: str, tmp_path: Path) -> None:
-    assert publish(store, url)
-    assert not publish(store, url)  # it is there
+    assert publish_stores(store, url)
+    assert not publish_stores(store, url)  # it is there
     copy = stage(url, tmp_path / "disk")
     staged = Store.open(copy, KEY)
     assert staged.verify() == []
@@ -49,10 +49,10 @@ def test_a_store_travels_over_a_url(store: Path, url: str, tmp_path: Path) -> No
 def test_a_changed_store_replaces_the_published_one_and_gets_another_copy(
     store: Path, url: str, tmp_path: Path
 ) -> None:
-    publish(store, url)
+    publish_stores(store, url)
     before = stage(url, tmp_path / "disk")
     finish_store(store, key=KEY, tasks=["t"], sources=["mine"], shards=[0])
-    assert publish(store, url)
+    assert publish_stores(store, url)
     after = stage(url, tmp_path / "disk")
     assert after != before
     assert len(Store.open(after)) == 1
@@ -121,4 +121,4 @@ def test_missing_credentials_are_one_sentence(
     ):
         stage("memory://bucket/x", tmp_path / "disk")
     with pytest.raises(UserError, match="Unable to locate credentials.*other machines would not find it"):
-        publish(store, "memory://bucket/x")
+        publish_stores(store, "memory://bucket/x")

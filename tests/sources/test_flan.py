@@ -18,8 +18,9 @@ from sft_dist.holdout import Holdout, split
 from sft_dist.selection.assign import select
 from sft_dist.selection.files import TRAIN
 from sft_dist.sources import open_source
+from sft_dist.sources.flan import patterns
 from sft_dist.sources.flan.questions import draw_layout, read_question
-from sft_dist.sources.flan.reader import FITS, PATTERNS, FlanReader, patterns
+from sft_dist.sources.flan.reader import FITS, PATTERNS, FlanReader
 
 
 def legs(number, animal, each):

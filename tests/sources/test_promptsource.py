@@ -20,8 +20,8 @@ from sft_dist.selection.assign import select
 from sft_dist.selection.files import TRAIN
 from sft_dist.sources import open_source
 from sft_dist.sources.files.data_files import RawRecord
+from sft_dist.sources.promptsource import sandbox as promptsource_sandbox
 from sft_dist.sources.promptsource.reader import PromptsourceReader
-from sft_dist.sources.promptsource.reader import sandbox as promptsource_sandbox
 from sft_dist.sources.promptsource.render import CompiledTemplate, PromptRecord
 from sft_dist.sources.promptsource.sandbox import PromptEnvironment
 from sft_dist.sources.promptsource.template_files import read_templates

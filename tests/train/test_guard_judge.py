@@ -9,14 +9,21 @@ import pytest
 import torch
 
 from sft_dist.core.records import Batch
-from sft_dist.train.guard import MIN_STEPS, WINDOW_STEPS, Judge, Policy, example_losses, guilty
+from sft_dist.train.guard import (
+    MIN_STEPS,
+    WINDOW_STEPS,
+    Policy,
+    SpikeDetector,
+    example_losses,
+    worst_examples,
+)
 
 STEADY = [2.0, 2.1, 1.9, 2.05, 1.95, 2.0, 2.1, 1.9] * 2  # median 2.0, median deviation 0.075: 0.11 robust
 
 
-def judge(on_spike: str = "skip", deviations: float = 5.0, losses: list[float] = STEADY) -> Judge:
+def spikes(on_spike: str = "skip", deviations: float = 5.0, losses: list[float] = STEADY) -> SpikeDetector:
     policy = Policy(on_spike=on_spike, spike_deviations=deviations)  # type: ignore[arg-type]
-    return Judge(policy, losses)
+    return SpikeDetector(policy, losses)
 
 
 @pytest.mark.parametrize(
@@ -32,50 +39,50 @@ def judge(on_spike: str = "skip", deviations: float = 5.0, losses: list[float] =
     ],
 )
 def test_far_above_the_median_is_a_spike(loss: float, wrong: str) -> None:
-    assert judge().wrong(loss) == wrong
+    assert spikes().wrong(loss) == wrong
 
 
 def test_off_looks_at_finiteness_only() -> None:
-    assert judge("off").wrong(50.0) == ""
-    assert judge("off").wrong(math.nan) == "nonfinite"
+    assert spikes("off").wrong(50.0) == ""
+    assert spikes("off").wrong(math.nan) == "nonfinite"
 
 
 def test_few_losses_say_nothing() -> None:
-    few = judge(losses=STEADY[: MIN_STEPS - 1])
+    few = spikes(losses=STEADY[: MIN_STEPS - 1])
     assert few.wrong(50.0) == ""
     few.add(2.0)
     assert few.wrong(50.0) == "spike"
 
 
 def test_losses_that_hardly_vary_do_not_make_a_spike_of_every_step() -> None:
-    flat = judge(losses=[2.0] * 20)
+    flat = spikes(losses=[2.0] * 20)
     assert flat.wrong(2.09) == ""  # 5 deviations of at least 1 % of the median
     assert flat.wrong(2.11) == "spike"
 
 
 def test_a_spike_that_got_through_does_not_hide_the_next() -> None:
-    seen = judge()
+    seen = spikes()
     for loss in (40.0, 45.0, 50.0):
         seen.add(loss)
     assert seen.wrong(40.0) == "spike"
 
 
 def test_a_resumed_judge_remembers_what_an_uninterrupted_one_does() -> None:
-    whole = judge()
+    whole = spikes()
     for i in range(100):
         whole.add(2.0 + i / 1000)
-    resumed = judge(losses=whole.losses)
+    resumed = spikes(losses=whole.losses)
     assert len(whole.losses) == WINDOW_STEPS
     assert resumed.losses == whole.losses
     assert resumed.wrong(2.3) == whole.wrong(2.3) == ("spike" if 2.3 > 2.068 + 5 * 1.4826 * 0.016 else "")
 
 
 def test_policies_stop_for_their_own_cause() -> None:
-    both = Judge(Policy(on_nonfinite="stop", on_spike="skip"))
+    both = SpikeDetector(Policy(on_nonfinite="stop", on_spike="skip"))
     assert both.stops("nonfinite")
     assert not both.stops("spike")
-    assert Judge(Policy(on_spike="stop")).stops("spike")
-    assert not Judge(Policy(on_spike="stop")).stops("nonfinite")
+    assert SpikeDetector(Policy(on_spike="stop")).stops("spike")
+    assert not SpikeDetector(Policy(on_spike="stop")).stops("nonfinite")
 
 
 def batch(lengths: list[int], ids: tuple[str, ...], targets: list[int], offset: int = 0) -> Batch:
@@ -108,6 +115,8 @@ def test_losses_are_told_apart_by_example() -> None:
 
 
 def test_the_worst_come_first_and_an_example_in_parts_is_one() -> None:
-    assert guilty([("a", 1.0, 1), ("b", 6.0, 2), ("a", 9.0, 1), ("c", 4.0, 4)]) == ["a", "b", "c"]
-    assert guilty([("a", 1.0, 1), ("b", math.inf, 1), ("c", math.nan, 2)]) == ["b", "c"]
-    assert guilty([(f"x{i:02d}", float(i), 1) for i in range(20)]) == [f"x{i:02d}" for i in range(19, 11, -1)]
+    assert worst_examples([("a", 1.0, 1), ("b", 6.0, 2), ("a", 9.0, 1), ("c", 4.0, 4)]) == ["a", "b", "c"]
+    assert worst_examples([("a", 1.0, 1), ("b", math.inf, 1), ("c", math.nan, 2)]) == ["b", "c"]
+    assert worst_examples([(f"x{i:02d}", float(i), 1) for i in range(20)]) == [
+        f"x{i:02d}" for i in range(19, 11, -1)
+    ]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sft_dist.batch import sequence_slice
+from sft_dist.batch import sequence_shard
 from sft_dist.core.records import Batch
 from sft_dist.train import metrics
 from sft_dist.train.metrics import Meter
@@ -35,7 +35,7 @@ def test_loss_of_each_task_and_source(monkeypatch: pytest.MonkeyPatch, ranks: in
     monkeypatch.setattr(metrics.dist, "all_reduce", lambda tensor: None)
     meter = Meter(["x", "y", "unseen"], torch.device("cpu"), ["a", "b"])
     for place in range(ranks):  # what the ranks' sums would add up to
-        part = sequence_slice(BATCH, place, ranks)
+        part = sequence_shard(BATCH, place, ranks)
         meter.add(part, NLL if ranks == 1 else NLL[place : place + 1], torch.from_numpy(part.target_weights))
     options: dict[str, Any] = {"stop": False, "save": False}
     sums = meter.reduce(**options)

@@ -37,7 +37,7 @@ def compare_versions(parts: dict[int, dict[str, Any]]) -> None:
                 parts[i]["checks"].append(asdict(check))
 
 
-def judge_steps(
+def diagnose_steps(
     steps: Mapping[int, Mapping[str, Any]], leaders: Sequence[int], names: Sequence[str], logs: str
 ) -> dict[int, list[Check]]:
     """Return what the common step says of each node.

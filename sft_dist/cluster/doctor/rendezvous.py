@@ -1,6 +1,6 @@
 """Where nodes hand in what they found: lines of JSON over TCP to node 0. Standard library only.
 
-The doctor must hear from a node whose torch is broken, and must name one that says nothing, so it does not use torch's
+The doctor must receive from a node whose torch is broken, and must name one that says nothing, so it does not use torch's
 own rendezvous. Clocks are compared as NTP does: half of the shortest round trip is the error.
 """
 
@@ -17,7 +17,7 @@ PINGS = 5
 RETRY_S = 0.5
 
 
-class Desk:
+class RendezvousServer:
     """Node 0: collects parts, answers pings, tells everybody what comes next."""
 
     def __init__(self, port: int, token: str) -> None:
@@ -46,7 +46,7 @@ class Desk:
                     return {i: self._parts[phase, i] for i in sorted(have & indices)}
                 self._changed.wait(left)
 
-    def tell(self, message: Mapping[str, Any]) -> None:
+    def broadcast(self, message: Mapping[str, Any]) -> None:
         """Send one message to every node that is still there."""
         with self._changed:
             files = list(self._files.values())
@@ -84,7 +84,7 @@ class Desk:
             self._changed.notify_all()
 
 
-class Visitor:
+class RendezvousClient:
     """Any other node: hands in, and waits for an answer."""
 
     def __init__(self, address: str, port: int, *, index: int, token: str, wait_s: float) -> None:
@@ -113,15 +113,15 @@ class Visitor:
         for _ in range(PINGS):
             sent = time.time()
             _send(self._file, {"token": self._token, "ping": sent})
-            theirs, back = self.hear(10.0)["pong"], time.time()
+            theirs, back = self.receive(10.0)["pong"], time.time()
             trips.append((back - sent, (sent + back) / 2 - theirs))
         return float(min(trips)[1])
 
-    def hand_in(self, phase: int, part: Any) -> None:
+    def send(self, phase: int, part: Any) -> None:
         """Send what this node found."""
         _send(self._file, {"token": self._token, "index": self._index, "phase": phase, "part": part})
 
-    def hear(self, wait_s: float) -> Any:
+    def receive(self, wait_s: float) -> Any:
         """Return the next message of node 0.
 
         Raises:

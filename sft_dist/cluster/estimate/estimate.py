@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from sft_dist.cluster.estimate.memory import BYTES, Memory, Setup, Shape, memory
+from sft_dist.cluster.estimate.memory import BYTES, Memory, Setup, Shape, estimate_memory
 from sft_dist.pack import CostModel
 
 ASSUMED_MFU = 0.35  # useful FLOPs over peak; published packed runs of 1B to 8B models lie between 0.3 and 0.5
@@ -130,7 +130,7 @@ def suggestions(
     """
 
     def peak_of(changed: Setup) -> int:
-        return needed(memory(shape, changed).peak, setup.device)
+        return needed(estimate_memory(shape, changed).peak, setup.device)
 
     if peak_of(setup) <= limit_bytes:
         return ()

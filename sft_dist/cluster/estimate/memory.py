@@ -166,7 +166,7 @@ class Memory:
         return sum(self.parts.values())
 
 
-def memory(shape: Shape, setup: Setup) -> Memory:
+def estimate_memory(shape: Shape, setup: Setup) -> Memory:
     """Return what one rank holds."""
     b, cpu = BYTES[setup.dtype], setup.device == "cpu"
     states, host = _states(shape, setup)

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from sft_dist.cluster.slurm.sbatch import Job, cancel, render, submit
+from sft_dist.cluster.slurm.sbatch import Job, cancel, render, sbatch
 from sft_dist.config.cluster import SiteProfile
 from sft_dist.core.errors import BusyError, UserError
 from sft_dist.core.files import read_json, write_json, write_text
@@ -86,7 +86,7 @@ def send(run_dir: Path, texts: Mapping[str, str], jobs: Mapping[str, Job]) -> di
     for name in jobs:
         after = [f"--dependency=afterok:{list(numbers.values())[-1]}"] if numbers else []
         try:
-            numbers[name] = submit(folder / f"{name}.sbatch", *after)
+            numbers[name] = sbatch(folder / f"{name}.sbatch", *after)
         except (UserError, RuntimeError):
             cancel(list(numbers.values()))
             raise

@@ -109,7 +109,7 @@ def environment(site: SiteProfile, job: Job, root: Path) -> list[str]:
     return [*lines, *(f"export {name}={shlex.quote(value)}" for name, value in values.items())]
 
 
-def submit(file: Path, *options: str) -> str:
+def sbatch(file: Path, *options: str) -> str:
     """Hand an sbatch file to Slurm; the job starts in the present folder. Return its number.
 
     Raises:

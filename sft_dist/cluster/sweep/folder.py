@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from sft_dist.cluster.sweep.run_metric import FIGURES, Curve, curve_of
+from sft_dist.cluster.sweep.run_metric import RUN_METRICS, Curve, curve_of
 from sft_dist.core.errors import BusyError, UserError
 from sft_dist.core.files import read_json, write_json
 from sft_dist.core.locks import take_lock
@@ -161,7 +161,7 @@ class SweepFolder:
     @staticmethod
     def best(trials: Iterable[Trial], metric: str) -> Trial | None:
         """Return the finished trial with the best figure, the first of equal ones; None while there is none."""
-        sign = 1.0 if FIGURES[metric].direction == "minimize" else -1.0
+        sign = 1.0 if RUN_METRICS[metric].direction == "minimize" else -1.0
         known = [
             (sign * t.value, t.number, t) for t in trials if t.state == "finished" and t.value is not None
         ]

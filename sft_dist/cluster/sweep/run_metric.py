@@ -18,7 +18,7 @@ TAIL_SHARE = 0.05  # of the steps: the end of a training curve, which is noisy s
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class RunMetric:
     """A figure of a run: how people call it, and which end of it is good. `evaluated`: it needs `sft-dist evaluate`."""
 
     title: str
@@ -26,12 +26,12 @@ class Figure:
     evaluated: bool = False
 
 
-FIGURES: dict[str, Figure] = {
-    "eval_loss": Figure("held-out loss", "minimize"),
-    "train_loss": Figure("training loss", "minimize"),
-    "seen": Figure("score on trained tasks", "maximize", evaluated=True),
-    "heldout": Figure("score on held-out tasks", "maximize", evaluated=True),
-    "tokens_per_s": Figure("tokens a second", "maximize"),
+RUN_METRICS: dict[str, RunMetric] = {
+    "eval_loss": RunMetric("held-out loss", "minimize"),
+    "train_loss": RunMetric("training loss", "minimize"),
+    "seen": RunMetric("score on trained tasks", "maximize", evaluated=True),
+    "heldout": RunMetric("score on held-out tasks", "maximize", evaluated=True),
+    "tokens_per_s": RunMetric("tokens a second", "maximize"),
 }
 
 
@@ -52,12 +52,12 @@ def curve_of(run_dir: Path, metric: str) -> Curve:
     return sorted(found.items())
 
 
-def figure_of(run_dir: Path, metric: str) -> float | None:
+def metric_of(run_dir: Path, metric: str) -> float | None:
     """Return the figure of a run that has ended; None when its files do not hold it.
 
     A loss is that of the model at the end: the last held-out loss, the mean over the last 5 % of training steps.
     """
-    if FIGURES[metric].evaluated:
+    if RUN_METRICS[metric].evaluated:
         return _score(run_dir, metric)
     values = [v for _, v in curve_of(run_dir, metric)]
     if not values:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sft_dist.cluster.sweep.folder import Definition, Trial
-from sft_dist.cluster.sweep.run_metric import FIGURES, Curve
+from sft_dist.cluster.sweep.run_metric import RUN_METRICS, Curve
 from sft_dist.cluster.sweep.space import Interval, parameter
 from sft_dist.core.errors import UserError
 from sft_dist.core.rng import derive
@@ -95,7 +95,7 @@ def _study(
         "asha": lambda: optuna.pruners.SuccessiveHalvingPruner(min_resource=warm, reduction_factor=HALVING),
     }
     study: Study = optuna.create_study(
-        direction=FIGURES[definition.metric].direction,
+        direction=RUN_METRICS[definition.metric].direction,
         pruner=pruners[definition.pruning](),
         sampler=optuna.samplers.RandomSampler(seed=0),  # never asked: what is replayed has its settings
     )

@@ -26,11 +26,11 @@ from rich.table import Table
 
 from sft_dist.cluster.doctor import checks
 from sft_dist.cluster.doctor.checks import Check
-from sft_dist.cluster.doctor.diagnose import checks_of, compare_versions, judge_steps
-from sft_dist.cluster.doctor.rendezvous import Desk, Visitor
+from sft_dist.cluster.doctor.diagnose import checks_of, compare_versions, diagnose_steps
+from sft_dist.cluster.doctor.rendezvous import RendezvousClient, RendezvousServer
 from sft_dist.cluster.local_ranks import free_port, gpus, ranks_of
 from sft_dist.config import RunConfig
-from sft_dist.config.load import freeze
+from sft_dist.config.load import config_to_json
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import write_text
 from sft_dist.core.process import resource
@@ -90,7 +90,7 @@ def doctor(config: RunConfig, console: Console, *, as_json: bool) -> int:
     if place.index:
         return _visit(config, place)
     try:
-        desk = Desk(place.port, place.token)
+        desk = RendezvousServer(place.port, place.token)
     except OSError as error:
         raise RuntimeError(
             f"port {place.port} cannot be opened here ({error.strerror}), so no node could report; run it again in a moment"
@@ -103,10 +103,10 @@ def doctor(config: RunConfig, console: Console, *, as_json: bool) -> int:
     healthy = not any(c.level == "fail" for found in table.values() for c in found)
     if healthy:
         order = {"step": _order(config, place, parts, desk.address)}
-        desk.tell(order)
+        desk.broadcast(order)
         steps = {0: _step(place.index, order["step"])} | desk.collect(2, others, STEP_S)
         leaders, folder = order["step"]["leaders"], Path(order["step"]["folder"])
-        judged = judge_steps(steps, leaders, place.names, f"{folder}/logs")
+        judged = diagnose_steps(steps, leaders, place.names, f"{folder}/logs")
         for i, found in judged.items():
             table[place.names[i]] += found
         if not any(c.level == "fail" for found in judged.values() for c in found):
@@ -115,19 +115,21 @@ def doctor(config: RunConfig, console: Console, *, as_json: bool) -> int:
     _print(table, console, as_json=as_json, stepped=healthy)
     if not as_json and (hint := _unseen(place)):
         console.print(hint, soft_wrap=True)
-    desk.tell({"verdict": code})
+    desk.broadcast({"verdict": code})
     return code
 
 
 def _visit(config: RunConfig, place: Place) -> int:
     """Be any node but the first."""
     try:
-        visitor = Visitor(place.address, place.port, index=place.index, token=place.token, wait_s=WAIT_S)
-        visitor.hand_in(1, _examine(config, place, visitor.clock_offset_s()))
-        answer = visitor.hear(WAIT_S + STEP_S)
+        visitor = RendezvousClient(
+            place.address, place.port, index=place.index, token=place.token, wait_s=WAIT_S
+        )
+        visitor.send(1, _examine(config, place, visitor.clock_offset_s()))
+        answer = visitor.receive(WAIT_S + STEP_S)
         if "step" in answer:
-            visitor.hand_in(2, _step(place.index, answer["step"]))
-            answer = visitor.hear(2 * STEP_S)
+            visitor.send(2, _step(place.index, answer["step"]))
+            answer = visitor.receive(2 * STEP_S)
         return int(answer["verdict"])
     except OSError as error:
         sys.stderr.write(
@@ -159,7 +161,7 @@ def _order(config: RunConfig, place: Place, parts: dict[int, Any], address: str 
     alone = len(hosts) == 1
     folder = Path(config.run_root) / f".doctor-{place.token}-{int(time.time())}"
     folder.mkdir(parents=True)
-    write_text(folder / "config.json", freeze(absolute(config)))
+    write_text(folder / "config.json", config_to_json(absolute(config)))
     first = {part["host"]: i for i, part in sorted(parts.items(), reverse=True)}
     return {
         "folder": str(folder),

@@ -22,16 +22,16 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from sft_dist.batch import sequence_slice
+from sft_dist.batch import sequence_shard
 from sft_dist.config import RunConfig
-from sft_dist.config.load import read_run
+from sft_dist.config.load import load_run_config
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import write_json
 from sft_dist.core.records import Batch
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.model.packed import to_inputs
 from sft_dist.pipelines.cluster.estimate_inputs import model_config
-from sft_dist.pipelines.train.engine import assemble
+from sft_dist.pipelines.train.engine import build_engine
 from sft_dist.render.tokenizer import TextTokenizer
 from sft_dist.train import zero
 from sft_dist.train.environment import environment
@@ -48,7 +48,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run-dir", type=Path, required=True)
     folder = parser.parse_args().run_dir
-    config = read_run(folder)
+    config = load_run_config(folder)
     zero.init_distributed(config.deepspeed.timeout_minutes)
     device = torch.device(
         zero.device_type(), int(os.environ["LOCAL_RANK"]) if zero.device_type() == "cuda" else 0
@@ -130,9 +130,9 @@ def _train(config: RunConfig, folder: RunFolder, device: torch.device) -> dict[s
     vocab = int(model_config(config)["vocab_size"])
     # what assembling asks of a tokenizer; the true one may not be trained yet
     stand_in = SimpleNamespace(vocab_size=vocab, bos_id=None, eos_id=None, pad_id=None)
-    parts = assemble(config, folder, cast("TextTokenizer", stand_in))
+    parts = build_engine(config, folder, cast("TextTokenizer", stand_in))
     parts.engine.train()
-    batch = sequence_slice(_full_rows(config, vocab), parts.sequence.place, parts.sequence.size)
+    batch = sequence_shard(_full_rows(config, vocab), parts.sequence.place, parts.sequence.size)
     inputs = to_inputs(batch, device)
     seconds, finite, mean = 0.0, True, 0.0
     for _ in range(STEPS):

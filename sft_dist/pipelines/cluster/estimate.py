@@ -22,12 +22,12 @@ from sft_dist.cluster.estimate.estimate import (
     time_of,
     with_backward,
 )
-from sft_dist.cluster.estimate.memory import memory
+from sft_dist.cluster.estimate.memory import estimate_memory
 from sft_dist.cluster.local_ranks import ranks_of
 from sft_dist.cluster.slurm.site import load_site
 from sft_dist.config import RunConfig
 from sft_dist.config.cluster import SiteProfile
-from sft_dist.config.load import read_run
+from sft_dist.config.load import load_run_config
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_json, read_jsonl
 from sft_dist.pack import devices
@@ -83,7 +83,7 @@ def estimate(
             f"the site profile {config.cluster} asks for {site.gpus_per_node} GPUs a node and does not say which, so neither their "
             "memory nor their speed is known; add device: H100 (or what they are) to it, or --device"
         )
-    known = None if name == "cpu" else devices.find(name)
+    known = None if name == "cpu" else devices.find_device(name)
     if name != "cpu" and known is None:
         raise UserError(
             f"the device {name!r} is unknown, so neither its memory nor its speed is; use one of {', '.join(devices.DEVICES)}, or cpu"
@@ -92,7 +92,7 @@ def estimate(
     shape = shape_of(config, text)
     share = summary.target_tokens / max(1, summary.tokens)
     setup = setup_of(config, share, ranks, "cuda" if known else "cpu")
-    usage = memory(shape, setup)
+    usage = estimate_memory(shape, setup)
     limit = (
         round(memory_gib * GIB)
         if memory_gib
@@ -210,7 +210,7 @@ def show(result: Mapping[str, Any], console: Console) -> None:
 
 def _measured(run_dir: Path) -> Measured:
     """Read the speed of an earlier run: the median of its steps after the first ones."""
-    config = read_run(run_dir)
+    config = load_run_config(run_dir)
     lines = [m for m in read_jsonl(run_dir / "metrics.jsonl") if m["kind"] == "train"][WARM_UP_STEPS:]
     facts = run_dir / "plan.json"
     if not lines or not facts.is_file():

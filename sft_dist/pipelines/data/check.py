@@ -13,7 +13,7 @@ from sft_dist.cluster.local_ranks import ranks_of
 from sft_dist.config import RunConfig
 from sft_dist.core.errors import UserError
 from sft_dist.mix import Corpus
-from sft_dist.mix.extrapolate import Scaled
+from sft_dist.mix.extrapolate import ExtrapolatedStore
 from sft_dist.model.rope import check_reach
 from sft_dist.model.support import rows_for
 from sft_dist.pipelines.data.prepare import Prepared, prepare
@@ -64,7 +64,7 @@ def check(config: RunConfig, *, limit: int) -> Summary:
     with tempfile.TemporaryDirectory(prefix="sft-check-") as scratch:
         prepared = prepare(config, limit=limit, folder=Path(scratch))
         sizes = {n: prepared.selected.sources[n].kept for n in prepared.stores}
-        stores = {n: Scaled.of(Store.open(path), sizes[n]) for n, path in prepared.stores.items()}
+        stores = {n: ExtrapolatedStore.of(Store.open(path), sizes[n]) for n, path in prepared.stores.items()}
         exact = max(sizes.values(), default=0) <= limit
         if not exact:  # the examples that stand for others are no duplicates
             mix = config.mix.model_copy(update={"drop_duplicates": False})

@@ -24,7 +24,7 @@ from sft_dist.config.construct import AnswerSet, EvolveSet, InstructWildSet, Sel
 from sft_dist.config.sources import ExamplesSource
 from sft_dist.construct import (
     Made,
-    Seed,
+    SeedExample,
     Teacher,
     answer,
     evolve,
@@ -144,7 +144,7 @@ class _Inputs:
             [[s.fingerprint(), self._selections[n].fingerprint] for n, s in self._seeds.items()]
         )
 
-    def groups(self, most: int, label_field: str | None = None) -> list[Seed]:
+    def groups(self, most: int, label_field: str | None = None) -> list[SeedExample]:
         """Return them as seeds."""
         labels: dict[str, bool] = {}
         for source in self._seeds.values() if label_field else ():

@@ -1,6 +1,6 @@
 """Raw sources -> one token store a source, evaluation sets, rejects. Builds only what is missing.
 
-<data.dir>/selection*                 which record goes where (pipelines/data/select.py)
+<data.dir>/selection*                 which record goes where (selection/assign.py)
 <data.dir>/eval/{seen,heldout}.jsonl  evaluation examples; eval/store: the same, tokenised
 <data.dir>/tokenizer/                 with render.train_vocab_size only
 <data.dir>/stores/<source>/           manifest.json, shards, index
@@ -26,9 +26,9 @@ from sft_dist.pipelines.data.renderer import make_renderer
 from sft_dist.render.renderer import Renderer
 from sft_dist.selection.assign import select
 from sft_dist.selection.files import Selected, Selection, make_folder, training_examples
-from sft_dist.selection.tokenize import Build, Kept, Listed
+from sft_dist.selection.tokenize import ExampleList, SelectedExamples, StoreBuild
 from sft_dist.shards import Store, remove_manifest
-from sft_dist.shards.staging import publish
+from sft_dist.shards.staging import publish_stores
 from sft_dist.sources import Source, open_source
 
 EVAL_STORE = "eval/store"
@@ -108,8 +108,8 @@ def prepare(
                         f"the token store {store} is not built, so there is nothing to train on; run: {command}"
                     )
                 selection = selected.sources[name]
-                examples = Kept(sources[name], selection, config.data.shard_examples, limit)
-                job = Build(
+                examples = SelectedExamples(sources[name], selection, config.data.shard_examples, limit)
+                job = StoreBuild(
                     name=name,
                     examples=examples,
                     tasks=selection.tasks,
@@ -128,7 +128,7 @@ def prepare(
                 and limit is None
             ):
                 progress(f"copying {name} to {url}")
-                publish(store, url)
+                publish_stores(store, url)
         eval_store: Path | None = folder / EVAL_STORE
         if build and part[0] == 0:
             eval_store = _eval_store(folder, config, renderer, progress)
@@ -225,9 +225,9 @@ def _eval_store(folder: Path, config: RunConfig, renderer: Renderer, progress: P
     examples = [e for members in sets.values() for e in members]
     key = {"examples": fingerprint([e.id for e in examples]), "render": renderer.fingerprint}
     if not _is_current(store, key, rebuild=True, verify=False, command=""):
-        job = Build(
+        job = StoreBuild(
             name="eval",
-            examples=Listed(examples),
+            examples=ExampleList(examples),
             tasks=tuple(sorted({e.task for e in examples})),
             renderer=renderer,
             rejects=folder / "eval" / "rejects",  # a source may be named eval

@@ -6,7 +6,7 @@ token of a document is never a target. Each assistant turn of a conversation is 
 
 <source>.jsonl      {"id", "task", "ifd", "loss", "loss_alone", "tokens"}, one line an example; ifd null: not renderable
 <source>.json       what the scores depend on
-.selection/         what would be trained on without `filters.quality` (pipelines/data/select.py)
+.selection/         what would be trained on without `filters.quality` (selection/assign.py)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_json, write_json
 from sft_dist.core.records import Batch, Drop, Example, Tokens
 from sft_dist.filters.quality import read_scores
-from sft_dist.model import isolation_check as leak
+from sft_dist.model import isolation_check
 from sft_dist.model.load import load_packed
 from sft_dist.model.packed import PackedLM, to_inputs
 from sft_dist.pack import assign_rows
@@ -171,8 +171,8 @@ class _Losses:
         )
         module = loaded.module.to(device).eval()
         vocab = module.hf.config.get_text_config().vocab_size
-        moved = leak.measure(lambda batch: module(*to_inputs(batch, device))[1], vocab)
-        if not moved <= leak.TOLERANCE[module.hf.dtype]:  # NaN must not pass
+        moved = isolation_check.measure_isolation(lambda batch: module(*to_inputs(batch, device))[1], vocab)
+        if not moved <= isolation_check.TOLERANCE[module.hf.dtype]:  # NaN must not pass
             raise UserError(
                 f"packed documents see one another with model.attention={loaded.backend} (by {moved:.2g}), so scores would be "
                 "wrong; use model.attention=sdpa_dense, or another model"

@@ -18,17 +18,17 @@ from rich.console import Console
 
 from sft_dist.cluster.local_ranks import failure, mistake, ranks_of, run_ranks
 from sft_dist.config import RunConfig
-from sft_dist.config.load import read_run
+from sft_dist.config.load import load_run_config
 from sft_dist.core import process
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_json
 from sft_dist.core.records import Example
 from sft_dist.core.runfolder import RunFolder
-from sft_dist.evals.baselines import Baselines, Known, known
+from sft_dist.evals.baselines import Baselines, TrainingPair, training_pairs
 from sft_dist.evals.generate import collect_generations, generate_part, load_model, part_folder
 from sft_dist.evals.loss import collect_losses, loss_part
 from sft_dist.evals.probes import probed, sensitivity
-from sft_dist.evals.score import judge, scores, write_results
+from sft_dist.evals.score import score_examples, scores, write_results
 from sft_dist.evals.splits import load_eval_sets
 from sft_dist.pipelines.data.prepare import has_eval
 from sft_dist.pipelines.data.renderer import make_renderer
@@ -88,7 +88,7 @@ def evaluate(folder: RunFolder, console: Console) -> dict[str, Any]:
         UserError: When there is no export, or data or template changed since training.
         RuntimeError: When the ranks failed.
     """
-    config = read_run(folder.path)
+    config = load_run_config(folder.path)
     if not has_eval(folder.path):
         console.print("nothing is held out (data.holdout), so there is nothing to evaluate")
         return {}
@@ -130,7 +130,7 @@ def evaluate(folder: RunFolder, console: Console) -> dict[str, Any]:
     )
     with console.status("reading what was trained on, for the baselines"):
         baselines, trained, categories = _training(config, {e.task for e in work.examples})
-    judged = judge(work.sets, answers, baselines, base)
+    judged = score_examples(work.sets, answers, baselines, base)
     result = scores(judged, categories=categories, losses=losses, training_examples=trained)
     result["probes"] = sensitivity(work.variants, answers, losses)
     write_results(folder.path / "eval", judged, result)
@@ -145,11 +145,11 @@ def _training(config: RunConfig, tasks: set[str]) -> tuple[Baselines, Counter[st
     )
     count: Counter[str] = Counter()
 
-    def pairs() -> Iterator[Known]:
+    def pairs() -> Iterator[TrainingPair]:
         for name, source in sources.items():
             for example in training_examples(source, selected.sources[name]):
                 count[example.task] += 1
-                yield known(example)
+                yield training_pairs(example)
 
     baselines = Baselines(pairs(), tasks=tasks, seed=config.seed)
     categories: dict[str, str] = {}
@@ -183,7 +183,7 @@ def main() -> int:
         else "cpu"
     )
     try:
-        config = read_run(folder.path)
+        config = load_run_config(folder.path)
         work = _Work(config, folder)
         model = load_model(work.model, device=device)
         share: dict[str, Any] = {"rank": me.rank, "world_size": me.world_size}

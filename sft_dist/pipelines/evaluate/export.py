@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sft_dist.checkpoint.export import export_checkpoint
 from sft_dist.checkpoint.io import damage
-from sft_dist.config.load import read_run
+from sft_dist.config.load import load_run_config
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_json
 from sft_dist.core.runfolder import RunFolder
@@ -20,7 +20,7 @@ def export(folder: RunFolder, checkpoint: str | None, out: Path | None) -> Path:
     Raises:
         UserError: When there is no such checkpoint.
     """
-    config = read_run(folder.path)
+    config = load_run_config(folder.path)
     latest = folder.checkpoints / "LATEST"
     name = checkpoint or (latest.read_text().strip() if latest.is_file() else "")
     if not name or not (folder.checkpoints / name).is_dir():

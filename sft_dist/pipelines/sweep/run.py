@@ -19,7 +19,7 @@ from sft_dist.cluster.slurm.job_chain import FOLDER, chain, files, follow, refus
 from sft_dist.cluster.slurm.sbatch import Job
 from sft_dist.cluster.slurm.site import load_site
 from sft_dist.cluster.sweep.folder import Definition, SweepFolder, Trial
-from sft_dist.cluster.sweep.run_metric import FIGURES
+from sft_dist.cluster.sweep.run_metric import RUN_METRICS
 from sft_dist.config import RunConfig
 from sft_dist.config.load import validate
 from sft_dist.core.errors import UserError
@@ -249,7 +249,7 @@ class _Runner:
             return f"trial-{number:03d}  left as it is: its process ended with code {code}; see {log}"
         head = f"{trial.name}  {' '.join(trial.overrides)}  {trial.state}"
         if trial.state == "finished" and trial.value is not None:
-            return f"{head}: {FIGURES[self._definition.metric].title} {trial.value:.5g}"
+            return f"{head}: {RUN_METRICS[self._definition.metric].title} {trial.value:.5g}"
         if trial.state == "failed":
             return f"{head}: {trial.reason} ({log}){'; it will be begun again' * again}"
         return f"{head} at step {trial.step}"

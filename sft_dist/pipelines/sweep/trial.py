@@ -22,10 +22,10 @@ from rich.console import Console
 
 from sft_dist.cluster.local_ranks import ranks_of, run_ranks
 from sft_dist.cluster.sweep.folder import Definition, SweepFolder, Trial
-from sft_dist.cluster.sweep.run_metric import FIGURES, figure_of, first_error
+from sft_dist.cluster.sweep.run_metric import RUN_METRICS, first_error, metric_of
 from sft_dist.cluster.sweep.search import Past, hopeless, suggest
 from sft_dist.config import RunConfig
-from sft_dist.config.load import read_run
+from sft_dist.config.load import load_run_config
 from sft_dist.core.errors import BusyError, UserError
 from sft_dist.core.process import logger
 from sft_dist.core.runfolder import RunFolder
@@ -178,13 +178,13 @@ def end(folder: SweepFolder, number: int) -> Trial:
 
 
 def _outcome(definition: Definition, run: RunFolder) -> dict[str, object]:
-    figure = FIGURES[definition.metric]
+    figure = RUN_METRICS[definition.metric]
     if figure.evaluated:
         try:
             evaluate(run, Console(stderr=True))
         except Exception as error:  # noqa: BLE001  whatever it is, the other trials go on
             return {"state": "failed", "reason": f"trained, but its evaluation failed: {error}"}
-    value = figure_of(run.path, definition.metric)
+    value = metric_of(run.path, definition.metric)
     if value is None:
         return {
             "state": "failed",
@@ -216,7 +216,7 @@ def run_here(folder: SweepFolder, number: int) -> Trial | None:
 
 
 def _is_done(run: RunFolder) -> bool:
-    exported = (run.export / "config.json").is_file() or not read_run(run.path).train.export
+    exported = (run.export / "config.json").is_file() or not load_run_config(run.path).train.export
     return run.status().get("state") == "finished" and exported
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from sft_dist.batch import sequence_slice
+from sft_dist.batch import sequence_shard
 from sft_dist.checkpoint.export_plan import Base
 from sft_dist.config import RunConfig
 from sft_dist.core.errors import UserError
@@ -19,10 +19,7 @@ from sft_dist.core.process import logger
 from sft_dist.core.records import Batch
 from sft_dist.core.rng import derive
 from sft_dist.core.runfolder import RunFolder
-from sft_dist.model import activation_memory as memory
-from sft_dist.model import isolation_check as leak
-from sft_dist.model import ulysses
-from sft_dist.model import weight_files as files
+from sft_dist.model import activation_memory, isolation_check, ulysses, weight_files
 from sft_dist.model.adapters import Lora
 from sft_dist.model.initial import create_initial
 from sft_dist.model.load import Loaded, load_packed, read_config
@@ -41,7 +38,7 @@ log = logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Assembled:
+class TrainingSetup:
     """What a rank trains with.
 
     Attributes:
@@ -65,7 +62,7 @@ class Assembled:
     base: str | None
 
 
-def assemble(config: RunConfig, folder: RunFolder, tokenizer: TextTokenizer) -> Assembled:
+def build_engine(config: RunConfig, folder: RunFolder, tokenizer: TextTokenizer) -> TrainingSetup:
     """Build the engine. Collective.
 
     Raises:
@@ -113,7 +110,7 @@ def assemble(config: RunConfig, folder: RunFolder, tokenizer: TextTokenizer) -> 
     _check_leak(engine, loaded.backend, device, sequence)
     optim = config.optim
     ema = Ema(engine, decay=optim.ema_decay, every=optim.ema_every) if optim.ema_decay is not None else None
-    return Assembled(
+    return TrainingSetup(
         engine=engine,
         model_path=model_path,
         parameters=sum(numel(p) for p in engine.module.parameters()),
@@ -127,7 +124,7 @@ def assemble(config: RunConfig, folder: RunFolder, tokenizer: TextTokenizer) -> 
 
 def _base_of(model_path: str, revision: str | None) -> str:
     """Return the fingerprint of the base, taken by rank 0. Collective."""
-    box = [files.base_fingerprint(model_path, revision) if dist.get_rank() == 0 else ""]
+    box = [weight_files.base_fingerprint(model_path, revision) if dist.get_rank() == 0 else ""]
     dist.broadcast_object_list(box, src=0)
     return box[0]
 
@@ -160,16 +157,16 @@ def _set_loss(module: PackedLM, config: RunConfig) -> None:
 
 def _save_memory(module: PackedLM, config: RunConfig, device: str) -> None:
     if config.model.mlp_tiles > 1:
-        memory.tile_mlp(module.hf, config.model.mlp_tiles)
+        activation_memory.tile_mlp(module.hf, config.model.mlp_tiles)
     if config.model.offload_activations:
         if device == "cpu":
             raise UserError(
                 "model.offload_activations moves activations to host memory, but this run has no GPU, so they lie there "
                 "already; set it to false"
             )
-        memory.offload_layer_inputs(module.hf)
+        activation_memory.offload_layer_inputs(module.hf)
     if config.model.compile:
-        memory.compile_layers(module.hf)
+        activation_memory.compile_layers(module.hf)
 
 
 def export_base(config: RunConfig, model_path: str) -> Base:
@@ -244,20 +241,20 @@ def _check_leak(engine: Any, backend: str, device: str, sequence: SequenceGroup)
     vocab = engine.module.hf.config.get_text_config().vocab_size
 
     def loss_of(batch: Batch, *, by_model: bool = False) -> torch.Tensor:
-        mine = sequence_slice(batch, sequence.place, sequence.size)
+        mine = sequence_shard(batch, sequence.place, sequence.size)
         return engine(*to_inputs(mine, where), by_model=by_model)[1]
 
     measured: list[Any] = [None] * dist.get_world_size()
-    own = leak.head_error(loss_of, partial(loss_of, by_model=True), vocab)
-    dist.all_gather_object(measured, (leak.measure(loss_of, vocab), own))
+    own = isolation_check.head_error(loss_of, partial(loss_of, by_model=True), vocab)
+    dist.all_gather_object(measured, (isolation_check.measure_isolation(loss_of, vocab), own))
     moved, off = zip(*measured, strict=True)
     engine.train()
-    if not all(m <= leak.TOLERANCE[engine.module.hf.dtype] for m in moved):  # NaN must not pass
+    if not all(m <= isolation_check.TOLERANCE[engine.module.hf.dtype] for m in moved):  # NaN must not pass
         raise UserError(
             f"packed documents see one another with model.attention={backend} (replacing one document moved the loss of "
             f"another by {max(moved):.2g}), so training would be wrong; use model.attention=sdpa_dense, or another model"
         )
-    if not all(e <= leak.HEAD_TOLERANCE[engine.module.hf.dtype] for e in off):
+    if not all(e <= isolation_check.HEAD_TOLERANCE[engine.module.hf.dtype] for e in off):
         raise UserError(
             f"the loss differs from that of the model's own forward pass by {max(off):.2g} at a token, so this family does something "
             "between decoder and logits that is not known here, and training would be wrong; use another model"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sft_dist.cluster.estimate.estimate import needed, suggestions
-from sft_dist.cluster.estimate.memory import memory
+from sft_dist.cluster.estimate.memory import estimate_memory
 from sft_dist.config import RunConfig
 from sft_dist.core.errors import UserError
 from sft_dist.pipelines.cluster.estimate_inputs import GIB, model_config, setup_of, shape_of
@@ -12,7 +12,7 @@ WAYS = 3
 MARGIN = 0.9  # of what was not enough: the estimate thought that it would be
 
 
-def out_of_memory(config: RunConfig, *, ranks: int, device_bytes: int, target_share: float) -> str:
+def oom_message(config: RunConfig, *, ranks: int, device_bytes: int, target_share: float) -> str:
     """Return what to tell the user of a run whose rank found no memory.
 
     Args:
@@ -27,7 +27,7 @@ def out_of_memory(config: RunConfig, *, ranks: int, device_bytes: int, target_sh
     except UserError:  # a model that only the hub knows by now
         return f"{said}. Lower train.micro_rows or pack.seq_len, or set model.gradient_checkpointing=true"
     setup = setup_of(config, target_share, ranks, "cuda")
-    limit = min(device_bytes, round(MARGIN * needed(memory(shape, setup).peak, setup.device)))
+    limit = min(device_bytes, round(MARGIN * needed(estimate_memory(shape, setup).peak, setup.device)))
     found = suggestions(
         shape, setup, rows=config.train.micro_rows, seq_len=config.pack.seq_len, limit_bytes=limit
     )[:WAYS]

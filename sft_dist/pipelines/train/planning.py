@@ -17,7 +17,7 @@ from sft_dist.config import RunConfig
 from sft_dist.core.errors import UserError
 from sft_dist.mix import Corpus, Mixture, SourceMix
 from sft_dist.pack import CostModel
-from sft_dist.pipelines.config_warnings import doubts
+from sft_dist.pipelines.config_warnings import config_warnings
 from sft_dist.selection.files import Selection
 from sft_dist.shards import Store
 
@@ -228,7 +228,7 @@ def summarise(
         drops={r: n for r, n in drops.items() if n},
         squares_per_token=float((lengths.astype(np.float64) ** 2).sum() / max(1, lengths.sum())),
         exact=exact,
-        warnings=doubts(config, ranks=ranks, steps=steps),
+        warnings=config_warnings(config, ranks=ranks, steps=steps),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from sft_dist.batch.collate import collate, sequence_slice
+from sft_dist.batch.collate import collate, sequence_shard
 from sft_dist.batch.planner import Planner, SamplerState
 from sft_dist.checkpoint import io as checkpoints
 from sft_dist.checkpoint.io import Position
@@ -146,4 +146,4 @@ def _planned(config: RunConfig, planner: Planner, start: Position) -> Iterator[t
 
 
 def _collated(corpus: Corpus, micro_rows: list[tuple[Row, ...]], sequence: SequenceGroup) -> list[Batch]:
-    return [sequence_slice(collate(corpus, rows), sequence.place, sequence.size) for rows in micro_rows]
+    return [sequence_shard(collate(corpus, rows), sequence.place, sequence.size) for rows in micro_rows]

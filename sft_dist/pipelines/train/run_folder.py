@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft_dist.cluster.sweep.folder import SweepFolder
 from sft_dist.config import RunConfig
-from sft_dist.config.load import freeze, read_run, thaw
+from sft_dist.config.load import config_from_json, config_to_json, load_run_config
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import write_json, write_text
 from sft_dist.core.runfolder import RunFolder
@@ -84,7 +84,7 @@ def set_up(config: RunConfig, prepared: Prepared, folder: RunFolder) -> None:
     (folder.path / "control").mkdir(parents=True, exist_ok=True)
     with folder.lock():
         _freeze_evaluation(config, folder)
-        write_text(folder.config, freeze(config))
+        write_text(folder.config, config_to_json(config))
         write_json(folder.stores, _stores(config, prepared))
 
 
@@ -207,7 +207,7 @@ def _refuse_other_remote(config: RunConfig, folder: RunFolder) -> None:
     """Refuse a new run folder whose checkpoint.remote holds the checkpoints of another run: it would continue that one."""
     if _has_checkpoint(folder) or not (remote := _remote(config)) or not (text := remote.run_config()):
         return
-    changed = _differences(thaw(text).model_dump(mode="json"), config.model_dump(mode="json"))
+    changed = _differences(config_from_json(text).model_dump(mode="json"), config.model_dump(mode="json"))
     if fixed := _fixed(changed):
         raise UserError(
             f"checkpoint.remote={config.checkpoint.remote} holds the checkpoints of a run with other settings "
@@ -227,7 +227,7 @@ def _continues(new: RunConfig, folder: RunFolder) -> bool:
     """
     if not folder.config.exists():
         return True
-    changed = _differences(read_run(folder.path).model_dump(mode="json"), new.model_dump(mode="json"))
+    changed = _differences(load_run_config(folder.path).model_dump(mode="json"), new.model_dump(mode="json"))
     fixed = _fixed(changed)
     if not _has_checkpoint(folder):
         return not fixed

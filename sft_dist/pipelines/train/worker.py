@@ -23,10 +23,10 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from sft_dist.batch.planner import Planner
 from sft_dist.checkpoint.background import Saver
 from sft_dist.checkpoint.export import export_checkpoint
-from sft_dist.checkpoint.io import Keep, Position
+from sft_dist.checkpoint.io import Position, RetentionPolicy
 from sft_dist.checkpoint.remote import Remote
 from sft_dist.config import RunConfig
-from sft_dist.config.load import read_run
+from sft_dist.config.load import load_run_config
 from sft_dist.core import process
 from sft_dist.core.errors import BusyError, UserError
 from sft_dist.core.files import read_json, write_json
@@ -37,9 +37,9 @@ from sft_dist.model.trainable import with_backward
 from sft_dist.model.ulysses import SequenceGroup
 from sft_dist.pack import CostModel
 from sft_dist.pipelines.cluster.estimate import host_memory
-from sft_dist.pipelines.config_warnings import doubts
-from sft_dist.pipelines.train.engine import Assembled, assemble, export_base, exports_adapter
-from sft_dist.pipelines.train.oom_message import out_of_memory
+from sft_dist.pipelines.config_warnings import config_warnings
+from sft_dist.pipelines.train.engine import TrainingSetup, build_engine, export_base, exports_adapter
+from sft_dist.pipelines.train.oom_message import oom_message
 from sft_dist.pipelines.train.planning import cost_of, make_planner, open_corpus, plan_facts, total_steps
 from sft_dist.pipelines.train.resume import held_out_losses, remaining, resume
 from sft_dist.render.tokenizer import TextTokenizer
@@ -47,10 +47,10 @@ from sft_dist.shards.staging import stage
 from sft_dist.train import loop, zero
 from sft_dist.train.environment import environment
 from sft_dist.train.evaluate import held_out_loss
-from sft_dist.train.guard import Heartbeat, Judge, Policy, Requests
+from sft_dist.train.guard import Heartbeat, Policy, SpikeDetector, StopSignals
 from sft_dist.train.metrics import Meter, peak_flops
 from sft_dist.train.profile import Profiler
-from sft_dist.train.run_log import Record
+from sft_dist.train.run_log import RunLogger
 from sft_dist.train.schedule import lr_at, warmup_of
 from sft_dist.train.tracker import Tracker
 
@@ -62,7 +62,7 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--run-dir", type=Path, required=True)
     folder = RunFolder(arguments.parse_args().run_dir)
-    config = read_run(folder.path)
+    config = load_run_config(folder.path)
     zero.init_distributed(config.deepspeed.timeout_minutes)
     try:
         with Heartbeat(folder) as heartbeat:
@@ -82,7 +82,7 @@ def main() -> int:
 def _out_of_memory(config: RunConfig, folder: RunFolder) -> str:
     plan = folder.path / "plan.json"
     facts = read_json(plan) if plan.is_file() else {"tokens": 1, "target_tokens": 1}
-    return out_of_memory(
+    return oom_message(
         config,
         ranks=dist.get_world_size(),
         device_bytes=torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else host_memory(),
@@ -105,7 +105,7 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat) -> str:
         {n: s["key"] for n, s in stores["sources"].items()},
     )
     tokenizer = TextTokenizer.load(stores["tokenizer"])
-    parts = assemble(config, folder, tokenizer)
+    parts = build_engine(config, folder, tokenizer)
     log.info("attention: %s (%s)", parts.backend, parts.reason)
     plan = _Plan.of(config, corpus, parts, stores["read"])
     start, losses = resume(config, folder, parts.engine, remote, plan_hash=plan.hash, base=parts.base)
@@ -113,10 +113,18 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat) -> str:
     if rank == 0:
         write_json(folder.path / "plan.json", plan.facts)
         log.info("%s", _batch_line(config, parts.sequence, plan.steps, parts.parameters))
-        for warning in doubts(config, ranks=world, steps=plan.steps):
+        for warning in config_warnings(config, ranks=world, steps=plan.steps):
             log.warning("%s", warning)
     position, state, reason = _loop(
-        config, folder, parts, plan, start, Judge(policy, losses), heartbeat, remote, stores["eval_store"]
+        config,
+        folder,
+        parts,
+        plan,
+        start,
+        SpikeDetector(policy, losses),
+        heartbeat,
+        remote,
+        stores["eval_store"],
     )
     if state == "finished" and config.train.export:
         export_checkpoint(
@@ -181,7 +189,7 @@ class _Plan:
     cost: CostModel
 
     @classmethod
-    def of(cls, config: RunConfig, corpus: Corpus, parts: Assembled, read: dict[str, Any]) -> _Plan:
+    def of(cls, config: RunConfig, corpus: Corpus, parts: TrainingSetup, read: dict[str, Any]) -> _Plan:
         """Plan the first epoch on every rank, and compare."""
         cost = cost_of(parts.engine.module.hf.config.get_text_config().to_dict())
         planner = make_planner(config, corpus, world_size=parts.sequence.data_ranks, cost=cost)
@@ -203,10 +211,10 @@ class _Plan:
 def _loop(
     config: RunConfig,
     folder: RunFolder,
-    parts: Assembled,
+    parts: TrainingSetup,
     plan: _Plan,
     start: Position,
-    judge: Judge,
+    spikes: SpikeDetector,
     heartbeat: Heartbeat,
     remote: Remote | None,
     eval_store: str | None,
@@ -214,7 +222,7 @@ def _loop(
     """Wire the loop to the run folder: what is logged, saved and evaluated, and when."""
     engine, is_main = parts.engine, dist.get_rank() == 0
     corpus, cost, optim, keep = plan.corpus, plan.cost, config.optim, config.checkpoint
-    requests = Requests(folder, is_main=is_main)
+    requests = StopSignals(folder, is_main=is_main)
     requests.listen()
     evaluator = None
     if eval_store:
@@ -232,7 +240,7 @@ def _loop(
             Profiler(config.train.profile if is_main else None, folder.path / "profile", done=start.step)
         ) as profiler,
     ):
-        lines = Record(
+        lines = RunLogger(
             folder,
             tracker,
             is_main=is_main,
@@ -258,7 +266,9 @@ def _loop(
             engine,
             folder.checkpoints,
             facts={"plan_hash": plan.hash, "base": parts.base},
-            keep=Keep(last=keep.keep_last, best=keep.keep_best, optimizer_last=keep.optimizer_keep_last),
+            keep=RetentionPolicy(
+                last=keep.keep_last, best=keep.keep_best, optimizer_last=keep.optimizer_keep_last
+            ),
             report=lines.saved,
             saved_at=start if start.step else None,
             losses=held_out_losses(folder),
@@ -291,7 +301,7 @@ def _loop(
             heartbeat=heartbeat,
             hooks=loop.Hooks(log=on_step, event=lines.event, evaluate=evaluate),
             saver=saver,
-            judge=judge,
+            spikes=spikes,
             seed=config.seed,
             clip=optim.clip,
             useful_flops=lambda tokens, targets, pairs: useful.useful_flops(tokens, pairs, targets),

@@ -18,9 +18,9 @@ from sft_dist.report.card.wording import (
     share,
     skipped_lines,
 )
-from sft_dist.report.formatting import clip, count, decimal, esc, join, memory, percent, short
+from sft_dist.report.formatting import clip, count, decimal, esc, format_bytes, join, percent, short
 from sft_dist.report.html import Cell, bar, figure, name_cell, page, pairs, table
-from sft_dist.report.html import facts as fact_row
+from sft_dist.report.html import stat_row as fact_row
 
 SHOWN_CHARS = 900  # of a turn in a sample
 SHOWN_DATASETS = 12
@@ -141,7 +141,7 @@ def _origin(s: SourceFacts) -> str:
     if s.files:
         shown = ", ".join(f"<code>{esc(name)}</code>" for name, _ in s.files[:SHOWN_FILES])
         more = len(s.files) - SHOWN_FILES
-        size = memory(sum(size for _, size in s.files))
+        size = format_bytes(sum(size for _, size in s.files))
         out.append(f"Files: {shown}{f' and {more} more' if more > 0 else ''}, {size}")
     return "<br/>".join(out)
 

@@ -22,7 +22,7 @@ from sft_dist.sources.promptsource.render import CompiledTemplate, PromptRecord
 from sft_dist.sources.promptsource.sandbox import PromptEnvironment
 from sft_dist.sources.promptsource.template_files import (
     PromptTemplate,
-    choose,
+    choose_templates,
     read_templates,
     template_file,
 )
@@ -61,7 +61,7 @@ class PromptsourceReader(FileSource):
         """
         self._rows = _Rows(name, path, subset, split, revision, columns)
         file = template_file(templates, dataset or self._rows.dataset, name)
-        chosen = choose(
+        chosen = choose_templates(
             read_templates(file), template_names, original_task_only=original_task_only, source=name
         )
         self._environment = PromptEnvironment()

@@ -45,7 +45,7 @@ class TooMuchWork(Exception):  # noqa: N818  what happened, not an error of ours
     """A rendering used up its budget of work or of CPU time."""
 
 
-class Budget:
+class WorkBudget:
     """What one rendering may still do, in characters, and its source of chance."""
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class PromptEnvironment(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         # without the optimizer, no expression is evaluated while a template is compiled
         super().__init__(optimized=False, finalize=self._finalize)
-        self.budget = Budget()
+        self.budget = WorkBudget()
         self.globals.pop("lipsum")
         self.globals["zip"] = zip
         self.filters |= {"choice": self._choice, "random": self._choice, "most_frequent": most_frequent}

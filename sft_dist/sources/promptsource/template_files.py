@@ -139,7 +139,7 @@ def read_templates(path: Path) -> list[PromptTemplate]:
     return templates
 
 
-def choose(
+def choose_templates(
     templates: list[PromptTemplate], names: tuple[str, ...], *, original_task_only: bool, source: str
 ) -> list[PromptTemplate]:
     """Return the templates that globs name; a glob after "!" takes templates away.
