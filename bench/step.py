@@ -61,7 +61,7 @@ def run_config(work, name, *, stage, steps, data="data"):
         "render": {"template": "chatml", "train_vocab_size": VOCABULARY},
         "pack": {"seq_len": SEQ_LEN},
         "model": {"shape": SHAPE, "dtype": "float32", "gradient_checkpointing": False},
-        "optim": {"lr": LR, "schedule": "constant", "warmup": 0},
+        "optim": {"lr": LR, "schedule": "constant", "warmup_steps": 0},
         "train": {"tokens_per_step": ROWS * SEQ_LEN, "max_steps": steps, "export": False, "threads_per_rank": 1},
         "deepspeed": {"stage": stage},
         "checkpoint": {"save_every_minutes": None},

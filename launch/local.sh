@@ -13,5 +13,5 @@ MASTER_ADDR=127.0.0.1
 MASTER_PORT=${MASTER_PORT:-$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}
 export RUN_DIR MASTER_ADDR MASTER_PORT
 
-if [ $# -gt 0 ] || [ ! -s "$RUN_DIR/config.json" ]; then "$PYTHON" -m sft_dist freeze --run-dir "$RUN_DIR" "$@"; fi
+if [ $# -gt 0 ] || [ ! -s "$RUN_DIR/config.json" ]; then "$PYTHON" -m sft_dist write-run --run-dir "$RUN_DIR" "$@"; fi
 exec bash "$here/node.sh" -m sft_dist.pipelines.train.worker --run-dir "$RUN_DIR"

@@ -28,6 +28,6 @@ export NODE_RANK NNODES MASTER_ADDR RUN_DIR MASTER_PORT=${MASTER_PORT:-29400}
 
 if [ "$NODE_RANK" = 0 ]; then
   rm -f "$RUN_DIR/control/stop"
-  if [ $# -gt 0 ] || [ ! -s "$RUN_DIR/config.json" ]; then "$PYTHON" -m sft_dist freeze --run-dir "$RUN_DIR" "$@"; fi
+  if [ $# -gt 0 ] || [ ! -s "$RUN_DIR/config.json" ]; then "$PYTHON" -m sft_dist write-run --run-dir "$RUN_DIR" "$@"; fi
 fi
 exec bash "$here/node.sh" -m sft_dist.pipelines.train.worker --run-dir "$RUN_DIR"

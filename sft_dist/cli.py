@@ -127,10 +127,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="only two steps on the heaviest batches, saved and exported, in a folder of its own",
     )
-    freeze = add(
-        "freeze", commands.freeze, "Validate and write the run folder without starting ranks (for launchers)."
+    write_run = add(
+        "write-run",
+        commands.write_run,
+        "Validate and write the run folder without starting ranks (for launchers).",
     )
-    freeze.add_argument("--run-dir", type=Path, required=True, help="the run folder")
+    write_run.add_argument("--run-dir", type=Path, required=True, help="the run folder")
     export = add("export", commands.export, "Write a checkpoint as a Hugging Face folder.", takes="run")
     export.add_argument("--checkpoint", metavar="NAME", help="such as step-00000100; the newest by default")
     export.add_argument("--out", type=Path, metavar="FOLDER", help="default: export/ of the run")

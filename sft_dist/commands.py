@@ -174,7 +174,7 @@ def card(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def freeze(options: argparse.Namespace, console: Console) -> int:
+def write_run(options: argparse.Namespace, console: Console) -> int:
     """Write a run folder."""
     from sft_dist.core.runfolder import RunFolder
     from sft_dist.pipelines.data.prepare import prepare

@@ -134,10 +134,10 @@ class RunConfig(Section):
                 "lora.quantize_base is set with deepspeed.stage=3, which cannot partition 4-bit weights; "
                 "use deepspeed.stage=2 (the quantised base is whole on each device), or lora.quantize_base=null"
             )
-        if self.checkpoint.keep_best and self.train.eval_every is None:
+        if self.checkpoint.keep_best and self.train.eval_every_steps is None:
             raise ValueError(
-                f"checkpoint.keep_best={self.checkpoint.keep_best}, but train.eval_every is null, so the held-out loss is measured "
-                "at the end only and no earlier checkpoint can be the best; set train.eval_every, or checkpoint.keep_best=0"
+                f"checkpoint.keep_best={self.checkpoint.keep_best}, but train.eval_every_steps is null, so the held-out loss is measured "
+                "at the end only and no earlier checkpoint can be the best; set train.eval_every_steps, or checkpoint.keep_best=0"
             )
         if self.model.path is None and self.model.shape is None:
             raise ValueError(

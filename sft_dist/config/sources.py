@@ -12,9 +12,14 @@ from sft_dist.config.base import Section
 class SourceBase(Section):
     """What every source has."""
 
-    take: PositiveFloat | None = Field(
+    take_examples: PositiveInt | None = Field(
+        default=None, description="Use only this many of the source's examples, drawn at random; null: all."
+    )
+    take_share: float | None = Field(
         default=None,
-        description="Part of the source that is used: a share up to 1, else a number of examples.",
+        gt=0,
+        le=1,
+        description="Use only this share of the source's examples, drawn at random; null: all.",
     )
     share: float | None = Field(
         default=None, gt=0, le=1, description="Share of the mixture's examples that come from here."
@@ -35,10 +40,10 @@ class SourceBase(Section):
     license: str | None = Field(default=None, description="Licence, for the dataset card.")
 
     @model_validator(mode="after")
-    def _takes_whole_examples(self) -> Self:
-        if self.take is not None and self.take > 1 and self.take % 1:
+    def _one_part(self) -> Self:
+        if self.take_examples is not None and self.take_share is not None:
             raise ValueError(
-                f"take={self.take:g} is neither a share up to 1 nor a whole number of examples; use {self.take % 1:.2g} or {self.take:.0f}, say"
+                f"take_examples={self.take_examples} and take_share={self.take_share:g} both say how much of the source is used; keep one"
             )
         return self
 
@@ -54,7 +59,7 @@ class AskingSource(SourceBase):
 
     @model_validator(mode="after")
     def _is_not_mixed(self) -> Self:
-        mixing = {n: getattr(self, n) for n in ("take", "share", "epochs")}
+        mixing = {n: getattr(self, n) for n in ("take_examples", "take_share", "share", "epochs")}
         mixing |= {"weight": None if self.weight == 1 else self.weight}
         if self.prompts and (given := [n for n, value in mixing.items() if value is not None]):
             raise ValueError(

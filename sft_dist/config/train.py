@@ -57,15 +57,24 @@ class OptimConfig(Section):
         default=0.0, description="Of matrices; vectors and norms have none."
     )
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    warmup: NonNegativeFloat = Field(
-        default=0.03, description="Steps of linear warm-up; below 1: share of all steps."
+    warmup_share: float = Field(
+        default=0.03, ge=0, le=1, description="Share of all steps with a linearly rising learning rate."
+    )
+    warmup_steps: NonNegativeInt | None = Field(
+        default=None, description="Steps of warm-up, in place of warmup_share."
     )
     warmup_tokens: PositiveInt | None = Field(
         default=None,
-        description="Warm-up in tokens of capacity (train.tokens_per_step a step), in place of warmup.",
+        description="Warm-up in tokens of capacity (train.tokens_per_step a step), in place of warmup_share.",
     )
-    decay: PositiveFloat = Field(
-        default=0.2, description="wsd only: steps of decay at the end; below 1: share of all steps."
+    decay_share: float = Field(
+        default=0.2,
+        gt=0,
+        le=1,
+        description="wsd only: share of all steps, at the end, with a falling learning rate.",
+    )
+    decay_steps: PositiveInt | None = Field(
+        default=None, description="wsd only: steps of that decay, in place of decay_share."
     )
     min_lr_share: float = Field(
         default=0.0, ge=0, le=1, description="Learning rate at the end over the peak."
@@ -82,7 +91,7 @@ class OptimConfig(Section):
         lt=1,
         description="Keep a moving average of the weights, of this decay a step; null: none.",
     )
-    ema_every: PositiveInt = Field(default=10, description="Steps between updates of the average.")
+    ema_every_steps: PositiveInt = Field(default=10, description="Steps between updates of the average.")
 
     @field_validator("name", mode="before")
     @classmethod
@@ -90,6 +99,15 @@ class OptimConfig(Section):
         if name in ABSENT_OPTIMIZERS:
             raise ValueError(f"optim.name={name} is not supported: {ABSENT_OPTIMIZERS[name]}")
         return name
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> OptimConfig:
+        if self.warmup_steps is not None and self.warmup_tokens is not None:
+            raise ValueError(
+                f"optim.warmup_steps={self.warmup_steps} and optim.warmup_tokens={self.warmup_tokens} both set the length of the "
+                "warm-up; keep one and set the other to null"
+            )
+        return self
 
 
 class TrainConfig(Section):
@@ -107,8 +125,8 @@ class TrainConfig(Section):
         default=1,
         description="Neighbouring ranks that share rows: each holds a slice of the tokens, for rows too long for one.",
     )
-    log_every: PositiveInt = 1
-    eval_every: PositiveInt | None = Field(
+    log_every_steps: PositiveInt = Field(default=1, description="Steps between lines that the tracker gets.")
+    eval_every_steps: PositiveInt | None = Field(
         default=None, description="Steps between held-out loss evaluations; null: at the end only."
     )
     eval_tokens: PositiveInt = Field(
@@ -264,7 +282,7 @@ class EvalConfig(Section):
     """Generation on held-out examples and tasks."""
 
     max_new_tokens: PositiveInt = 128
-    batch_size: PositiveInt = Field(default=32, description="Prompts generated side by side.")
+    prompts_per_batch: PositiveInt = Field(default=32, description="Prompts generated side by side.")
     max_examples_per_task: PositiveInt = Field(default=50, description="Evaluation examples of each task.")
     metric: Literal["exact_match", "rouge_l"] = Field(
         default="rouge_l", description="Headline metric of the report."

@@ -56,7 +56,7 @@ def make_pool(corpus: Corpus, mixture: Mixture, seed: int) -> Pool:
     cells = np.flatnonzero(sizes)
     if not len(cells):
         raise UserError(
-            "no example is left to draw from, so there is nothing to train on; look at `take` of the sources"
+            "no example is left to draw from, so there is nothing to train on; look at take_examples and take_share of the sources"
         )
     held = Cells(
         sizes=sizes[cells].astype(np.float64),
@@ -112,10 +112,13 @@ def draw(
 def _taken(corpus: Corpus, sources: Sequence[SourceMix], seed: int) -> NDArray[np.bool_]:
     kept = np.ones(len(corpus), np.bool_)
     for k, (name, source) in enumerate(zip(corpus.source_names, sources, strict=True)):
-        if source.take is None:
-            continue
         n = corpus.first[k + 1] - corpus.first[k]
-        number = max(round(source.take * n), 1) if source.take <= 1 else min(round(source.take), n)
+        if source.take_share is not None:
+            number = max(round(source.take_share * n), 1)
+        elif source.take_examples is not None:
+            number = min(source.take_examples, n)
+        else:
+            continue
         order = np.arange(n)
         shuffle(order, derive(seed, "take", name))
         kept[corpus.first[k] + order[number:]] = False

@@ -44,13 +44,15 @@ class SourceMix:
     """What a source's config says about the mixture.
 
     Attributes:
-        take: Part of the source that is used at all: a share up to 1, else a number of examples; None: all.
+        take_examples: Examples of the source that are used at all; None: all.
+        take_share: Share of the source's examples that is used at all; None: all.
         share: Share of the epoch's examples that come from here; None: by rate.
         weight: Factor on the source's rate.
         epochs: Passes over the source in one epoch of training; None: by rate.
     """
 
-    take: float | None = None
+    take_examples: int | None = None
+    take_share: float | None = None
     share: float | None = None
     weight: float = 1.0
     epochs: float | None = None
@@ -175,7 +177,8 @@ def _preset_sources(mixture: Mixture, names: Sequence[str], sources: list[Source
         total += preset.shares[name]
     # Of the submixtures that are present; the published weights are relative too.
     return [
-        SourceMix(take=s.take, share=preset.shares[n] / total) for n, s in zip(names, sources, strict=True)
+        SourceMix(take_examples=s.take_examples, take_share=s.take_share, share=preset.shares[n] / total)
+        for n, s in zip(names, sources, strict=True)
     ]
 
 

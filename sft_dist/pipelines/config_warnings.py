@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sft_dist.config import RunConfig
-from sft_dist.train.schedule import steps_of, warmup_of
+from sft_dist.train.schedule import decay_steps, warmup_steps
 
 
 def config_warnings(config: RunConfig, *, ranks: int, steps: int) -> tuple[str, ...]:
@@ -16,17 +16,19 @@ def config_warnings(config: RunConfig, *, ranks: int, steps: int) -> tuple[str, 
     """
     optim, window = config.optim, config.train.profile
     found = [_thin_batch(config, ranks)]
-    warm = warmup_of(optim.warmup, optim.warmup_tokens, config.train.tokens_per_step)
-    if warm > 1 and warm >= steps:
-        field = "warmup" if optim.warmup_tokens is None else "warmup_tokens"
-        found.append(
-            f"optim.{field} fills {warm:g} steps of {steps}, so the learning rate never leaves its warm-up; use optim.warmup=0.03"
+    rise = warmup_steps(optim, total_steps=steps, tokens_per_step=config.train.tokens_per_step)
+    fall = decay_steps(optim, total_steps=steps)
+    if rise > 1 and rise >= steps:
+        field = next(
+            (f for f in ("warmup_steps", "warmup_tokens") if getattr(optim, f) is not None), "warmup_share"
         )
-    rise, fall = steps_of(warm, steps), steps_of(optim.decay, steps)
+        found.append(
+            f"optim.{field} fills {rise} steps of {steps}, so the learning rate never leaves its warm-up; use optim.warmup_share=0.03"
+        )
     if optim.schedule == "wsd" and rise < steps < rise + fall:
         found.append(
             f"optim.schedule=wsd rises over {rise} and falls over {fall} of {steps} steps, so the two overlap and the learning rate jumps "
-            "where the first ends; use shares of the run, such as optim.warmup=0.03 and optim.decay=0.2"
+            "where the first ends; use shares of the run, such as optim.warmup_share=0.03 and optim.decay_share=0.2"
         )
     if window is not None and window[0] > steps:
         found.append(

@@ -40,7 +40,7 @@ class Schedule:
     total_steps: int
     save_every_steps: int | None
     save_every_minutes: float | None
-    eval_every: int | None
+    eval_every_steps: int | None
     max_skipped_steps: int
 
 
@@ -129,7 +129,7 @@ def run(
             return _fatal(position, stop_messages.skipped(skipped, position.step, saver.saved_at), hooks)
         due = sums.save or sums.stop or _every(position.step, schedule.save_every_steps)
         last = sums.stop or position.step == schedule.total_steps  # the last evaluation comes after the loop
-        if _every(position.step, schedule.eval_every) and not last:
+        if _every(position.step, schedule.eval_every_steps) and not last:
             due |= saver.scored(position.step, hooks.evaluate(position.step))
             engine.train()
             heartbeat.progress()

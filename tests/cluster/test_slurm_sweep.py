@@ -55,7 +55,7 @@ def test_live_trial_of_an_array_is_pruned(cluster: Cluster, tmp_path):
         "sweep.trials=4",
         "sweep.pruning=median",
     ]
-    words += ["optim.lr=tag(log,interval(1e-4,1e-2))", "train.eval_every=2"]
+    words += ["optim.lr=tag(log,interval(1e-4,1e-2))", "train.eval_every_steps=2"]
     folder = SweepFolder(tmp_path / "runs" / "s")
     for i in range(3):
         run = folder.run(i).path

@@ -114,7 +114,7 @@ def test_host_memory_and_disk(tmp_path):
     export = 4 * P if load_config(DEMO).model.dtype == "float32" else 2 * P
     assert said("checkpoint.keep_last=2")["disk_bytes"] == 3 * 12 * P + export
     assert (
-        said("checkpoint.keep_last=2", "checkpoint.keep_best=1", "train.eval_every=5")["disk_bytes"]
+        said("checkpoint.keep_last=2", "checkpoint.keep_best=1", "train.eval_every_steps=5")["disk_bytes"]
         == 4 * 12 * P + export
     )
     assert (

@@ -79,7 +79,7 @@ def set_up(work: Path, *names: str) -> Path:
     config, frozen, log = work / "crash.yaml", work / "frozen", work / "log.txt"
     config.write_text(CONFIG.format(work=work, steps=STEPS))
     victims.finish([victims.start(partial(main, ["prepare", str(config)]), log)])
-    victims.finish([victims.start(partial(main, ["freeze", str(config), "--run-dir", str(frozen)]), log)])
+    victims.finish([victims.start(partial(main, ["write-run", str(config), "--run-dir", str(frozen)]), log)])
     for name in names:
         shutil.copytree(frozen, work / "runs" / name)
     warm()

@@ -19,7 +19,7 @@ from sft_dist.core.runfolder import RunFolder
 
 # a learning rate that rises beyond all measure, so that the held-out loss does too and the best step is not the last
 KEPT = (
-    "optim.lr=1.0 optim.warmup=0.9 train.eval_every=4 checkpoint.keep_last=1 checkpoint.keep_best=1 "
+    "optim.lr=1.0 optim.warmup_share=0.9 train.eval_every_steps=4 checkpoint.keep_last=1 checkpoint.keep_best=1 "
     "checkpoint.optimizer_keep_last=1 checkpoint.save_every_steps=null checkpoint.save_every_minutes=null"
 )
 # hardly any update: the losses differ by their batches alone, and about half of them lie above the median
@@ -45,9 +45,9 @@ def run(work: Path) -> dict[str, Any]:
     variants = {"kept": KEPT, "again": KEPT, "spike": SPIKE, "nonfinite": NONFINITE}
     for name, options in variants.items():
         remote = [f"checkpoint.remote=file://{bucket}/run"] if options is KEPT else []
-        cli("freeze", *places, *remote, *options.split(), "--run-dir", str(runs / name))
+        cli("write-run", *places, *remote, *options.split(), "--run-dir", str(runs / name))
     variants["unwritable"] = "checkpoint.remote=file:///dev/null/run"
-    cli("freeze", *places, variants["unwritable"], "--run-dir", str(runs / "unwritable"))
+    cli("write-run", *places, variants["unwritable"], "--run-dir", str(runs / "unwritable"))
     shutil.move(
         work / "data" / "stores", work / "data" / "stores-away"
     )  # ranks read the copy on their node's disk

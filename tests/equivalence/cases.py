@@ -24,6 +24,7 @@ from sft_dist.batch import sequence_shard
 from sft_dist.checkpoint import io as store
 from sft_dist.checkpoint.background import Saved, Saver
 from sft_dist.checkpoint.io import Position, RetentionPolicy
+from sft_dist.config.train import OptimConfig
 from sft_dist.core.records import Batch, Row, StepPlan
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.model import ulysses
@@ -255,11 +256,14 @@ def train(
                 total_steps=steps,
                 save_every_steps=1,
                 save_every_minutes=None,
-                eval_every=None,
+                eval_every_steps=None,
                 max_skipped_steps=3,
             ),
             lr_of=lambda step: lr_at(
-                step, total_steps=steps, peak=1e-3, schedule="constant", warmup=4, decay=0.0, min_share=0.0
+                step,
+                OptimConfig(lr=1e-3, schedule="constant", warmup_steps=4),
+                total_steps=steps,
+                tokens_per_step=1,
             ),
             meter=Meter(["even", "odd"], engine.device),
             requests=requests or StopSignals(run_folder, is_main=dist.get_rank() == 0),

@@ -25,7 +25,7 @@ case " $* " in
   *" getent "*) getent ahostsv4 "${!#}" ;;
   *" hostname "*) echo "192.0.2.1 192.0.2.99" ;;
   *" true "*) exit "${ANSWER_CODE:-0}" ;;
-  *" freeze "*) [ -z "${FREEZE_CODE:-}" ] || exit "$FREEZE_CODE"; echo '{
+  *" write-run "*) [ -z "${FREEZE_CODE:-}" ] || exit "$FREEZE_CODE"; echo '{
  "nproc": 3,
  "port": '"${PORT:-null}"'
 }' > "$RUN_DIR/config.json" ;;
@@ -195,11 +195,11 @@ def test_requeued_job_goes_on_with_its_config_and_counts_failures_on(job):
     done = job.submit("a=1", plan="running 7 1\nrunning 7 1\n", SLURM_RESTART_COUNT="1")
     assert done.returncode == 1
     assert "two attempts in a row" in done.stdout
-    assert not [c for c in job.calls("srun") if "freeze" in c]
+    assert not [c for c in job.calls("srun") if "write-run" in c]
     assert [line.split()[1] for line in job.calls("attempt")] == ["1.1", "1.2"]
     job.calls_file.write_text("")
     assert job.submit("a=1", plan="finished 40 0\n").returncode == 0  # submitted anew: counted anew
-    assert [c for c in job.calls("srun") if "freeze --run-dir" in c]
+    assert [c for c in job.calls("srun") if "write-run --run-dir" in c]
 
 
 def test_stale_status_is_not_taken_for_this_attempts(job):
@@ -225,13 +225,13 @@ def test_data_are_prepared_first_when_asked(job):
 
     given = {"PREPARE": "1", "SLURM_RESTART_COUNT": "1"}
     job.submit("a=1", plan="stopped 7 0\n", **given)
-    assert ours() == ["prepare", "freeze"]
+    assert ours() == ["prepare", "write-run"]
     job.submit("a=1", plan="finished 40 0\n", **given)
-    assert ours() == ["prepare", "freeze"]
+    assert ours() == ["prepare", "write-run"]
 
 
 @pytest.mark.parametrize(
-    "code, phrase", [(2, "'freeze' refused what it was given"), (7, "'freeze' ended with exit code 7")]
+    "code, phrase", [(2, "'write-run' refused what it was given"), (7, "'write-run' ended with exit code 7")]
 )
 def test_refused_config(job, code, phrase):
     done = job.submit("a=1", FREEZE_CODE=str(code))
@@ -333,17 +333,17 @@ def test_new_settings_outlive_a_requeue_before_they_are_frozen(job):
     srun = job.folder / "bin" / "srun"
     srun.write_text(
         SRUN.replace(
-            '*" freeze "*)', '*" freeze "*) [ -n "${GO:-}" ] || { kill -USR1 "$PPID"; exec sleep 40; };'
+            '*" write-run "*)', '*" write-run "*) [ -n "${GO:-}" ] || { kill -USR1 "$PPID"; exec sleep 40; };'
         )
     )
     assert job.submit("a=2", plan="finished 40 0").returncode == REQUEUED
     job.calls_file.write_text("")
     assert job.submit("a=2", plan="finished 40 0", SLURM_RESTART_COUNT="1", GO="1").returncode == 0
-    assert [c for c in job.calls("srun") if c.endswith(f"freeze --run-dir {job.run} a=2")]
+    assert [c for c in job.calls("srun") if c.endswith(f"write-run --run-dir {job.run} a=2")]
     assert job.calls("attempt")[0].split()[5] == "3"  # ranks by the new config
     job.calls_file.write_text("")
     assert job.submit("a=2", plan="finished 40 0", SLURM_RESTART_COUNT="2").returncode == 0  # frozen now
-    assert not [c for c in job.calls("srun") if " freeze " in c]
+    assert not [c for c in job.calls("srun") if " write-run " in c]
 
 
 def test_control_stop_of_a_person_counts_while_the_job_waits(job):
@@ -397,8 +397,10 @@ def test_container_and_site_settings(job):
         f"--mpi=none apptainer exec --nv --bind /data /images/sft.sif bash {REPOSITORY}/launch/node.sh"
         in node
     )
-    freeze = next(c for c in job.calls("srun") if "freeze" in c)
-    assert "/images/sft.sif python3 -m sft_dist freeze" in freeze  # the host's interpreter is not in there
+    written = next(c for c in job.calls("srun") if "write-run" in c)
+    assert (
+        "/images/sft.sif python3 -m sft_dist write-run" in written
+    )  # the host's interpreter is not in there
 
 
 PYXIS = "--container-image=/images/sft.sqsh --container-mounts=/shared:/shared"
@@ -413,7 +415,7 @@ def test_the_environment_is_unpacked_on_every_node_before_it_is_used(job):
     place, version, running = calls[0].split(f"launch/stage_env.sh {job.folder}/env.tar ")[1].split()
     assert place.startswith(f"{job.folder}/disk/sft_dist-env-")
     assert running == "70"
-    assert f"{place}/{version}/bin/python -m sft_dist freeze" in calls[1]
+    assert f"{place}/{version}/bin/python -m sft_dist write-run" in calls[1]
 
 
 @pytest.mark.parametrize(
@@ -437,7 +439,7 @@ def test_pyxis_starts_every_step_of_ours_in_the_container(job):
     ours = [c for c in job.calls("srun") if "sft_dist" in c]
     assert len(ours) == 2
     assert all(PYXIS in c for c in ours)
-    assert "python3 -m sft_dist freeze" in ours[0]
+    assert "python3 -m sft_dist write-run" in ours[0]
 
 
 @pytest.mark.parametrize(

@@ -297,7 +297,7 @@ def test_local_freezes_the_config_and_finds_a_port(launch):
     launch.environment.pop("MASTER_PORT")
     record = launch.call("train.epochs=2", script="local.sh", NPROC="2")
     assert json.loads((launch.run / "config.json").read_text()) == [
-        "freeze",
+        "write-run",
         "--run-dir",
         str(launch.run),
         "train.epochs=2",

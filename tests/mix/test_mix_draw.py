@@ -137,7 +137,7 @@ def test_task_bounds_hold_after_rounding(make_corpus):
 
 def test_take_chooses_once_for_all_epochs(make_corpus):
     corpus = make_corpus({"a": {"x": 40}, "b": {"y": 40}})
-    mixture = Mixture(sources={"a": SourceMix(take=0.25), "b": SourceMix(take=7)})
+    mixture = Mixture(sources={"a": SourceMix(take_share=0.25), "b": SourceMix(take_examples=7)})
     drawn = [draw(corpus, mixture, seed=0, epoch=e).tolist() for e in range(2)]
     assert sorted(drawn[0]) == sorted(drawn[1])
     assert drawn[0] != drawn[1]
@@ -157,7 +157,7 @@ def test_an_example_that_two_sources_hold_is_drawn_from_the_first(make_corpus):
 def test_an_example_that_the_first_source_does_not_take_is_left_to_the_second(make_corpus):
     shared = {(source, i): f"{i:016x}" * 2 for source in "ab" for i in range(10)}
     corpus = make_corpus({"a": {"x": 10}, "b": {"x": 10}}, ids=shared)
-    drawn = draw(corpus, Mixture(sources={"a": SourceMix(take=4)}), seed=0, epoch=0)
+    drawn = draw(corpus, Mixture(sources={"a": SourceMix(take_examples=4)}), seed=0, epoch=0)
     assert sorted(corpus.id_hex(i) for i in drawn.tolist()) == sorted(shared["a", i] for i in range(10))
 
 

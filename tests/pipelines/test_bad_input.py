@@ -178,8 +178,8 @@ def test_a_source_name_that_is_no_folder_name(sft: Sft, project: Path) -> None:
 
 
 def test_a_take_that_is_neither_share_nor_number(sft: Sft) -> None:
-    assert "take=1.5 is neither a share up to 1 nor a whole number" in refused(
-        sft, "check", "my.yaml", "data.sources.chats.take=1.5"
+    assert "use take_share (a share of the source) or take_examples" in refused(
+        sft, "check", "my.yaml", "data.sources.chats.take=0.5"
     )
 
 
@@ -296,11 +296,14 @@ def test_a_global_batch_of_fewer_rows_than_run_side_by_side_is_warned_of(sft: Sf
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("optim.warmup=5", "optim.warmup fills 5 steps of 2, so the learning rate never leaves its warm-up"),
+        (
+            "optim.warmup_steps=5",
+            "optim.warmup_steps fills 5 steps of 2, so the learning rate never leaves its warm-up",
+        ),
         ("optim.warmup_tokens=1024", "optim.warmup_tokens fills 2 steps of 2"),
         ("train.profile=[3,4]", "train.profile=[3, 4] begins after the last of 2 steps"),
         (
-            "optim.schedule=wsd optim.warmup=1 optim.decay=2",
+            "optim.schedule=wsd optim.warmup_steps=1 optim.decay_steps=2",
             "optim.schedule=wsd rises over 1 and falls over 2 of 2 steps",
         ),
     ],
@@ -314,7 +317,7 @@ def test_what_is_hardly_meant_is_warned_of(sft: Sft, word: str, message: str) ->
 def test_a_damaged_checkpoint_is_not_exported(sft: Sft, project: Path) -> None:
     run, checkpoint = project / "runs/mine", project / "runs/mine/checkpoints/step-00000002"
     assert sft("prepare", "my.yaml")[0] == 0
-    assert sft("freeze", "my.yaml", "--run-dir", str(run))[0] == 0
+    assert sft("write-run", "my.yaml", "--run-dir", str(run))[0] == 0
     checkpoint.mkdir(parents=True)
     (checkpoint / "rank-00000.weights.safetensors").write_text("rotten")
     files = {

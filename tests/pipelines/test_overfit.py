@@ -36,7 +36,7 @@ def test_fifty_examples_come_back_and_stop(sft: Sft, project: Path) -> None:
         "train.micro_rows=4",
         "train.epochs=250",
         "optim.lr=3e-3",
-        "optim.warmup=20",
+        "optim.warmup_steps=20",
         "checkpoint.save_every_steps=null",
         "deepspeed.stage=0",
     )

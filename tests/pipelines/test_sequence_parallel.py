@@ -12,7 +12,7 @@ from sft_dist.core.files import read_jsonl
 from sft_dist.core.runfolder import RunFolder
 
 Sft = Callable[..., tuple[int, str, str]]
-SHORT = ("train.max_steps=3", "train.export=false", "train.eval_every=2", "optim.warmup=0")
+SHORT = ("train.max_steps=3", "train.export=false", "train.eval_every_steps=2", "optim.warmup_steps=0")
 
 
 def lines(project: Path, name: str) -> dict[tuple[str, int], dict[str, Any]]:

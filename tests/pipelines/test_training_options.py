@@ -23,7 +23,7 @@ from sft_dist.pipelines.train import engine
 
 OPTIONS = [
     "optim.ema_decay=0.5",
-    "optim.ema_every=2",
+    "optim.ema_every_steps=2",
     "optim.warmup_tokens=2048",
     "optim.layer_lr_decay=0.9",
     "optim.schedule=constant",

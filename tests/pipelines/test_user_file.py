@@ -170,7 +170,7 @@ def test_stop_by_file_and_start_anew(sft: Sft, project: Path) -> None:
 
     assert sft("prepare", "my.yaml")[0] == 0
     folder = RunFolder(project / "runs" / "mine")
-    assert sft("freeze", "my.yaml", "--run-dir", "runs/mine")[0] == 0
+    assert sft("write-run", "my.yaml", "--run-dir", "runs/mine")[0] == 0
     with folder.lock():
         code, _, err = sft("train", "my.yaml")
         assert code == 2

@@ -86,8 +86,8 @@ def test_optim_train_and_checkpoint_reach_loop_saver_and_tracker(
     monkeypatch.setattr(worker, "Profiler", catch("profiler", SimpleNamespace(close=lambda: None)))
     config = load_config(
         [
-            "optim.lr=1.0", "optim.schedule=wsd", "optim.decay=2", "optim.min_lr_share=0.5", "optim.warmup=2", "optim.clip=0.3",
-            "train.eval_every=7", "train.max_skipped_steps=3", "train.profile=[2,3]", "seed=9", "checkpoint.save_every_steps=4",
+            "optim.lr=1.0", "optim.schedule=wsd", "optim.decay_steps=2", "optim.min_lr_share=0.5", "optim.warmup_steps=2", "optim.clip=0.3",
+            "train.eval_every_steps=7", "train.max_skipped_steps=3", "train.profile=[2,3]", "seed=9", "checkpoint.save_every_steps=4",
             "checkpoint.save_every_minutes=5", "checkpoint.keep_last=6", "checkpoint.keep_best=1", "checkpoint.optimizer_keep_last=2",
             "wandb.mode=offline", "wandb.project=p", "wandb.entity=e", "wandb.group=g", "wandb.tags=[t]",
         ],
@@ -106,7 +106,7 @@ def test_optim_train_and_checkpoint_reach_loop_saver_and_tracker(
     assert [options["lr_of"](step) for step in (0, 1, 2, 8, 9, 10)] == [0.5, 1.0, 1.0, 1.0, 0.75, 0.5]
     assert (options["seed"], options["clip"]) == (9, 0.3)
     assert options["schedule"] == worker.loop.Schedule(
-        total_steps=10, save_every_steps=4, save_every_minutes=5.0, eval_every=7, max_skipped_steps=3
+        total_steps=10, save_every_steps=4, save_every_minutes=5.0, eval_every_steps=7, max_skipped_steps=3
     )
     assert options["useful_flops"](4, 1, 16) == 3 * (40 + 16 + 100)
     assert seen["saver"][1]["keep"] == RetentionPolicy(last=6, best=1, optimizer_last=2)
@@ -202,7 +202,9 @@ def test_evaluation_takes_so_many_examples_of_a_task(sft: Sft, project: Path) ->
     assert sft("prepare", "my.yaml")[0] == 0
     for most in (1, 2):
         run = project / "runs" / f"most-{most}"
-        assert sft("freeze", "my.yaml", f"eval.max_examples_per_task={most}", "--run-dir", str(run))[0] == 0
+        assert (
+            sft("write-run", "my.yaml", f"eval.max_examples_per_task={most}", "--run-dir", str(run))[0] == 0
+        )
         work = _Work(load_run_config(run), RunFolder(run))
         assert set(Counter(e.task for e in work.examples).values()) == {most}
 

@@ -161,7 +161,7 @@ def config(name, lr):
         "render": {"template": "chatml", "train_on": "assistant", "train_vocab_size": 1024},
         "mix": {"rate": "proportional", "task_min": 60}, "pack": {"seq_len": 512, "window": 5000},
         "model": {"path": None, "shape": {"hidden_size": 128, "layers": 4, "heads": 4}, "dtype": "float32", "attention": "auto"},
-        "optim": {"lr": lr, "betas": [0.9, 0.95], "schedule": "cosine", "warmup": 0.05, "clip": 1.0},
+        "optim": {"lr": lr, "betas": [0.9, 0.95], "schedule": "cosine", "warmup_share": 0.05, "clip": 1.0},
         "train": {"epochs": 2, "tokens_per_step": 8192}, "deepspeed": {"stage": 3}, "eval": {"metric": "exact_match", "max_new_tokens": 32},
     }  # fmt: skip
 

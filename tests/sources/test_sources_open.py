@@ -45,7 +45,7 @@ def test_every_field_of_the_config_reaches_its_reader(tmp_path):
         history_field="h",
         task="{t}",
         dataset="{d}",
-        take=5,
+        take_examples=5,
         share=0.5,
         epochs=2,
         license="MIT",
@@ -60,7 +60,7 @@ def test_how_the_mixture_draws_does_not_change_the_fingerprint(tmp_path):
     first = open_source("mine", AlpacaSource(kind="alpaca", path=path)).fingerprint()
     assert (
         open_source(
-            "mine", AlpacaSource(kind="alpaca", path=path, take=3, weight=2.0, license="x")
+            "mine", AlpacaSource(kind="alpaca", path=path, take_examples=3, weight=2.0, license="x")
         ).fingerprint()
         == first
     )

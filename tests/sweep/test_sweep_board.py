@@ -134,7 +134,10 @@ def test_axes():
 
 def test_short_names():
     assert short_names(["optim.lr", "train.epochs"]) == {"optim.lr": "lr", "train.epochs": "epochs"}
-    assert short_names(["a.take", "b.take"]) == {"a.take": "a.take", "b.take": "b.take"}
+    assert short_names(["a.take_share", "b.take_share"]) == {
+        "a.take_share": "a.take_share",
+        "b.take_share": "b.take_share",
+    }
 
 
 def test_command_line(tmp_path, capsys):

@@ -145,7 +145,7 @@ def test_pruning_needs_evaluations_in_course():
     words = ["sweep.method=optuna", "sweep.pruning=median", "optim.lr=interval(1e-4,1e-2)"]
     with pytest.raises(UserError, match=r"train\.eval_every"):
         define(None, words)
-    assert define(None, [*words, "train.eval_every=5"]).definition().pruning == "median"
+    assert define(None, [*words, "train.eval_every_steps=5"]).definition().pruning == "median"
     with pytest.raises(UserError, match=r"sweep\.method=optuna"):
         define(None, ["sweep.pruning=median", RATES])
     with pytest.raises(UserError, match=r"sweep\.metric=eval_loss"):

@@ -37,7 +37,7 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def test_a_sweep_is_interrupted_and_goes_on_and_a_diverged_trial_is_named(tmp_path):
-    words = [*TINY, "sweep.name=lr", "optim.lr=2e-3,1e30,1e-3", "train.eval_every=5", "train.epochs=3"]
+    words = [*TINY, "sweep.name=lr", "optim.lr=2e-3,1e30,1e-3", "train.eval_every_steps=5", "train.epochs=3"]
     folder = SweepFolder(tmp_path / "runs" / "lr")
     first = start(tmp_path, *words)
     while not any(line["step"] >= 6 for line in read_jsonl(folder.run(0).metrics)):
@@ -66,7 +66,7 @@ def test_a_live_trial_is_pruned(tmp_path):
     """Three trials that ended far below are planted beside it, so the rule must speak at the first evaluation that counts."""
     pytest.importorskip("optuna")
     words = [*TINY, "sweep.name=s", "sweep.method=optuna", "sweep.pruning=median", "sweep.trials=4"]
-    words += ["optim.lr=tag(log,interval(1e-4,1e-2))", "train.eval_every=2", "train.epochs=10"]
+    words += ["optim.lr=tag(log,interval(1e-4,1e-2))", "train.eval_every_steps=2", "train.epochs=10"]
     done = subprocess.run(  # defines, and fails for want of a cluster before anything runs
         [sys.executable, "-m", "sft_dist", "sweep", *words, "--submit"],
         cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False,

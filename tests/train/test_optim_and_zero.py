@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,22 +10,23 @@ from pydantic import ValidationError
 from torch import nn
 
 from sft_dist.config.root import RunConfig
+from sft_dist.config.train import OptimConfig
 from sft_dist.core.errors import UserError
 from sft_dist.train import zero
 from sft_dist.train.optim import make_optimizer, parameter_groups
-from sft_dist.train.schedule import lr_at, steps_of, warmup_of
+from sft_dist.train.schedule import SCHEDULES, lr_at, warmup_steps
 from sft_dist.train.zero import DERIVED, zero_config
 
 
-def schedule(name: str, total: int = 10, warmup: float = 2, **options: Any) -> list[float]:
-    defaults = {"peak": 1.0, "schedule": name, "warmup": warmup, "decay": 0.4, "min_share": 0.0} | options
-    return [round(lr_at(s, total_steps=total, **defaults), 4) for s in range(total)]
+def schedule(name: str, total: int = 10, warmup: int = 2, **options: Any) -> list[float]:
+    optim = OptimConfig(lr=1.0, schedule=name, warmup_steps=warmup, decay_share=0.4, **options)
+    return [round(lr_at(s, optim, total_steps=total, tokens_per_step=1), 4) for s in range(total)]
 
 
 def test_schedules_by_eye() -> None:
     assert schedule("constant") == [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1]
     assert schedule("linear") == [0.5, 1, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
-    assert schedule("linear", min_share=0.2)[-1] == 0.3
+    assert schedule("linear", min_lr_share=0.2)[-1] == 0.3
     assert schedule("wsd") == [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
     cosine = schedule("cosine")
     assert cosine[6] == 0.5  # half-way between warm-up and end
@@ -33,13 +34,16 @@ def test_schedules_by_eye() -> None:
     assert cosine[-1] > 0
 
 
-def test_below_one_is_a_share_of_all_steps() -> None:
-    assert (steps_of(0.03, 1000), steps_of(5, 1000), steps_of(1, 1000), steps_of(0, 1000)) == (30, 5, 1, 0)
+def test_warm_up_is_a_share_or_steps_or_tokens() -> None:
+    def steps(**options: Any) -> int:
+        return warmup_steps(OptimConfig(**options), total_steps=1000, tokens_per_step=1000)
+
+    assert (steps(), steps(warmup_share=0.1), steps(warmup_steps=5), steps(warmup_steps=0)) == (30, 100, 5, 0)
+    assert [steps(warmup_tokens=tokens) for tokens in (1, 1000, 1001, 5000)] == [1, 1, 2, 5]
 
 
-def test_warm_up_in_tokens_is_whole_steps() -> None:
-    assert warmup_of(0.1, None, 1000) == 0.1
-    assert [warmup_of(0.1, tokens, 1000) for tokens in (1, 1000, 1001, 5000)] == [1, 1, 2, 5]
+def test_the_table_and_the_config_name_the_same_schedules() -> None:
+    assert tuple(SCHEDULES) == get_args(OptimConfig.model_fields["schedule"].annotation)
 
 
 def test_vectors_do_not_decay() -> None:

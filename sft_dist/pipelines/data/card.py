@@ -163,7 +163,10 @@ def _settings(config: RunConfig, corpus: Corpus) -> dict[str, Any]:
         out |= _flat(f"data.{section}", dump["data"][section])
     out |= _flat("mix", dump["mix"])
     for name in corpus.source_names:
-        mixing = {k: dump["data"]["sources"][name][k] for k in ("take", "share", "weight", "epochs")}
+        mixing = {
+            k: dump["data"]["sources"][name][k]
+            for k in ("take_examples", "take_share", "share", "weight", "epochs")
+        }
         out |= _flat(f"data.sources.{name}", {k: v for k, v in mixing.items() if v != 1.0 or k != "weight"})
     out |= {"pack.seq_len": config.pack.seq_len, "pack.too_long": config.pack.too_long}
     return out

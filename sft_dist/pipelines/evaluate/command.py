@@ -189,7 +189,7 @@ def main() -> int:
         share: dict[str, Any] = {"rank": me.rank, "world_size": me.world_size}
         generate = {
             "max_new_tokens": config.eval.max_new_tokens,
-            "batch_size": config.eval.batch_size,
+            "batch_size": config.eval.prompts_per_batch,
             **share,
         }
         for examples in (work.examples, work.probes):
@@ -208,7 +208,7 @@ def main() -> int:
             everything,
             work.renderer,
             work.loss_folder(everything),
-            batch_size=config.eval.batch_size,
+            batch_size=config.eval.prompts_per_batch,
             **share,
         )
         if config.eval.base:

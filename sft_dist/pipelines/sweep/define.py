@@ -25,7 +25,7 @@ from sft_dist.report.run_files import flatten
 
 # What may change when a sweep is relaunched: it makes trials neither better nor worse.
 FREE_SECTIONS = {"launch", "cluster", "submit", "wandb", "checkpoint", "sweep", "name", "run_root"}
-FREE_KEYS = {"data.processes", "train.log_every", "train.threads_per_rank"}
+FREE_KEYS = {"data.processes", "train.log_every_steps", "train.threads_per_rank"}
 LENGTHEN = ("trials", "retries", "max_parallel")  # of sweep.json, beside further values of a grid
 
 
@@ -132,7 +132,7 @@ def _data_dir(config: RunConfig, definition: Definition) -> str:
 
 def data_key(dump: dict[str, Any]) -> str:
     """Return a fingerprint of what decides the content of a data folder; mixing does not."""
-    mixing = {"take", "share", "weight", "epochs"}
+    mixing = {"take_examples", "take_share", "share", "weight", "epochs"}
     data = {k: v for k, v in dump["data"].items() if k not in {"dir", "processes"}}
     data["sources"] = {
         name: {k: v for k, v in source.items() if k not in mixing} for name, source in data["sources"].items()
@@ -164,9 +164,9 @@ def _validate(
                 f"launch.nodes={config.launch.nodes}, but trials start on this machine only; use launch.nodes=1, "
                 "or submit the sweep: sft-dist sweep --submit ... cluster=NAME"
             )
-        if pruning and config.train.eval_every is None:
+        if pruning and config.train.eval_every_steps is None:
             raise UserError(
-                "sweep.pruning looks at held-out losses during training, but train.eval_every is not set, so there would be none "
+                "sweep.pruning looks at held-out losses during training, but train.eval_every_steps is not set, so there would be none "
                 "before the end; set it to a tenth of the steps or so"
             )
     if wrong:

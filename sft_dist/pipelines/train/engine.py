@@ -109,7 +109,11 @@ def build_engine(config: RunConfig, folder: RunFolder, tokenizer: TextTokenizer)
     engine = zero.make_engine(loaded.module, settings, groups, betas=config.optim.betas, eps=config.optim.eps)
     _check_leak(engine, loaded.backend, device, sequence)
     optim = config.optim
-    ema = Ema(engine, decay=optim.ema_decay, every=optim.ema_every) if optim.ema_decay is not None else None
+    ema = (
+        Ema(engine, decay=optim.ema_decay, every=optim.ema_every_steps)
+        if optim.ema_decay is not None
+        else None
+    )
     return TrainingSetup(
         engine=engine,
         model_path=model_path,

@@ -39,7 +39,13 @@ def open_corpus(stores: Mapping[str, Path], keys: Mapping[str, Mapping[str, Any]
 def mixture_of(config: RunConfig, corpus: Corpus) -> Mixture:
     """Return how the config mixes the sources that have a store."""
     sources = {
-        name: SourceMix(take=s.take, share=s.share, weight=s.weight, epochs=s.epochs)
+        name: SourceMix(
+            take_examples=s.take_examples,
+            take_share=s.take_share,
+            share=s.share,
+            weight=s.weight,
+            epochs=s.epochs,
+        )
         for name, s in config.data.sources.items()
         if name in corpus.source_names
     }

@@ -51,7 +51,7 @@ from sft_dist.train.guard import Heartbeat, Policy, SpikeDetector, StopSignals
 from sft_dist.train.metrics import Meter, peak_flops
 from sft_dist.train.profile import Profiler
 from sft_dist.train.run_log import RunLogger
-from sft_dist.train.schedule import lr_at, warmup_of
+from sft_dist.train.schedule import lr_at
 from sft_dist.train.tracker import Tracker
 
 log = process.logger(__name__)
@@ -245,7 +245,7 @@ def _loop(
             tracker,
             is_main=is_main,
             steps=plan.steps,
-            log_every=config.train.log_every,
+            log_every=config.train.log_every_steps,
             remote=keep.remote,
         )
 
@@ -284,17 +284,11 @@ def _loop(
                 total_steps=plan.steps,
                 save_every_steps=keep.save_every_steps,
                 save_every_minutes=keep.save_every_minutes,
-                eval_every=config.train.eval_every,
+                eval_every_steps=config.train.eval_every_steps,
                 max_skipped_steps=config.train.max_skipped_steps,
             ),
             lr_of=lambda step: lr_at(
-                step,
-                total_steps=plan.steps,
-                peak=optim.lr,
-                schedule=optim.schedule,
-                warmup=warmup_of(optim.warmup, optim.warmup_tokens, config.train.tokens_per_step),
-                decay=optim.decay,
-                min_share=optim.min_lr_share,
+                step, optim, total_steps=plan.steps, tokens_per_step=config.train.tokens_per_step
             ),
             meter=Meter(corpus.task_names, engine.device, corpus.source_names),
             requests=requests,

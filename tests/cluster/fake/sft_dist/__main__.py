@@ -1,4 +1,4 @@
-"""freeze and prepare as the real commands: overrides in, config.json or store files out, exit code 2 on a mistake."""
+"""write-run and prepare as the real commands: overrides in, config.json or store files out, exit code 2 on a mistake."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 
 parser = argparse.ArgumentParser()
-parser.add_argument("command", choices=("freeze", "prepare", "evaluate"))
+parser.add_argument("command", choices=("write-run", "prepare", "evaluate"))
 parser.add_argument("overrides", nargs="*")
 parser.add_argument("--run-dir", type=Path)
 parser.add_argument("--slice")
 args = parser.parse_intermixed_args()
 
 settings = dict(o.split("=", 1) for o in args.overrides if "=" in o)
-if args.command == "freeze":
+if args.command == "write-run":
     if "mistake" in settings:
         sys.stderr.write("mistake: unknown key\n")
         sys.exit(2)
