@@ -1,4 +1,4 @@
-"""Requests to an OpenAI-compatible server -> completions, each bought once. Used by construct, and by judges in evals.
+"""Requests to an OpenAI-compatible server -> completions, each bought once. Used by construct.
 
 `Client.complete` answers from the cache on disk where it can; else it keeps to concurrency, rates and budget, and retries.
 """

@@ -1,6 +1,13 @@
-"""The only schema: pydantic models (data, train, cluster), frozen, no unknown keys; `load` composes and validates.
+"""YAML and overrides -> RunConfig, frozen and validated. Imports no torch.
 
-Nothing here imports torch. Below the pipelines, functions take leaf values, never these models.
+root             RunConfig, and rules that concern several sections
+data             sections of the data half, with sources, filters and construct
+model            what training starts from; train: how it is trained
+cluster          where it runs; sweep: which settings are tried
+load             composes with Hydra, validates, explains each mistake
+other_trainers   answers keys of other trainers with ours; reference: docs/config.md from the schema
+
+A function may take its own section, never the whole RunConfig, except in `pipelines/`.
 """
 
 from sft_dist.config.root import RunConfig

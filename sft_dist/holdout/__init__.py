@@ -1,6 +1,7 @@
 """Examples -> what is never trained on, decided once before anything is built from them. Next: construct, filters.
 
-`decide` looks at every source once; `split` then puts each example on its side, the same in every process.
+choose_split  `decide` reads every source once and chooses what is held out
+holdout       `split` puts each example on its side of the decision, the same in every process
 """
 
 from sft_dist.holdout.choose_split import decide
