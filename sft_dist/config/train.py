@@ -284,8 +284,12 @@ class EvalConfig(Section):
     max_new_tokens: PositiveInt = 128
     prompts_per_batch: PositiveInt = Field(default=32, description="Prompts generated side by side.")
     max_examples_per_task: PositiveInt = Field(default=50, description="Evaluation examples of each task.")
-    metric: Literal["exact_match", "rouge_l"] = Field(
-        default="rouge_l", description="Headline metric of the report."
+    metric: Literal[
+        "auto", "exact_match", "rouge_l", "rouge_l_xlingual", "token_f1", "accuracy", "numeric"
+    ] = Field(
+        default="rouge_l",
+        description="What judges an answer (docs/evaluation.md). auto: each task by what its source says or its answers need; "
+        "rouge_l: rouge_l_xlingual for tasks whose script needs it.",
     )
     base: bool = Field(default=False, description="Evaluate the model that training started from as well.")
 

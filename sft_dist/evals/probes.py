@@ -15,7 +15,7 @@ import numpy as np
 
 from sft_dist.core.records import Example, Message, make_example
 from sft_dist.core.rng import generator
-from sft_dist.evals.score import exact_match
+from sft_dist.evals.metrics import exact_match
 from sft_dist.evals.splits import AnswerLoss, Generation
 
 Probe: TypeAlias = Callable[[Example, Sequence[Example], np.random.Generator], Example | None]

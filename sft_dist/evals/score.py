@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from sft_dist.core.errors import UserError
 from sft_dist.core.files import write_json, write_text
 from sft_dist.core.records import Example
 from sft_dist.evals.baselines import Baselines
+from sft_dist.evals.metrics import exact_match, rouge_l, strict_exact_match
 from sft_dist.evals.splits import AnswerLoss, Generation, ScoredExample, SetName, prompt_text, user_text
 
 CLASSIFICATION_CATEGORIES = frozenset(
@@ -33,28 +32,6 @@ CLASSIFICATION_CATEGORIES = frozenset(
     }
 )
 """The test categories for which Super-NaturalInstructions reports exact match; ROUGE-L for all others."""
-
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def normalise(text: str) -> str:
-    """Return the text lowered, without ASCII punctuation, spaces collapsed."""
-    return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
-
-
-def exact_match(prediction: str, references: Sequence[str]) -> bool:
-    """Return whether the normalised prediction equals any normalised reference."""
-    return any(normalise(prediction) == normalise(r) for r in references)
-
-
-def strict_exact_match(prediction: str, references: Sequence[str]) -> bool:
-    """Return whether the trimmed prediction equals any trimmed reference, letter by letter."""
-    return any(prediction.strip() == r.strip() for r in references)
-
-
-def rouge_l(prediction: str, references: Sequence[str]) -> float:
-    """Return the best ROUGE-L F1 over the references, words stemmed (Porter)."""
-    return max(float(_scorer().score(target=r, prediction=prediction)["rougeL"].fmeasure) for r in references)
 
 
 def score_examples(
@@ -148,13 +125,6 @@ def write_results(folder: Path, judged: Sequence[ScoredExample], result: Mapping
     write_json(folder / "scores.json", result)
 
 
-@cache
-def _scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rougeL"], use_stemmer=True)
-
-
 def _judge_one(
     name: SetName, e: Example, said: Generation, baselines: Baselines, base: Generation | None
 ) -> ScoredExample:
@@ -167,18 +137,18 @@ def _judge_one(
         prompt=prompt_text(e),
         references=e.answers,
         prediction=said.prediction,
-        exact_match=exact_match(said.prediction, e.answers),
-        strict_exact_match=strict_exact_match(said.prediction, e.answers),
+        exact_match=bool(exact_match(said.prediction, e.answers)),
+        strict_exact_match=bool(strict_exact_match(said.prediction, e.answers)),
         rouge_l=rouge_l(said.prediction, e.answers),
         stopped=said.stopped,
         majority_answer=majority,
         nearest_answer=nearest,
-        majority_em=exact_match(majority, e.answers),
-        nearest_em=exact_match(nearest, e.answers),
+        majority_em=bool(exact_match(majority, e.answers)),
+        nearest_em=bool(exact_match(nearest, e.answers)),
         majority_rouge_l=rouge_l(majority, e.answers),
         nearest_rouge_l=rouge_l(nearest, e.answers),
         base_answer=base.prediction if base else None,
-        base_em=exact_match(base.prediction, e.answers) if base else None,
+        base_em=bool(exact_match(base.prediction, e.answers)) if base else None,
         base_rouge_l=rouge_l(base.prediction, e.answers) if base else None,
     )
 

@@ -9,15 +9,7 @@ import pytest
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import single_turn
 from sft_dist.evals.baselines import Baselines, TokenSetIndex, TrainingPair, most_common, training_pairs
-from sft_dist.evals.score import (
-    exact_match,
-    normalise,
-    rouge_l,
-    score_examples,
-    scores,
-    strict_exact_match,
-    write_results,
-)
+from sft_dist.evals.score import score_examples, scores, write_results
 from sft_dist.evals.splits import AnswerLoss, Generation
 
 
@@ -29,42 +21,6 @@ def ask(task, text, *answers):
 
 def said(example, text, stopped=True):
     return Generation(id=example.id, prediction=text, stopped=stopped, tokens=3)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("The Answer.", "the answer"),  # articles stay, unlike SQuAD's script
-        ("  a \n b\t c ", "a b c"),
-        ("it's well-known!", "its wellknown"),
-        ("naïve «Öl»", "naïve «öl»"),  # only ASCII punctuation goes
-        ("?!", ""),
-    ],
-)
-def test_normalise(text, expected):
-    assert normalise(text) == expected
-
-
-def test_exact_match_takes_the_best_reference_and_strict_compares_letters():
-    assert exact_match("positive.", ["Negative", "Positive"])
-    assert not exact_match("the positive", ["Positive"])
-    assert not strict_exact_match("positive.", ["Negative", "Positive"])
-    assert strict_exact_match(" Positive\n", ["Negative", "Positive"])
-
-
-@pytest.mark.parametrize(
-    ("prediction", "references", "expected"),
-    [
-        ("a b c", ["a b c"], 1.0),
-        # LCS of [a cat sat down] and [the cat sat] after stemming "cats": 2. P = 2/4, R = 2/3, F = 4/7.
-        ("a cat sat down", ["the cats sat"], 4 / 7),
-        ("a cat sat down", ["nothing", "the cats sat"], 4 / 7),  # the best of the references
-        ("c b a", ["a b c"], 1 / 3),  # order counts: LCS 1
-        ("", ["a"], 0.0),
-    ],
-)
-def test_rouge_l_by_hand(prediction, references, expected):
-    assert rouge_l(prediction, references) == pytest.approx(expected)
 
 
 def test_majority_and_ties():
