@@ -13,7 +13,7 @@ from sft_dist.config.load import load_config
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import Example
 from sft_dist.sources.demo import DEMO_HELD_OUT, DemoReader, reader, words
-from sft_dist.sources.demo.tasks import TASKS, Task
+from sft_dist.sources.demo.tasks import DEMO_FAR, DEMO_NEAR, FAMILIES, TASKS, Task
 
 PER_TASK = 150
 
@@ -83,6 +83,41 @@ def test_an_example_shows_its_parts():
     assert example.messages[0].content == f"{example.instruction}\n\n{example.input}"
 
 
+def test_thirty_families_of_which_ten_are_held_out_whole():
+    trained = {t.family for t in TASKS if t.name not in DEMO_HELD_OUT}
+    family = {t.name: t.family for t in TASKS}
+    assert len(FAMILIES) >= 30
+    assert len(trained) >= 20
+    assert {family[n] for n in DEMO_NEAR} <= trained
+    assert not {family[n] for n in DEMO_FAR} & trained
+    assert len({family[n] for n in DEMO_FAR}) == len(DEMO_FAR) == 10
+    assert len(DEMO_NEAR) >= 10
+
+
+def test_unseen_phrasings_are_unseen():
+    used = {phrase for t in TASKS for phrase in t.instructions}
+    for task in TASKS:
+        assert not set(task.unseen) & used, task.name
+        assert bool(task.unseen) == (task.name not in DEMO_NEAR + DEMO_FAR) or task.family == "mixed"
+
+
+def test_a_contrast_is_what_the_trained_sibling_answers(by_task):
+    """Its other answer is right by the sibling's own check, and never the held-out task's answer unless both agree."""
+    source = DemoReader("demo", examples_per_task=1, seed=0)
+    contrasts = [t.name for t in TASKS if t.sibling]
+    assert len(contrasts) >= 10
+    assert set(contrasts) <= set(DEMO_NEAR)
+    for task in contrasts:
+        differ = 0
+        for example in by_task[task]:
+            sibling, answer = source.sibling_answer(example)
+            assert sibling not in DEMO_HELD_OUT
+            assert answer == CHECKS[sibling](example.input.split(": ", 1)[1])
+            differ += answer != example.output
+        assert differ > 0.9 * PER_TASK, task
+    assert source.sibling_answer(by_task["topic"][0]) is None
+
+
 # Determinism
 
 
@@ -98,7 +133,7 @@ def test_more_examples_begin_with_the_fewer():
 def test_generator_version_stands_for_the_content():
     """When this fails on purpose, raise GENERATOR_VERSION and write the new digest: stores must be rebuilt."""
     digest = hashlib.blake2b("".join(e.id for e in read()).encode(), digest_size=8).hexdigest()
-    assert (reader.GENERATOR_VERSION, digest) == (3, "2a712a50981edd33")
+    assert (reader.GENERATOR_VERSION, digest) == (4, "7faa36c0c34b612a")
 
 
 def test_fingerprint_follows_the_options(monkeypatch):
@@ -148,7 +183,9 @@ def test_texts_are_short(by_task):
 
 
 def test_too_many_examples_is_an_error(monkeypatch):
-    small = Task(name="bit", instructions=("Copy.",), make=lambda rng: (bit := rng.choice("01"), bit))
+    small = Task(
+        name="bit", family="bit", instructions=("Copy.",), make=lambda rng: (bit := rng.choice("01"), bit)
+    )
     monkeypatch.setattr(reader, "TASKS", (small,))
     assert sorted(e.output for e in read(examples_per_task=2)) == ["0", "1"]
     with pytest.raises(
@@ -288,6 +325,23 @@ CHECKS = {
     "initials": lambda s: re.sub(r"[a-z]+ ?", ".", s),
     "largest_number": lambda s: str(max(map(int, s.split()))),
     "fields": fields,
+    "second_word": lambda s: s.split(" ")[1],
+    "not_contains": lambda s: "no" if list_and_word(s)[1] in list_and_word(s)[0] else "yes",
+    "which_day": lambda s: re.search(r"[A-Z]\w+day", s)[0],
+    "future_tense": lambda s: re.sub("I ", "I will ", s, count=1).replace(" every ", " next "),
+    "inverted_sentiment": lambda s: "negative" if sentiment(s) == "positive" else "positive",
+    "last_letters": lambda s: "".join(w[-1] + "." for w in s.split()),
+    "smallest_number": lambda s: str(min(map(int, s.split()))),
+    "copy_words": str,
+    "swap_ends": lambda s: re.sub(r"^(\S+)(.*?)(\S+)$", r"\3\2\1", s),
+    "longest_word": lambda s: max(s.split(), key=len),
+    "with_commas": lambda s: s.replace(" ", ", "),
+    "same_lists": lambda s: "same" if len(set(s.replace("List: ", "").split("\n"))) == 1 else "different",
+    "total": lambda s: str(eval(s.replace(" ", "+"))),
+    "parity": lambda s: "odd" if re.search(r"\d+", s)[0][-1] in "13579" else "even",
+    "next_day": lambda s: dict(zip(words.DAYS, (*words.DAYS[1:], "Monday"), strict=True))[s[:-1].split()[-1]],
+    "spell": lambda s: re.sub(r"(?<=.)(?=.)", "-", s.split()[-1]),
+    "negation": lambda s: s.replace(" is ", " is not "),
 }
 
 

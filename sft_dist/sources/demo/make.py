@@ -117,6 +117,55 @@ def find(kind: Sequence[str]) -> Callable[[Rng], Pair]:
     return make
 
 
+def second_word(rng: Rng) -> Pair:
+    """The second of three to six words."""
+    words = _words(rng, 3, 6)
+    return _list(words), words[1]
+
+
+def not_contains(rng: Rng) -> Pair:
+    """A list and a word; yes when the word is missing, no when it is there, equally often."""
+    text, there = contains(rng)
+    return text, "no" if there == "yes" else "yes"
+
+
+def copy_words(rng: Rng) -> Pair:
+    """Three or four words; the same words."""
+    words = _words(rng, 3, 4)
+    return _list(words), " ".join(words)
+
+
+def swap_ends(rng: Rng) -> Pair:
+    """Three or four words; the same with the first and the last exchanged."""
+    words = _words(rng, 3, 4)
+    return _list(words), " ".join([words[-1], *words[1:-1], words[0]])
+
+
+def longest_word(rng: Rng) -> Pair:
+    """Three or four words of which one is longer than the others; that word."""
+    while True:
+        words = _words(rng, 3, 4)
+        longest = max(words, key=len)
+        if sum(len(w) == len(longest) for w in words) == 1:
+            return _list(words), longest
+
+
+def with_commas(rng: Rng) -> Pair:
+    """Three or four words; the same with commas between them."""
+    words = _words(rng, 3, 4)
+    return _list(words), ", ".join(words)
+
+
+def same_lists(rng: Rng) -> Pair:
+    """Two lists of two or three words; same or different, equally often."""
+    words = _words(rng, 2, 3)
+    other = list(words)
+    same = rng.random() < 0.5
+    if not same:
+        other[rng.randrange(len(other))] = rng.choice([w for w in OBJECTS if w not in words])
+    return f"{_list(words)}\n{_list(other)}", "same" if same else "different"
+
+
 def capital_words(rng: Rng) -> Pair:
     """Two to four animals, in capital letters."""
     words = rng.sample(ANIMALS, rng.randint(2, 4))
@@ -288,3 +337,106 @@ def fields(rng: Rng) -> Pair:
     """A sentence about a person; name, age and city as key=value pairs."""
     name, age, city = rng.choice(NAMES), rng.randint(10, 99), rng.choice(CITIES)
     return f"Text: {name} is {age} years old and lives in {city}.", f"name={name} age={age} city={city}"
+
+
+def smallest(rng: Rng) -> Pair:
+    """Three two-digit numbers; the smallest."""
+    numbers = _numbers(rng, 3)
+    return _list(numbers), str(min(numbers))
+
+
+def total(rng: Rng) -> Pair:
+    """Two two-digit numbers; their sum."""
+    numbers = _numbers(rng, 2)
+    return _list(numbers), str(sum(numbers))
+
+
+def parity(rng: Rng) -> Pair:
+    """A sentence with a number; even or odd."""
+    number = rng.randint(10, 99)
+    text = f"{rng.choice(NAMES)} has {number} {rng.choice(COLOURS)} {plural(rng.choice(OBJECTS))}."
+    return f"Text: {text}", "odd" if number % 2 else "even"
+
+
+def last_letters(rng: Rng) -> Pair:
+    """Three or four capitalised words; the last letter of each with points."""
+    words = [w.capitalize() for w in _words(rng, 3, 4)]
+    return f"Text: {' '.join(words)}", "".join(f"{w[-1]}." for w in words)
+
+
+def future_tense(rng: Rng) -> Pair:
+    """A habit in the present tense; the same in the future."""
+    base = rng.choice(list(VERBS))
+    name, place, day = rng.choice(NAMES), rng.choice(PLACES), rng.choice(DAYS)
+    rest = f"{base} with {name} at the {place}"
+    return f"Text: I {rest} every {day}.", f"I will {rest} next {day}."
+
+
+def inverted_sentiment(rng: Rng) -> Pair:
+    """A review; negative for praise, positive for blame."""
+    text, label = sentiment(rng)
+    return text, "negative" if label == "positive" else "positive"
+
+
+def next_day(rng: Rng) -> Pair:
+    """A sentence with a day; the day after it."""
+    day = rng.randrange(7)
+    text = f"{rng.choice(NAMES)} came to {rng.choice(CITIES)} with a {rng.choice(COLOURS)} {rng.choice(OBJECTS)} on {DAYS[day]}."
+    return f"Text: {text}", DAYS[(day + 1) % 7]
+
+
+def spell(rng: Rng) -> Pair:
+    """A phrase; its last word with hyphens between the letters."""
+    word = rng.choice(OBJECTS + ANIMALS)
+    return f"Text: {rng.choice(ADJECTIVES)} {rng.choice(COLOURS)} {word}", "-".join(word)
+
+
+def negation(rng: Rng) -> Pair:
+    """A sentence with is; its negation."""
+    head = f"The {rng.choice(COLOURS)} {rng.choice(OBJECTS)} in {rng.choice(CITIES)} is"
+    word = rng.choice(ADJECTIVES)
+    return f"Text: {head} {word}.", f"{head} not {word}."
+
+
+# What a trained sibling would answer to the input of a held-out task
+
+
+def items_of(text: str) -> list[str]:
+    """Return the items of the first list of an INPUT."""
+    return text.partition("\n")[0].removeprefix("List: ").split()
+
+
+def other_of(first: str, second: str) -> Callable[[str, str], str]:
+    """Return the other one of two labels."""
+
+    def answer(_: str, gold: str) -> str:
+        return second if gold == first else first
+
+    return answer
+
+
+def other_item(kind: str, position: int) -> Callable[[str, str], str]:
+    """Return the first (0) or last (-1) item of a kind in a mixed list."""
+    among = {"name": NAMES, "colour": COLOURS}[kind]
+
+    def answer(text: str, _: str) -> str:
+        return [item for item in items_of(text) if item in among][position]
+
+    return answer
+
+
+def city_of(text: str, _: str) -> str:
+    """Return the city of a sentence."""
+    return next(w for w in text.replace(",", " ").replace(".", " ").split() if w in CITIES)
+
+
+def past_of(text: str, _: str) -> str:
+    """Return the sentence in the past."""
+    text = text.removeprefix("Text: ").replace(" every ", " last ")
+    base = text.split()[1]
+    return text.replace(f"I {base} ", f"I {VERBS[base]} ", 1)
+
+
+def initials_of(text: str, _: str) -> str:
+    """Return the initials of the words."""
+    return "".join(f"{w[0]}." for w in text.removeprefix("Text: ").split())

@@ -11,15 +11,13 @@ import xxhash
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import Example, single_turn
 from sft_dist.core.rng import derive
-from sft_dist.sources.demo.tasks import TASKS, Task
+from sft_dist.sources.demo.tasks import DEMO_FAR, DEMO_NEAR, TASKS, Task
 
 # Raise it whenever the examples of a seed change: it is part of the fingerprint, so stores are rebuilt.
-GENERATOR_VERSION = 3
+GENERATOR_VERSION = 4
 
-# Held out entirely by conf/experiment/demo.yaml. Each is near to trained tasks without being one of them: an unseen
-# pair of a position and a kind (first_colour, last_name), a trained question on another kind of word or text
-# (find_city, word_mood), two operations in a row (capital_last_word).
-DEMO_HELD_OUT = ("first_colour", "last_name", "find_city", "word_mood", "capital_last_word")
+DEMO_HELD_OUT = (*DEMO_NEAR, *DEMO_FAR)
+"""Held out entirely by conf/experiment/demo.yaml."""
 
 _MAX_REPEATS = 1000
 
@@ -49,6 +47,17 @@ class DemoReader:
     def files(self) -> list[Path]:
         """Return no files: everything is generated."""
         return []
+
+    def unseen_phrasings(self) -> dict[str, tuple[str, ...]]:
+        """Return task -> phrasings of its instruction that no example has."""
+        return {t.name: t.unseen for t in TASKS if t.unseen}
+
+    def sibling_answer(self, example: Example) -> tuple[str, str] | None:
+        """Return (trained task, its answer to the INPUT of this example of a near task); None without a contrast."""
+        task = next((t for t in TASKS if t.name == example.task), None)
+        if task is None or task.sibling is None or task.sibling_answer is None:
+            return None
+        return task.sibling, task.sibling_answer(example.input, example.output)
 
     def __iter__(self) -> Iterator[Example]:
         """Yield the examples in a fixed order.
