@@ -255,20 +255,7 @@ def make_rows(seq_len, mix, n, vocabulary):
         targets = np.concatenate(
             [np.arange(b - max(1, int(share * (b - a - 1))), b) for a, b in pairwise(cu)]
         )
-        batches.append(
-            Batch(
-                input_ids=ids,
-                position_ids=np.concatenate([np.arange(n) for n in docs]),
-                cu_seqlens=cu,
-                max_seqlen=int(docs.max()),
-                target_positions=targets - 1,
-                target_ids=ids[targets],
-                target_weights=np.ones(len(targets), np.float32),
-                target_tasks=np.zeros(len(targets), np.int64),
-                doc_ids=("",) * len(docs),
-                doc_cost_tokens=int((docs.astype(np.int64) ** 2).sum()),
-            )
-        )
+        batches.append(Batch.of_documents(ids, docs, targets))
     return batches
 
 

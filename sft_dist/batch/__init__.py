@@ -2,13 +2,12 @@
 
 from sft_dist.batch.collate import collate, sequence_shard
 from sft_dist.batch.epoch_plan import EpochPlan, PlanCounts, TaskCounts
-from sft_dist.batch.planner import Planner, SamplerState
+from sft_dist.batch.planner import Planner
 
 __all__ = [
     "EpochPlan",
     "PlanCounts",
     "Planner",
-    "SamplerState",
     "TaskCounts",
     "collate",
     "sequence_shard",

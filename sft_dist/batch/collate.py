@@ -13,18 +13,8 @@ import numpy as np
 from sft_dist.core.records import Batch, Row
 from sft_dist.mix import Corpus
 
-EMPTY = Batch(
-    input_ids=np.zeros(2, np.int64),
-    position_ids=np.arange(2),
-    cu_seqlens=np.array([0, 2], np.int32),
-    max_seqlen=2,
-    target_positions=np.zeros(0, np.int64),
-    target_ids=np.zeros(0, np.int64),
-    target_weights=np.zeros(0, np.float32),
-    target_tasks=np.zeros(0, np.int64),
-    doc_ids=(),
-    doc_cost_tokens=0,
-    padding=2,
+EMPTY = replace(
+    Batch.of_documents(np.zeros(2, np.int64), [2], np.zeros(0, np.int64)), doc_cost_tokens=0, padding=2
 )
 
 
@@ -64,17 +54,13 @@ def collate(corpus: Corpus, rows: Sequence[Row]) -> Batch:
     firsts, ends, weights, tasks = np.array(spans, np.float64).reshape(-1, 4).T
     counts = (ends - firsts).astype(np.int64)
     targets = np.repeat(ends.astype(np.int64) - np.cumsum(counts), counts) + np.arange(counts.sum())
-    return Batch(
-        input_ids=input_ids,
-        position_ids=np.arange(len(input_ids)) - np.repeat(cu_seqlens[:-1], lengths),
-        cu_seqlens=cu_seqlens.astype(np.int32),
-        max_seqlen=int(lengths.max(initial=0)),
-        target_positions=targets - 1,
-        target_ids=input_ids[targets],
-        target_weights=np.repeat(weights, counts).astype(np.float32),
-        target_tasks=np.repeat(tasks, counts).astype(np.int64),
+    return Batch.of_documents(
+        input_ids,
+        lengths,
+        targets,
+        weights_N=np.repeat(weights, counts),
+        tasks_N=np.repeat(tasks, counts),
         doc_ids=tuple(doc_ids),
-        doc_cost_tokens=int((lengths**2).sum()),
         doc_sources=tuple(doc_sources),
     )
 

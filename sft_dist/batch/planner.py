@@ -7,7 +7,6 @@ opened. Resuming is planning the epoch and asking for the step.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from sft_dist.batch.epoch_plan import EpochPlan, Geometry, PlanCounts
 from sft_dist.batch.last_batch import spread_tail
 from sft_dist.core.errors import UserError
-from sft_dist.core.records import StepPlan
+from sft_dist.core.records import Position, StepPlan
 from sft_dist.core.rng import derive
 from sft_dist.mix import Corpus, Mixture, draw, make_pool
 from sft_dist.mix.corpus import TruncatedSpans
@@ -25,14 +24,6 @@ from sft_dist.pack.assign import WINDOW
 from sft_dist.pack.jit import jit
 
 TooLong = Literal["drop", "truncate_prompt", "truncate_answer", "error"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SamplerState:
-    """Where training stands: the next global batch. Rank and world size are derived, never stored."""
-
-    epoch: int = 0
-    step: int = 0
 
 
 class Planner:
@@ -155,15 +146,15 @@ class Planner:
             seed=self._seed,
         )
 
-    def steps(self, state: SamplerState, epochs: int) -> Iterator[tuple[StepPlan, SamplerState]]:
-        """Yield global batches from `state` to the end of epoch `epochs` - 1, each with the state that follows it."""
-        step = state.step
-        for epoch in range(state.epoch, epochs):
+    def steps(self, start: Position, epochs: int) -> Iterator[tuple[StepPlan, Position]]:
+        """Yield global batches from `start` to the end of epoch `epochs` - 1, each with the position after it."""
+        done, first = start.step, start.epoch_step
+        for epoch in range(start.epoch, epochs):
             plan = self.epoch(epoch)
-            for i in range(step, plan.n_steps):
-                last = i + 1 == plan.n_steps
-                yield plan.step(i), SamplerState(epoch=epoch + last, step=0 if last else i + 1)
-            step = 0
+            for i in range(first, plan.n_steps):
+                done, last = done + 1, i + 1 == plan.n_steps
+                yield plan.step(i), Position(step=done, epoch=epoch + last, epoch_step=0 if last else i + 1)
+            first = 0
             del plan  # else it would lie beside the next one while that is planned
 
     def _kept(

@@ -26,9 +26,11 @@ import torch
 import torch.distributed as dist
 
 from sft_dist.checkpoint import io as store
-from sft_dist.checkpoint.io import Position, RetentionPolicy
+from sft_dist.checkpoint.io import RetentionPolicy
 from sft_dist.checkpoint.remote import Remote
 from sft_dist.core import process
+from sft_dist.core.collectives import gather_to_main
+from sft_dist.core.records import Position
 
 log = process.logger(__name__)
 
@@ -151,7 +153,9 @@ class Saver:
     def _advance(self, current: _Checkpoint, *, failed: bool) -> None:
         """End the phase on all ranks, report, start the next."""
         phase, is_main = current.phase, dist.get_rank() == 0
-        outcomes = _to_main((current.result, current.error)) if phase == "write" or failed else []
+        outcomes: list[Any] = (
+            gather_to_main((current.result, current.error)) if phase == "write" or failed else []
+        )
         error = "another rank's" if failed else ""
         if failed and is_main:
             error = next(f"rank {r}: {e}" for r, (_, e) in enumerate(outcomes) if e)
@@ -239,9 +243,3 @@ class _Checkpoint:
             self.error = f"{type(error).__name__}: {error}"
         finally:
             self._ended.set()
-
-
-def _to_main(value: Any) -> list[Any]:
-    out: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(value, out, dst=0)
-    return out or []

@@ -23,8 +23,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sft_dist.checkpoint import slices
+from sft_dist.core.collectives import from_rank_0, gather
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import checksum, fsync_path, read_json, replace_folder, write_json, write_text
+from sft_dist.core.records import Position
 
 FORMAT = 2
 NAME = re.compile(r"step-(\d{8})")
@@ -32,15 +34,6 @@ WEIGHTS_ONLY = "it holds weights only (checkpoint.optimizer_keep_last dropped th
 
 WEIGHTS = ("master", "ema")  # kinds of slices that are weights; the others are the optimizer's state
 Parts = dict[str, dict[str, torch.Tensor]]  # tensors by kind of file ("weights", "optimizer") and key
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Position:
-    """Where a run stands: optimizer steps done, and the next global batch as (epoch, step inside it)."""
-
-    step: int
-    epoch: int
-    epoch_step: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +161,7 @@ def newest(root: Path, on_bad: Callable[[Path, str], None]) -> Path | None:
         on_bad: Called on rank 0 with one that cannot be resumed and why; the one before it is tried.
     """
     for folder in from_rank_0(_whole(root)[::-1]):
-        wrong = next((w for w in _gather(damage(folder, dist.get_rank(), dist.get_world_size())) if w), "")
+        wrong = next((w for w in gather(damage(folder, dist.get_rank(), dist.get_world_size())) if w), "")
         if not wrong:
             return folder
         if dist.get_rank() == 0:
@@ -273,16 +266,3 @@ def _whole(root: Path) -> list[Path]:
 
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
-
-
-def _gather(value: Any) -> list[Any]:
-    out: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(out, value)
-    return out
-
-
-def from_rank_0(value: Any) -> Any:
-    """Return what rank 0 gave. Collective."""
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]

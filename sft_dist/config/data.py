@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from sft_dist.config.base import FOLDER_NAME, Section
+from sft_dist.config.base import ANYTIME, FOLDER_NAME, RESUMABLE, Section
 from sft_dist.config.filters import FiltersConfig
 from sft_dist.config.sources import SourceConfig
 
@@ -41,9 +41,13 @@ class DataConfig(Section):
     """Sources in, one token store a source out."""
 
     dir: str = Field(
-        default="data", min_length=1, description="Folder of the token stores, evaluation sets and rejects."
+        json_schema_extra=RESUMABLE,
+        default="data",
+        min_length=1,
+        description="Folder of the token stores, evaluation sets and rejects.",
     )
     remote: str | None = Field(
+        json_schema_extra=RESUMABLE,
         default=None,
         description="URL (fsspec: s3://, gs://, file://) that finished token stores are copied to; launch.stage_dir then stages from there.",
     )
@@ -54,10 +58,14 @@ class DataConfig(Section):
     holdout: HoldoutConfig = HoldoutConfig()
     filters: FiltersConfig = FiltersConfig()
     max_bad_share: float = Field(
-        default=0.02, ge=0, le=1, description="Share of unreadable records above which the run stops."
+        json_schema_extra=RESUMABLE,
+        default=0.02,
+        ge=0,
+        le=1,
+        description="Share of unreadable records above which the run stops.",
     )
     processes: PositiveInt | None = Field(
-        default=None, description="Processes that tokenise; null: one a core."
+        json_schema_extra=ANYTIME, default=None, description="Processes that tokenise; null: one a core."
     )
     shard_examples: PositiveInt = Field(
         default=100_000, description="Records of a source that go into one shard."

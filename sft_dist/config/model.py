@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from sft_dist.config.base import Section
+from sft_dist.config.base import RESUMABLE, Section
 
 
 class ShapeConfig(Section):
@@ -47,9 +47,15 @@ class RopeScalingConfig(Section):
 class ModelConfig(Section):
     """The model that training starts from."""
 
-    path: str | None = Field(default=None, description="Local folder or hub id of a causal language model.")
+    path: str | None = Field(
+        json_schema_extra=RESUMABLE,
+        default=None,
+        description="Local folder or hub id of a causal language model.",
+    )
     shape: ShapeConfig | None = Field(default=None, description="Or: train this shape from scratch.")
-    revision: str | None = Field(default=None, description="Hub revision (a commit hash pins it).")
+    revision: str | None = Field(
+        json_schema_extra=RESUMABLE, default=None, description="Hub revision (a commit hash pins it)."
+    )
     tokenizer: str | None = Field(
         default=None, description="Folder, tokenizer.json or hub id; null: the model's own."
     )
@@ -57,21 +63,27 @@ class ModelConfig(Section):
         default="bfloat16", description="Of weights in forward and backward; masters are fp32."
     )
     attention: Literal["auto", "flash", "varlen", "flex", "sdpa_per_doc", "sdpa_dense"] = Field(
+        json_schema_extra=RESUMABLE,
         default="auto",
         description="Packed attention backend; auto takes the fastest that is present and right.",
     )
     gradient_checkpointing: bool | PositiveInt | Literal["selective"] = Field(
+        json_schema_extra=RESUMABLE,
         default=True,
         description="Recompute activations in the backward pass: of every layer, of every k-th, of none (false), or all but attention and every second matrix product (selective, ZeRO stage 0 to 2).",
     )
     offload_activations: bool = Field(
-        default=False, description="Keep the inputs of recomputed layers in host memory (GPU only)."
+        json_schema_extra=RESUMABLE,
+        default=False,
+        description="Keep the inputs of recomputed layers in host memory (GPU only).",
     )
     mlp_tiles: PositiveInt = Field(
+        json_schema_extra=RESUMABLE,
         default=1,
         description="Run feed-forward layers on this many slices of the tokens, one after the other: less memory, some recomputation.",
     )
     compile: bool = Field(
+        json_schema_extra=RESUMABLE,
         default=False,
         description="torch.compile of each layer (ZeRO stage 0 to 2): faster, after minutes of compiling.",
     )
@@ -127,5 +139,7 @@ class LoraConfig(Section):
         description="Hold the frozen base in 4 bits (QLoRA): CUDA, bitsandbytes, ZeRO stage 1 or 2.",
     )
     export: Literal["merged", "adapter"] = Field(
-        default="merged", description="merged: a whole model; adapter: a peft folder to put on the base."
+        json_schema_extra=RESUMABLE,
+        default="merged",
+        description="merged: a whole model; adapter: a peft folder to put on the base.",
     )

@@ -7,7 +7,7 @@ import warnings
 
 from pydantic import Field, NonNegativeInt, model_validator
 
-from sft_dist.config.base import Section
+from sft_dist.config.base import ANYTIME, RESUMABLE, Section
 from sft_dist.config.cluster import LaunchConfig, SubmitConfig
 from sft_dist.config.construct import ConstructConfig
 from sft_dist.config.data import DataConfig, MixConfig, PackConfig, RenderConfig
@@ -30,8 +30,12 @@ warnings.filterwarnings("ignore", message='Field name "construct" in "RunConfig"
 class RunConfig(Section):
     """Every section of one run."""
 
-    name: str = Field(default="run", description="Name of the run: its folder under run_root.")
-    run_root: str = Field(default="runs", description="Folder that holds the run folders.")
+    name: str = Field(
+        default="run", json_schema_extra=ANYTIME, description="Name of the run: its folder under run_root."
+    )
+    run_root: str = Field(
+        default="runs", json_schema_extra=ANYTIME, description="Folder that holds the run folders."
+    )
     seed: NonNegativeInt = Field(
         default=0, description="The one seed; every random stream is derived from it by name."
     )
@@ -47,17 +51,18 @@ class RunConfig(Section):
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
-    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    eval: EvalConfig = EvalConfig()
-    wandb: WandbConfig = WandbConfig()
-    launch: LaunchConfig = LaunchConfig()
+    deepspeed: DeepSpeedConfig = Field(default=DeepSpeedConfig(), json_schema_extra=RESUMABLE)
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), json_schema_extra=ANYTIME)
+    eval: EvalConfig = Field(default=EvalConfig(), json_schema_extra=RESUMABLE)
+    wandb: WandbConfig = Field(default=WandbConfig(), json_schema_extra=ANYTIME)
+    launch: LaunchConfig = Field(default=LaunchConfig(), json_schema_extra=ANYTIME)
     cluster: str | None = Field(
         default=None,
+        json_schema_extra=ANYTIME,
         description="Site profile that `sft-dist submit` takes account, partition and so on from.",
     )
-    submit: SubmitConfig = SubmitConfig()
-    sweep: SweepConfig = SweepConfig()
+    submit: SubmitConfig = Field(default=SubmitConfig(), json_schema_extra=ANYTIME)
+    sweep: SweepConfig = Field(default=SweepConfig(), json_schema_extra=ANYTIME)
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:

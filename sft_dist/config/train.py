@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from sft_dist.config.base import Section
+from sft_dist.config.base import ANYTIME, RESUMABLE, Section
 
 
 class LossConfig(Section):
@@ -113,52 +113,77 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """Steps and epochs."""
 
-    epochs: PositiveInt = Field(default=1, description="Passes over the mixture.")
-    max_steps: PositiveInt | None = Field(default=None, description="Stop after this many optimizer steps.")
+    epochs: PositiveInt = Field(
+        json_schema_extra=RESUMABLE, default=1, description="Passes over the mixture."
+    )
+    max_steps: PositiveInt | None = Field(
+        json_schema_extra=RESUMABLE, default=None, description="Stop after this many optimizer steps."
+    )
     tokens_per_step: PositiveInt = Field(
         default=131072, description="Capacity of a global batch in tokens: rows x seq_len."
     )
     micro_rows: PositiveInt = Field(
-        default=1, description="Rows that one rank runs side by side in a micro-step."
+        json_schema_extra=RESUMABLE,
+        default=1,
+        description="Rows that one rank runs side by side in a micro-step.",
     )
     sequence_parallel: PositiveInt = Field(
+        json_schema_extra=RESUMABLE,
         default=1,
         description="Neighbouring ranks that share rows: each holds a slice of the tokens, for rows too long for one.",
     )
-    log_every_steps: PositiveInt = Field(default=1, description="Steps between lines that the tracker gets.")
+    log_every_steps: PositiveInt = Field(
+        json_schema_extra=ANYTIME, default=1, description="Steps between lines that the tracker gets."
+    )
     eval_every_steps: PositiveInt | None = Field(
-        default=None, description="Steps between held-out loss evaluations; null: at the end only."
+        json_schema_extra=RESUMABLE,
+        default=None,
+        description="Steps between held-out loss evaluations; null: at the end only.",
     )
     eval_tokens: PositiveInt = Field(
-        default=262144, description="Tokens of held-out examples scored each time, at most."
+        json_schema_extra=RESUMABLE,
+        default=262144,
+        description="Tokens of held-out examples scored each time, at most.",
     )
     on_nonfinite: Literal["skip", "stop"] = Field(
+        json_schema_extra=RESUMABLE,
         default="skip",
         description="A loss or gradient that is not finite: skip the update, or stop before it; events.jsonl names the examples.",
     )
     on_spike: Literal["off", "skip", "stop"] = Field(
-        default="off", description="A loss far above the running median of 64 steps: apply, skip or stop."
+        json_schema_extra=RESUMABLE,
+        default="off",
+        description="A loss far above the running median of 64 steps: apply, skip or stop.",
     )
     spike_deviations: PositiveFloat = Field(
-        default=10.0, description="How far above: robust standard deviations (median absolute deviation)."
+        json_schema_extra=RESUMABLE,
+        default=10.0,
+        description="How far above: robust standard deviations (median absolute deviation).",
     )
     max_skipped_steps: PositiveInt = Field(
-        default=10, description="Stop after this many skipped steps in a row."
+        json_schema_extra=RESUMABLE, default=10, description="Stop after this many skipped steps in a row."
     )
     smoke: bool = Field(
         default=False,
         description="Set by `train --smoke`: only two steps, on the most expensive global batches of the first epoch.",
     )
-    export: bool = Field(default=True, description="Write a Hugging Face folder when training ends.")
+    export: bool = Field(
+        json_schema_extra=RESUMABLE,
+        default=True,
+        description="Write a Hugging Face folder when training ends.",
+    )
     export_ema: bool = Field(
-        default=False, description="Export the averaged weights (optim.ema_decay) instead of the last."
+        json_schema_extra=RESUMABLE,
+        default=False,
+        description="Export the averaged weights (optim.ema_decay) instead of the last.",
     )
     profile: tuple[PositiveInt, PositiveInt] | None = Field(
+        json_schema_extra=RESUMABLE,
         default=None,
         description="First and last optimizer step of a trace in profile/ of the run folder; null: none.",
     )
     threads_per_rank: PositiveInt | None = Field(
-        default=None, description="CPU threads a rank; null: cores over ranks."
+        json_schema_extra=ANYTIME, default=None, description="CPU threads a rank; null: cores over ranks."
     )
 
     @model_validator(mode="after")

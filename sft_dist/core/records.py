@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -320,6 +320,59 @@ class Batch:
     offset: int = 0
     padding: int = 0
     doc_sources: tuple[int, ...] = ()
+
+    @classmethod
+    def of_documents(
+        cls,
+        ids_T: NDArray[np.integer[Any]],
+        lengths_S: Sequence[int] | NDArray[np.integer[Any]],
+        targets_N: NDArray[np.integer[Any]],
+        *,
+        weights_N: NDArray[np.floating[Any]] | None = None,
+        tasks_N: NDArray[np.integer[Any]] | None = None,
+        doc_ids: tuple[str, ...] = (),
+        doc_sources: tuple[int, ...] = (),
+    ) -> Batch:
+        """Build a batch from documents that lie end to end.
+
+        Args:
+            ids_T: Token ids of all documents.
+            lengths_S: Tokens of each document.
+            targets_N: Positions in `ids_T` of the tokens that carry loss; never the first of a document.
+            weights_N: Loss weight of each target; None: 1.
+            tasks_N: Task code of each target; None: 0.
+            doc_ids: Ids of the examples.
+            doc_sources: Source code of each document.
+        """
+        lengths = np.asarray(lengths_S, np.int64)
+        cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))
+        ids = ids_T.astype(np.int64, copy=False)
+        n = len(targets_N)
+        return cls(
+            input_ids=ids,
+            position_ids=np.arange(len(ids)) - np.repeat(cu_seqlens[:-1], lengths),
+            cu_seqlens=cu_seqlens.astype(np.int32),
+            max_seqlen=int(lengths.max(initial=0)),
+            target_positions=targets_N.astype(np.int64, copy=False) - 1,
+            target_ids=ids[targets_N],
+            target_weights=np.ones(n, np.float32) if weights_N is None else weights_N.astype(np.float32),
+            target_tasks=np.zeros(n, np.int64) if tasks_N is None else tasks_N.astype(np.int64),
+            doc_ids=doc_ids,
+            doc_cost_tokens=int((lengths**2).sum()),
+            doc_sources=doc_sources,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Position:
+    """Where a run stands: optimizer steps done, and the next global batch as (epoch, step inside it).
+
+    Rank and world size are derived, never stored.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    epoch_step: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

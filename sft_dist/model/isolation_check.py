@@ -21,20 +21,9 @@ def two_documents(vocab_size: int, first_seed: int) -> Batch:
     high = max(2, vocab_size)
     first = np.random.default_rng(first_seed).integers(1, high, FIRST)
     second = np.random.default_rng(0).integers(1, high, SECOND)
-    targets = np.arange(FIRST, FIRST + SECOND - 1)
-    ids = np.concatenate([first, second]).astype(np.int64)
-    return Batch(
-        input_ids=ids,
-        position_ids=np.concatenate([np.arange(FIRST), np.arange(SECOND)]).astype(np.int64),
-        cu_seqlens=np.array([0, FIRST, FIRST + SECOND], np.int32),
-        max_seqlen=SECOND,
-        target_positions=targets,
-        target_ids=ids[targets + 1],
-        target_weights=np.ones(len(targets), np.float32),
-        target_tasks=np.zeros(len(targets), np.int64),
-        doc_ids=("first", "second"),
-        doc_cost_tokens=FIRST**2 + SECOND**2,
-    )
+    targets = np.arange(FIRST + 1, FIRST + SECOND)
+    ids = np.concatenate([first, second])
+    return Batch.of_documents(ids, [FIRST, SECOND], targets, doc_ids=("first", "second"))
 
 
 @torch.no_grad()

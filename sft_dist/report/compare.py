@@ -10,11 +10,12 @@ from typing import Literal
 
 import numpy as np
 
+from sft_dist.config.changes import flatten
 from sft_dist.core.errors import UserError
 from sft_dist.report.charts import Line, chart
 from sft_dist.report.formatting import DASH, decimal, duration, esc, join, percent, points, short
 from sft_dist.report.html import Cell, Row, figure, page, table
-from sft_dist.report.run_files import RunFiles, flatten, read_run_files
+from sft_dist.report.run_files import RunFiles, read_run_files
 from sft_dist.report.run_summary import (
     METRIC_TITLES,
     RunSummary,

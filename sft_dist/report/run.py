@@ -7,11 +7,12 @@ from pathlib import Path
 
 from rich.table import Table
 
+from sft_dist.config.changes import flatten
 from sft_dist.core.files import write_text
 from sft_dist.report.formatting import count, decimal, duration, esc, join, percent, points, short
 from sft_dist.report.html import page
 from sft_dist.report.results import results_section, samples_section, tasks_section
-from sft_dist.report.run_files import RunFiles, flatten, number, read_run_files
+from sft_dist.report.run_files import RunFiles, number, read_run_files
 from sft_dist.report.run_summary import (
     METRIC_TITLES,
     SET_TITLES,

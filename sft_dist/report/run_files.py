@@ -167,16 +167,6 @@ def number(value: Any) -> float:
     return math.nan
 
 
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as dotted path -> leaf."""
-    if not isinstance(value, dict) or not value:
-        return {prefix: value} if prefix else {}
-    out: dict[str, Any] = {}
-    for key, inner in value.items():
-        out |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
-    return out
-
-
 def _object(run_dir: Path, name: str, problems: dict[str, str]) -> dict[str, Any]:
     path = run_dir / name
     if not path.is_file():

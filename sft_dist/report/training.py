@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sft_dist.config.changes import flatten
 from sft_dist.report.charts import Line, chart, sparkline
 from sft_dist.report.formatting import (
     DASH,
@@ -24,7 +25,7 @@ from sft_dist.report.formatting import (
     significant,
 )
 from sft_dist.report.html import Cell, bar, figure, missing, name_cell, pairs, stat_row, table
-from sft_dist.report.run_files import RunFiles, flatten, number
+from sft_dist.report.run_files import RunFiles, number
 from sft_dist.report.run_summary import RunSummary, edge_mean, smooth, task_mix
 
 MULTIPLES = 24

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sft_dist.checkpoint.background import Saver
-from sft_dist.checkpoint.io import Position
-from sft_dist.core.records import Batch, StepMetrics, StepPlan
+from sft_dist.core.collectives import gather
+from sft_dist.core.records import Batch, Position, StepMetrics, StepPlan
 from sft_dist.core.rng import derive
 from sft_dist.model.packed import to_inputs
 from sft_dist.train import stop_messages
@@ -102,7 +103,7 @@ def run(
         loss = sums.loss / plan.target_weight  # the same on all ranks
         cause, norm = _update(engine, clip, spikes, loss, batches[0])
         if cause:
-            names = worst_examples(_everywhere(example_losses(batches, losses)))
+            names = worst_examples(chain.from_iterable(gather(example_losses(batches, losses))))
             hooks.event("skipped_step", step=after.step, cause=cause, loss=_or_none(loss), examples=names)
             if spikes.stops(cause):
                 _keep(position, saver, spikes)
@@ -231,12 +232,6 @@ def _prefetched(
 
 def _every(step: int, period: int | None) -> bool:
     return period is not None and step % period == 0
-
-
-def _everywhere(values: list[Any]) -> list[Any]:
-    out: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(out, values)
-    return [v for part in out for v in part]
 
 
 def _or_none(value: float) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sft_dist.checkpoint.io import Position
+from sft_dist.core.records import Position
 
 
 def stopped(step: int, cause: str, loss: float, saved_at: Position | None) -> str:

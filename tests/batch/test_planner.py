@@ -9,8 +9,9 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from sft_dist.batch import Planner, SamplerState, collate
+from sft_dist.batch import Planner, collate
 from sft_dist.core.errors import UserError
+from sft_dist.core.records import Position
 from sft_dist.mix import Mixture, SourceMix
 from sft_dist.pack import CostModel
 
@@ -272,23 +273,23 @@ def test_an_epoch_is_planned_once_and_never_lies_beside_another(random_corpus, m
     first = one.epoch(0)
     assert not any(np.shares_memory(row.docs, first.docs) for row in first.rows(0))
     del first
-    steps = list(one.steps(SamplerState(), epochs=3))
+    steps = list(one.steps(Position(), epochs=3))
     assert {s.epoch for s, _ in steps} == {0, 1, 2}
     assert [epoch for epoch, _ in planned] == [0, 1, 2]
 
 
 def test_resume_from_any_position_continues_as_if_never_stopped(random_corpus):
     corpus = random_corpus(200)
-    whole = list(planner(corpus).steps(SamplerState(), epochs=2))
+    whole = list(planner(corpus).steps(Position(), epochs=2))
     n = planner(corpus).epoch(0).n_steps
-    assert whole[-1][1] == SamplerState(epoch=2, step=0)
-    assert whole[n - 1][1] == SamplerState(epoch=1, step=0)
+    assert whole[-1][1] == Position(step=len(whole), epoch=2)
+    assert whole[n - 1][1] == Position(step=n, epoch=1)
     for k in (1, n - 1, n, len(whole) - 1):
         state = whole[k - 1][1]
         rest = list(planner(corpus, world_size=2).steps(state, epochs=2))
         assert [(p.epoch, p.step) for p, _ in rest] == [(p.epoch, p.step) for p, _ in whole[k:]]
         assert [as_set(dealt(p)) for p, _ in rest] == [as_set(dealt(p)) for p, _ in whole[k:]]
-    assert list(planner(corpus).steps(SamplerState(epoch=2), epochs=2)) == []
+    assert list(planner(corpus).steps(Position(epoch=2), epochs=2)) == []
 
 
 def test_balance_orders_micro_steps_by_cost(random_corpus):

@@ -10,7 +10,8 @@ from torch import nn
 
 from sft_dist.checkpoint import io as store
 from sft_dist.checkpoint.background import Saved, Saver
-from sft_dist.checkpoint.io import Position, RetentionPolicy
+from sft_dist.checkpoint.io import RetentionPolicy
+from sft_dist.core.records import Position
 
 
 class PlainEngine:

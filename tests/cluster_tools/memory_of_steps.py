@@ -65,20 +65,7 @@ def batch_of(lengths: list[int], vocab: int, targets: int) -> Batch:
     """Documents of these lengths; the last `targets` tokens of the row carry loss."""
     rng = np.random.default_rng(0)
     T = sum(lengths)
-    ids = rng.integers(1, vocab, T)
-    positions = np.arange(T - targets, T) - 1
-    return Batch(
-        input_ids=ids,
-        position_ids=np.concatenate([np.arange(n) for n in lengths]),
-        cu_seqlens=np.cumsum([0, *lengths]).astype(np.int32),
-        max_seqlen=max(lengths),
-        target_positions=positions,
-        target_ids=ids[positions + 1],
-        target_weights=np.ones(targets, np.float32),
-        target_tasks=np.zeros(targets, np.int64),
-        doc_ids=tuple("d" for _ in lengths),
-        doc_cost_tokens=sum(n * n for n in lengths),
-    )
+    return Batch.of_documents(rng.integers(1, vocab, T), lengths, np.arange(T - targets, T))
 
 
 def measure(case: dict[str, Any]) -> dict[str, int]:

@@ -23,9 +23,9 @@ import torch.distributed as dist
 from sft_dist.batch import sequence_shard
 from sft_dist.checkpoint import io as store
 from sft_dist.checkpoint.background import Saved, Saver
-from sft_dist.checkpoint.io import Position, RetentionPolicy
+from sft_dist.checkpoint.io import RetentionPolicy
 from sft_dist.config.train import OptimConfig
-from sft_dist.core.records import Batch, Row, StepPlan
+from sft_dist.core.records import Batch, Position, Row, StepPlan
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.model import ulysses
 from sft_dist.model.load import load_packed

@@ -16,10 +16,9 @@ from deepspeed.utils import groups
 
 from sft_dist.checkpoint import io as store
 from sft_dist.checkpoint import slices
-from sft_dist.checkpoint.io import Position
 from sft_dist.config.root import RunConfig
 from sft_dist.core.files import read_json
-from sft_dist.core.records import Span, Tokens
+from sft_dist.core.records import Position, Span, Tokens
 from sft_dist.model import activation_memory
 from sft_dist.model.loss import LossHead, LossOptions
 from sft_dist.model.neftune import add_noise

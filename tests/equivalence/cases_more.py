@@ -15,11 +15,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from sft_dist.batch import Planner, SamplerState, collate, sequence_shard
+from sft_dist.batch import Planner, collate, sequence_shard
 from sft_dist.checkpoint import io as store
 from sft_dist.checkpoint import slices
-from sft_dist.checkpoint.io import Position
-from sft_dist.core.records import Span, Tokens
+from sft_dist.core.records import Position, Span, Tokens
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.mix import Corpus
 from sft_dist.model import attention
@@ -58,11 +57,9 @@ def planned(scratch: Path, start: Position, sp: int = 1) -> Iterator[Any]:
         cost=cost,
         seed=cases.SEED,
     )
-    done = start.step
-    for plan, after in planner.steps(SamplerState(epoch=start.epoch, step=start.epoch_step), EPOCHS):
-        done += 1
+    for plan, after in planner.steps(start, EPOCHS):
         mine = [sequence_shard(collate(corpus, m[g.data_rank]), g.place, sp) for m in plan.micro_rows]
-        yield Position(step=done, epoch=after.epoch, epoch_step=after.step), plan, (lambda mine=mine: mine)
+        yield after, plan, (lambda mine=mine: mine)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
 
 from sft_dist.checkpoint import io as store
-from sft_dist.checkpoint.io import Position
+from sft_dist.core.records import Position
 from sft_dist.model.adapters import Lora
 from sft_dist.model.load import load_packed
 from sft_dist.model.packed import to_inputs

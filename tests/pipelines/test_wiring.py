@@ -13,11 +13,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sft_dist.batch import SamplerState
-from sft_dist.checkpoint.io import Position, RetentionPolicy
+from sft_dist.checkpoint.io import RetentionPolicy
 from sft_dist.config.load import load_config, load_run_config
 from sft_dist.core.files import read_jsonl
-from sft_dist.core.records import StepMetrics, StepPlan
+from sft_dist.core.records import Position, StepMetrics, StepPlan
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.mix import Mixture
 from sft_dist.model.ulysses import SequenceGroup
@@ -213,12 +212,12 @@ def test_no_epoch_is_planned_beyond_the_last_step() -> None:
     asked: list[int] = []
 
     class Counting:
-        def steps(self, state: SamplerState, epochs: int) -> Iterator[Any]:
+        def steps(self, state: Position, epochs: int) -> Iterator[Any]:
             for i in range(state.step, 9):
                 asked.append(i)
                 yield (
                     StepPlan(epoch=0, step=i, micro_rows=(), target_weight=1.0, imbalance=1.0, fill=1.0),
-                    SamplerState(epoch=0, step=i + 1),
+                    Position(step=i + 1, epoch_step=i + 1),
                 )
 
     config = SimpleNamespace(train=SimpleNamespace(smoke=False, epochs=3))

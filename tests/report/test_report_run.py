@@ -18,10 +18,11 @@ import pytest
 from rich.console import Console
 from run_fixture import STEPS, TASKS, write_run
 
+from sft_dist.config.changes import flatten
 from sft_dist.core.errors import UserError
 from sft_dist.report.formatting import clip, duration, esc, percent, points, short
 from sft_dist.report.run import summary_table, write_report
-from sft_dist.report.run_files import MADE_BY, flatten, number, read_run_files, read_training
+from sft_dist.report.run_files import MADE_BY, number, read_run_files, read_training
 from sft_dist.report.run_summary import edge_mean, gain, smooth, status_of, summarize_run, task_mix, thin
 
 

@@ -154,19 +154,8 @@ def _train(config: RunConfig, folder: RunFolder, device: torch.device) -> dict[s
 def _full_rows(config: RunConfig, vocab: int) -> Batch:
     T, rows = config.pack.seq_len, config.train.micro_rows
     ids = np.random.default_rng(0).integers(1, vocab, rows * T)
-    positions = np.concatenate([np.arange(r * T, (r + 1) * T - 1) for r in range(rows)])
-    return Batch(
-        input_ids=ids,
-        position_ids=np.tile(np.arange(T), rows),
-        cu_seqlens=(np.arange(rows + 1) * T).astype(np.int32),
-        max_seqlen=T,
-        target_positions=positions,
-        target_ids=ids[positions + 1],
-        target_weights=np.ones(len(positions), np.float32),
-        target_tasks=np.zeros(len(positions), np.int64),
-        doc_ids=tuple(f"row {r}" for r in range(rows)),
-        doc_cost_tokens=rows * T * T,
-    )
+    targets = np.concatenate([np.arange(r * T + 1, (r + 1) * T) for r in range(rows)])
+    return Batch.of_documents(ids, [T] * rows, targets)
 
 
 if __name__ == "__main__":

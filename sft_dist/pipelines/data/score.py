@@ -124,22 +124,10 @@ def documents(tokens: Tokens, example: int, seq_len: int) -> Iterator[Document]:
 
 def pack(members: Sequence[Document]) -> Batch:
     """Lay documents end to end."""
-    lengths = np.array([len(d.ids) for d in members], np.int64)
+    lengths = [len(d.ids) for d in members]
     starts = np.concatenate([[0], np.cumsum(lengths)])
     targets = np.concatenate([start + d.targets for start, d in zip(starts, members, strict=False)])
-    ids = np.concatenate([d.ids for d in members]).astype(np.int64)
-    return Batch(
-        input_ids=ids,
-        position_ids=np.concatenate([np.arange(n) for n in lengths]),
-        cu_seqlens=starts.astype(np.int32),
-        max_seqlen=int(lengths.max()),
-        target_positions=targets - 1,
-        target_ids=ids[targets],
-        target_weights=np.ones(len(targets), np.float32),
-        target_tasks=np.zeros(len(targets), np.int64),
-        doc_ids=(),
-        doc_cost_tokens=int((lengths**2).sum()),
-    )
+    return Batch.of_documents(np.concatenate([d.ids for d in members]), lengths, targets)
 
 
 @dataclass(frozen=True, kw_only=True)

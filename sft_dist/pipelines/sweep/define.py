@@ -17,15 +17,12 @@ from sft_dist.cluster.sweep.folder import Definition, SweepFolder, Trial
 from sft_dist.cluster.sweep.search import check_installed
 from sft_dist.cluster.sweep.space import combinations, corners, split
 from sft_dist.config import RunConfig
+from sft_dist.config.changes import differences, fixed
 from sft_dist.config.load import compose, load_config
 from sft_dist.config.sweep import SweepConfig
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import fingerprint
-from sft_dist.report.run_files import flatten
 
-# What may change when a sweep is relaunched: it makes trials neither better nor worse.
-FREE_SECTIONS = {"launch", "cluster", "submit", "wandb", "checkpoint", "sweep", "name", "run_root"}
-FREE_KEYS = {"data.processes", "train.log_every_steps", "train.threads_per_rank"}
 LENGTHEN = ("trials", "retries", "max_parallel")  # of sweep.json, beside further values of a grid
 
 
@@ -185,15 +182,9 @@ def _lengthened(folder: SweepFolder, new: Definition) -> Definition:
     ]
     if list(old.space) != list(new.space) or (new.method == "optuna" and old.space != new.space):
         changed.append("the parameters")
-    before, after = flatten(old.base), flatten(new.base)
     swept = {k.lstrip("+") for k in new.space}
-    changed += [
-        k
-        for k in [*before, *(k for k in after if k not in before)]
-        if before.get(k) != after.get(k)
-        and k.split(".")[0] not in FREE_SECTIONS | swept
-        and k not in FREE_KEYS | swept
-    ]
+    settings = fixed(differences(old.base, new.base), "sweep")
+    changed += [k for k in settings if k not in swept and k.split(".")[0] not in swept]
     if changed:
         raise UserError(
             f"{folder.path} holds another sweep ({', '.join(changed[:5])} differ), and their trials could not be compared; "

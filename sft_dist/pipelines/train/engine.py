@@ -13,6 +13,7 @@ import torch.distributed as dist
 from sft_dist.batch import sequence_shard
 from sft_dist.checkpoint.export_plan import Base
 from sft_dist.config import RunConfig
+from sft_dist.core.collectives import from_rank_0, gather
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_json, replace_folder, write_json
 from sft_dist.core.process import logger
@@ -128,9 +129,7 @@ def build_engine(config: RunConfig, folder: RunFolder, tokenizer: TextTokenizer)
 
 def _base_of(model_path: str, revision: str | None) -> str:
     """Return the fingerprint of the base, taken by rank 0. Collective."""
-    box = [weight_files.base_fingerprint(model_path, revision) if dist.get_rank() == 0 else ""]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+    return from_rank_0(weight_files.base_fingerprint(model_path, revision) if dist.get_rank() == 0 else "")
 
 
 def _note(folder: RunFolder, loaded: Loaded, model_path: str, base: str | None) -> None:
@@ -248,10 +247,8 @@ def _check_leak(engine: Any, backend: str, device: str, sequence: SequenceGroup)
         mine = sequence_shard(batch, sequence.place, sequence.size)
         return engine(*to_inputs(mine, where), by_model=by_model)[1]
 
-    measured: list[Any] = [None] * dist.get_world_size()
     own = isolation_check.head_error(loss_of, partial(loss_of, by_model=True), vocab)
-    dist.all_gather_object(measured, (isolation_check.measure_isolation(loss_of, vocab), own))
-    moved, off = zip(*measured, strict=True)
+    moved, off = zip(*gather((isolation_check.measure_isolation(loss_of, vocab), own)), strict=True)
     engine.train()
     if not all(m <= isolation_check.TOLERANCE[engine.module.hf.dtype] for m in moved):  # NaN must not pass
         raise UserError(

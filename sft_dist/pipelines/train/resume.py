@@ -11,15 +11,15 @@ from typing import Any
 import torch.distributed as dist
 
 from sft_dist.batch.collate import collate, sequence_shard
-from sft_dist.batch.planner import Planner, SamplerState
+from sft_dist.batch.planner import Planner
 from sft_dist.checkpoint import io as checkpoints
-from sft_dist.checkpoint.io import Position
 from sft_dist.checkpoint.remote import Remote
 from sft_dist.config import RunConfig
+from sft_dist.core.collectives import from_rank_0
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_jsonl
 from sft_dist.core.process import logger
-from sft_dist.core.records import Batch, Row, StepPlan
+from sft_dist.core.records import Batch, Position, Row, StepPlan
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.mix import Corpus
 from sft_dist.model.ulysses import SequenceGroup
@@ -60,9 +60,7 @@ def resume(
 
     if remote:
         part = (dist.get_rank(), dist.get_world_size())
-        fetched = remote.fetch(
-            folder.checkpoints, part=part, barrier=dist.barrier, agree=checkpoints.from_rank_0
-        )
+        fetched = remote.fetch(folder.checkpoints, part=part, barrier=dist.barrier, agree=from_rank_0)
         if fetched and dist.get_rank() == 0:
             folder.event("fetched", checkpoint=fetched.name, url=remote.url)
     found = checkpoints.newest(folder.checkpoints, passed_over)
@@ -72,7 +70,7 @@ def resume(
                 f"checkpoint.resume=required, but {folder.checkpoints} has no whole checkpoint, so there is nothing to "
                 "continue; use checkpoint.resume=auto to start anew"
             )
-        return Position(step=0, epoch=0, epoch_step=0), []
+        return Position(), []
     position, facts = checkpoints.load(engine, found)
     if facts["plan_hash"] != plan_hash:
         raise UserError(
@@ -99,9 +97,9 @@ def resume(
 def held_out_losses(folder: RunFolder) -> dict[int, float]:
     """Return the held-out losses that were measured before, by step; the same on every rank."""
     lines = read_jsonl(folder.metrics) if dist.get_rank() == 0 else []
-    box = [{m["step"]: m["loss"] for m in lines if m.get("kind") == "eval" and finite(m["loss"]) is not None}]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+    return from_rank_0(
+        {m["step"]: m["loss"] for m in lines if m.get("kind") == "eval" and finite(m["loss"]) is not None}
+    )
 
 
 def remaining(
@@ -124,25 +122,19 @@ def remaining(
         sequence: The ranks that share rows with this one.
     """
     # a slice: asking for one more would plan one more epoch
-    left = islice(_planned(config, planner, start), max(0, steps - start.step))
-    for done, (plan, after) in enumerate(left, start=start.step + 1):
+    for plan, after in islice(_planned(config, planner, start), max(0, steps - start.step)):
         mine = [micro[sequence.data_rank] for micro in plan.micro_rows]
-        yield (
-            Position(step=done, epoch=after.epoch, epoch_step=after.step),
-            plan,
-            partial(_collated, corpus, mine, sequence),
-        )
+        yield after, plan, partial(_collated, corpus, mine, sequence)
 
 
-def _planned(config: RunConfig, planner: Planner, start: Position) -> Iterator[tuple[StepPlan, SamplerState]]:
-    """Yield the plan of every global batch from `start` on, and the state after it."""
+def _planned(config: RunConfig, planner: Planner, start: Position) -> Iterator[tuple[StepPlan, Position]]:
+    """Yield the plan of every global batch from `start` on, and the position after it."""
     if not config.train.smoke:
-        state = SamplerState(epoch=start.epoch, step=start.epoch_step)
-        yield from planner.steps(state, config.train.epochs)
+        yield from planner.steps(start, config.train.epochs)
         return
     epoch = planner.epoch(0)
     for done, step in enumerate(epoch.heaviest(epoch.n_steps), start=1):
-        yield epoch.step(step), SamplerState(epoch=0, step=done)
+        yield epoch.step(step), Position(step=done, epoch_step=done)
 
 
 def _collated(corpus: Corpus, micro_rows: list[tuple[Row, ...]], sequence: SequenceGroup) -> list[Batch]:

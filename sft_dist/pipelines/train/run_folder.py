@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_dist.cluster.sweep.folder import SweepFolder
 from sft_dist.config import RunConfig
+from sft_dist.config.changes import differences, fixed, shown
 from sft_dist.config.load import config_from_json, config_to_json, load_run_config
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import write_json, write_text
@@ -20,39 +20,6 @@ from sft_dist.train.zero import check_extra
 
 if TYPE_CHECKING:
     from sft_dist.checkpoint.remote import Remote
-
-# What may change between the parts of one run: it alters neither the data nor the updates, or (length of the run) is
-# recorded as an event. Everything else decides the trajectory.
-FREE_SECTIONS = {"launch", "cluster", "submit", "sweep", "wandb", "checkpoint", "eval", "deepspeed"}
-FREE_KEYS = {
-    "train.epochs",
-    "train.max_steps",
-    "train.log_every_steps",
-    "train.eval_every_steps",
-    "train.eval_tokens",
-    "train.export",
-    "lora.export",
-    "train.export_ema",
-    "train.profile",
-    "train.max_skipped_steps",
-    "train.on_nonfinite",
-    "train.on_spike",
-    "train.spike_deviations",
-    "train.threads_per_rank",
-    "train.micro_rows",
-    "train.sequence_parallel",
-    "model.path",  # the checkpoint knows what it was trained from: it may lie elsewhere now
-    "model.revision",
-    "model.attention",
-    "model.gradient_checkpointing",
-    "model.offload_activations",
-    "model.mlp_tiles",
-    "model.compile",
-    "data.processes",
-    "data.dir",
-    "data.remote",
-    "data.max_bad_share",
-}
 
 
 def run_folder(config: RunConfig) -> RunFolder:
@@ -207,11 +174,11 @@ def _refuse_other_remote(config: RunConfig, folder: RunFolder) -> None:
     """Refuse a new run folder whose checkpoint.remote holds the checkpoints of another run: it would continue that one."""
     if _has_checkpoint(folder) or not (remote := _remote(config)) or not (text := remote.run_config()):
         return
-    changed = _differences(config_from_json(text).model_dump(mode="json"), config.model_dump(mode="json"))
-    if fixed := _fixed(changed):
+    changed = differences(config_from_json(text).model_dump(mode="json"), config.model_dump(mode="json"))
+    if wrong := fixed(changed, "run"):
         raise UserError(
             f"checkpoint.remote={config.checkpoint.remote} holds the checkpoints of a run with other settings "
-            f"({_shown(changed, fixed)}), which this one would continue; give every run a URL of its own, or restore the settings"
+            f"({shown(changed, wrong)}), which this one would continue; give every run a URL of its own, or restore the settings"
         )
 
 
@@ -227,34 +194,15 @@ def _continues(new: RunConfig, folder: RunFolder) -> bool:
     """
     if not folder.config.exists():
         return True
-    changed = _differences(load_run_config(folder.path).model_dump(mode="json"), new.model_dump(mode="json"))
-    fixed = _fixed(changed)
+    changed = differences(load_run_config(folder.path).model_dump(mode="json"), new.model_dump(mode="json"))
+    wrong = fixed(changed, "run")
     if not _has_checkpoint(folder):
-        return not fixed
-    if fixed:
+        return not wrong
+    if wrong:
         raise UserError(
-            f"{folder.path} was trained with other settings ({_shown(changed, fixed)}), so continuing it would mix two runs; "
+            f"{folder.path} was trained with other settings ({shown(changed, wrong)}), so continuing it would mix two runs; "
             "use another name, restore the settings, or set checkpoint.resume=never to start anew (the old folder is kept aside)"
         )
     if changed:
         folder.event("config_changed", keys=sorted(changed))
     return True
-
-
-def _fixed(changed: Iterable[str]) -> list[str]:
-    """Return the keys that may not change between the parts of one run."""
-    free = FREE_SECTIONS | {"name", "run_root"}
-    return [k for k in changed if k.split(".")[0] not in free and k not in FREE_KEYS]
-
-
-def _shown(changed: Mapping[str, tuple[Any, Any]], keys: list[str]) -> str:
-    return ", ".join(f"{k} {changed[k][0]!r} -> {changed[k][1]!r}" for k in keys[:5])
-
-
-def _differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        out: dict[str, tuple[Any, Any]] = {}
-        for key in [*old, *(k for k in new if k not in old)]:
-            out |= _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-        return out
-    return {} if old == new else {path: (old, new)}

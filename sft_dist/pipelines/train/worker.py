@@ -23,14 +23,15 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from sft_dist.batch.planner import Planner
 from sft_dist.checkpoint.background import Saver
 from sft_dist.checkpoint.export import export_checkpoint
-from sft_dist.checkpoint.io import Position, RetentionPolicy
+from sft_dist.checkpoint.io import RetentionPolicy
 from sft_dist.checkpoint.remote import Remote
 from sft_dist.config import RunConfig
 from sft_dist.config.load import load_run_config
 from sft_dist.core import process
+from sft_dist.core.collectives import from_rank_0, gather
 from sft_dist.core.errors import BusyError, UserError
 from sft_dist.core.files import read_json, write_json
-from sft_dist.core.records import StepMetrics
+from sft_dist.core.records import Position, StepMetrics
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.mix import Corpus
 from sft_dist.model.trainable import with_backward
@@ -170,10 +171,8 @@ def _lock(folder: RunFolder) -> IO[str] | None:
             write_json(folder.path / "env.json", environment(dist.get_world_size()))
         except BusyError as error:
             refusal = str(error)
-    box = [refusal]
-    dist.broadcast_object_list(box, src=0)
-    if box[0]:
-        raise BusyError(box[0])
+    if refusal := from_rank_0(refusal):
+        raise BusyError(refusal)
     return held
 
 
@@ -194,8 +193,7 @@ class _Plan:
         cost = cost_of(parts.engine.module.hf.config.get_text_config().to_dict())
         planner = make_planner(config, corpus, world_size=parts.sequence.data_ranks, cost=cost)
         first = planner.epoch(0)
-        hashes: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(hashes, first.hash)
+        hashes = gather(first.hash)
         if len(set(hashes)) != 1:
             raise UserError(
                 f"the ranks planned different epochs (hashes {hashes}), so they would train on different data; "
