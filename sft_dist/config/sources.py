@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from sft_dist.config.base import Section
+from sft_dist.core.records import Role
 
 
 class SourceBase(Section):
@@ -125,21 +126,44 @@ class AlpacaSource(AskingSource):
     )
 
 
-class ChatSource(AskingSource):
+class ConversationSource(AskingSource):
+    """What sources share whose records are conversations."""
+
+    messages_field: str | None = Field(
+        default=None, description="Field that holds the turns; null: messages or conversations."
+    )
+    role_field: str | None = Field(
+        default=None, description="Field of a turn that says who speaks; null: the usual ones of the format."
+    )
+    content_field: str | None = Field(
+        default=None,
+        description="Field of a turn that holds what is said; null: the usual ones of the format.",
+    )
+    roles: dict[str, Role] = Field(
+        default_factory=dict,
+        description="The source's own role words -> system, user, assistant or tool; the usual ones are known.",
+    )
+    train_roles: tuple[Role, ...] | None = Field(
+        default=None,
+        description="Roles whose turns carry loss where the record does not say; null: render.train_on decides.",
+    )
+    train_end_of_turn: bool = Field(
+        default=True, description="Whether the token that ends a turn carries the loss of its turn."
+    )
+
+
+class ChatSource(ConversationSource):
     """Conversations: OpenAI messages, ShareGPT, OASST trees; tools and reasoning included."""
 
     kind: Literal["chat"]
     path: str = Field(description="A file, a folder of files, or a glob.")
     format: Literal["auto", "messages", "sharegpt", "oasst"] = "auto"
-    messages_field: str | None = Field(
-        default=None, description="Field that holds the turns; null: messages or conversations."
-    )
     paths: Literal["best", "all"] = Field(
         default="best", description="OASST trees: the best-ranked path or every path."
     )
 
 
-class HubSource(AskingSource):
+class HubSource(ConversationSource):
     """Any `datasets` path (local or hub) with a field mapping."""
 
     kind: Literal["hub"]

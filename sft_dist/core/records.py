@@ -20,16 +20,32 @@ ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ToolCall:
-    """One call that an assistant turn makes. `arguments` stays the JSON string that was written."""
+    """One call that an assistant turn makes. `arguments` stays the JSON string that was written; `weight` None: the turn's."""
 
     name: str
     arguments: str
     id: str | None = None
+    weight: float | None = None
+
+
+class TextWeight(NamedTuple):
+    """Characters `start .. end-1` of a turn's content have loss weight `weight`."""
+
+    start: int
+    end: int
+    weight: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
-    """One turn. `weight` is the loss weight of this turn's answer; None leaves it to `render.train_on`."""
+    """One turn.
+
+    Attributes:
+        weight: Loss weight of the turn; None leaves it to `render.train_on`.
+        content_weights: Pieces of the content with a weight of their own, in order, none over another.
+        reasoning_weight: Of the reasoning; None: the turn's.
+        end_weight: Of the token that ends the turn; None: the turn's.
+    """
 
     role: Role
     content: str
@@ -38,6 +54,9 @@ class Message:
     tool_call_id: str | None = None
     name: str | None = None
     weight: float | None = None
+    content_weights: tuple[TextWeight, ...] = ()
+    reasoning_weight: float | None = None
+    end_weight: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +74,7 @@ class Example:
         origin: What this example derives from: names of tasks, datasets or ids of parent examples. An example
             with a held-out origin is never trained on.
         input_start: Character offset of INPUT inside the first user turn, when the record had one.
+        weight: Factor on the loss weight of every turn.
     """
 
     id: str
@@ -66,6 +86,7 @@ class Example:
     references: tuple[str, ...] = ()
     origin: tuple[str, ...] = ()
     input_start: int | None = None
+    weight: float = 1.0
 
     @property
     def instruction(self) -> str:
@@ -99,13 +120,28 @@ class Example:
         return next((m.content for m in self.messages if m.role == "user"), "")
 
 
-def example_id(task: str, messages: tuple[Message, ...], tools: tuple[str, ...] = ()) -> str:
-    """Return the content address of an example: 16 hex digits of blake2b over turns and tools, 16 over those and the task."""
-    content = [[message_to_dict(m) for m in messages], list(tools)]
+def example_id(
+    task: str, messages: tuple[Message, ...], tools: tuple[str, ...] = (), weight: float = 1.0
+) -> str:
+    """Return the content address of an example: 16 hex digits of blake2b over turns and tools, 16 over those and the task.
+
+    A weight that only says what is so without it (1 of an answer or a record, 0 of another turn) does not change it.
+    """
+    content: list[Any] = [[_identity(m) for m in messages], list(tools)]
+    if weight != 1:
+        content.append(weight)
     text = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     said = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
     asked = hashlib.blake2b(said.digest() + task.encode("utf-8", "surrogatepass"), digest_size=8)
     return said.hexdigest() + asked.hexdigest()
+
+
+def _identity(m: Message) -> dict[str, Any]:
+    """Return the fields of a message that its identity depends on."""
+    out = message_to_dict(m)
+    if m.weight == (m.role == "assistant"):
+        del out["weight"]
+    return out
 
 
 def make_example(
@@ -118,10 +154,11 @@ def make_example(
     references: tuple[str, ...] = (),
     origin: tuple[str, ...] = (),
     input_start: int | None = None,
+    weight: float = 1.0,
 ) -> Example:
     """Build an example and its content address."""
     return Example(
-        id=example_id(task, messages, tools),
+        id=example_id(task, messages, tools, weight),
         task=task,
         source=source,
         messages=messages,
@@ -130,6 +167,7 @@ def make_example(
         references=references,
         origin=origin,
         input_start=input_start,
+        weight=weight,
     )
 
 
@@ -143,6 +181,7 @@ def single_turn(
     system: str | None = None,
     references: tuple[str, ...] = (),
     origin: tuple[str, ...] = (),
+    weight: float = 1.0,
 ) -> Example:
     """Build an example from (INSTRUCTION, optional INPUT, OUTPUT): one user turn, one assistant turn; None: a prompt."""
     content = f"{instruction}\n\n{input}" if input else instruction
@@ -158,6 +197,7 @@ def single_turn(
         references=references,
         origin=origin,
         input_start=len(instruction) + 2 if input else None,
+        weight=weight,
     )
 
 
@@ -167,8 +207,14 @@ def message_to_dict(m: Message) -> dict[str, Any]:
     if m.reasoning_content is not None:
         out["reasoning_content"] = m.reasoning_content
     if m.tool_calls:
-        out["tool_calls"] = [{"id": c.id, "name": c.name, "arguments": c.arguments} for c in m.tool_calls]
-    for key in ("tool_call_id", "name", "weight"):
+        out["tool_calls"] = [
+            {"id": c.id, "name": c.name, "arguments": c.arguments}
+            | ({} if c.weight is None else {"weight": c.weight})
+            for c in m.tool_calls
+        ]
+    if m.content_weights:
+        out["content_weights"] = [list(w) for w in m.content_weights]
+    for key in ("tool_call_id", "name", "weight", "reasoning_weight", "end_weight"):
         if (value := getattr(m, key)) is not None:
             out[key] = value
     return out
@@ -177,7 +223,8 @@ def message_to_dict(m: Message) -> dict[str, Any]:
 def message_from_dict(fields: Mapping[str, Any]) -> Message:
     """Inverse of `message_to_dict`."""
     calls = tuple(ToolCall(**c) for c in fields.get("tool_calls", ()))
-    return Message(**{**fields, "tool_calls": calls})
+    weights = tuple(TextWeight(*w) for w in fields.get("content_weights", ()))
+    return Message(**{**fields, "tool_calls": calls, "content_weights": weights})
 
 
 def example_to_dict(e: Example) -> dict[str, Any]:
@@ -194,6 +241,8 @@ def example_to_dict(e: Example) -> dict[str, Any]:
     for key in ("template_kwargs", "input_start"):
         if (value := getattr(e, key)) is not None:
             out[key] = value
+    if e.weight != 1:
+        out["weight"] = e.weight
     return out
 
 
@@ -209,6 +258,7 @@ def example_from_dict(fields: Mapping[str, Any]) -> Example:
         references=tuple(fields.get("references", ())),
         origin=tuple(fields.get("origin", ())),
         input_start=fields.get("input_start"),
+        weight=fields.get("weight", 1.0),
     )
 
 

@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from sft_dist.core.records import Drop, Example, Message, Role
+from sft_dist.core.records import Drop, Example, Message, Role, TextWeight
 
 TrainOn: TypeAlias = Literal["assistant", "last_turn", "all"]
 Thinking: TypeAlias = Literal["keep_all", "last_turn", "strip"]
 THINK_END = "</think>"
+
+
+class PartWeights(NamedTuple):
+    """Loss weights inside one turn, where they are not all the turn's own.
+
+    Attributes:
+        content: Weights of the content, in order and without a gap.
+        reasoning: Weight of the reasoning.
+        calls: Weight of each call.
+        end: Weight of the token that ends the turn.
+    """
+
+    content: tuple[TextWeight, ...]
+    reasoning: float
+    calls: tuple[float, ...]
+    end: float
 
 
 class Turn(NamedTuple):
@@ -25,8 +41,9 @@ class Turn(NamedTuple):
         calls: Tool calls as (name, arguments), arguments re-written as the JSON that `tojson` gives, or as they were.
         name: Name of the speaker or tool.
         tool_call_id: Which call a tool turn answers.
-        weight: Loss weight of the turn's text and its end-of-turn token.
+        weight: Loss weight of the turn's text and its end-of-turn token; with `parts` the largest of theirs.
         call_ids: Ids of the calls.
+        parts: The weights inside the turn; None where all of it has `weight`.
     """
 
     role: Role
@@ -37,6 +54,7 @@ class Turn(NamedTuple):
     tool_call_id: str | None = None
     weight: float = 0.0
     call_ids: tuple[str | None, ...] = ()
+    parts: PartWeights | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +105,19 @@ def read_conversation(
     for i, m in enumerate(messages):
         answered = m.role == "assistant" and (train_on == "assistant" or i > last_user)
         weight = m.weight if m.weight is not None else float(answered or train_on == "all")
+        content, reasoning = m.content, m.reasoning_content
+        if split_thoughts and m.role == "assistant" and reasoning is None and THINK_END in content:
+            content, reasoning = split_reasoning(content)
+        parts = _part_weights(m, content, weight, example.weight)
+        weight *= example.weight
+        if isinstance(parts, PartWeights):
+            weight = max(parts.end, parts.reasoning, *parts.calls, *(w.weight for w in parts.content))
+        elif parts is not None:
+            return Drop(parts.reason, f"turn {i} ({m.role}): {parts.detail}")
         if not (math.isfinite(weight) and weight >= 0):
             return Drop(
                 "bad_weight", f"turn {i} ({m.role}) has loss weight {weight}; use 0 or a positive number"
             )
-        content, reasoning = m.content, m.reasoning_content
-        if split_thoughts and m.role == "assistant" and reasoning is None and THINK_END in content:
-            content, reasoning = split_reasoning(content)
         if reasoning is not None and not reasoning.strip("\n"):
             reasoning = ""
         turns.append(
@@ -106,6 +130,7 @@ def read_conversation(
                 tool_call_id=m.tool_call_id,
                 weight=weight,
                 call_ids=tuple(c.id for c in m.tool_calls),
+                parts=parts,
             )
         )
     try:
@@ -117,7 +142,42 @@ def read_conversation(
         return Drop("bad_json", f"tools or template_kwargs are not JSON: {error}")
     if example.input_start is not None:
         variables = {"input_start": example.input_start, **variables}
-    return Conversation(tuple(turns), tools, variables, float(train_on == "all"))
+    return Conversation(tuple(turns), tools, variables, float(train_on == "all") * example.weight)
+
+
+def _part_weights(m: Message, content: str, weight: float, factor: float) -> PartWeights | Drop | None:
+    """Return the weights inside a turn, or None where all of it has one.
+
+    Args:
+        m: The message.
+        content: Its content, without the thoughts that were cut from its head.
+        weight: What its parts have unless they say otherwise.
+        factor: On every weight: the record's own.
+    """
+    calls = tuple((weight if c.weight is None else c.weight) * factor for c in m.tool_calls)
+    end = (weight if m.end_weight is None else m.end_weight) * factor
+    reasoning = (weight if m.reasoning_weight is None else m.reasoning_weight) * factor
+    whole = tuple(w._replace(weight=w.weight * factor) for w in _filled(m, weight))
+    if {*calls, end, reasoning, *(w.weight for w in whole)} <= {weight * factor}:
+        return None
+    cut = len(m.content) - len(content)  # thoughts that stood in the content
+    if thoughts := {w.weight for w in whole if w.start < cut}:
+        if len(thoughts) > 1:
+            return Drop("part_weights", "the thoughts inside its content have several loss weights")
+        reasoning = thoughts.pop()
+    shown = tuple(TextWeight(max(w.start - cut, 0), w.end - cut, w.weight) for w in whole if w.end > cut)
+    return PartWeights(shown, reasoning, calls, end)
+
+
+def _filled(m: Message, weight: float) -> Iterator[TextWeight]:
+    """Yield the weights of the whole content; what no piece covers has `weight`."""
+    position = 0
+    for piece in (*m.content_weights, TextWeight(len(m.content), len(m.content), weight)):
+        if piece.start > position:
+            yield TextWeight(position, piece.start, weight)
+        if piece.end > piece.start:
+            yield piece
+        position = piece.end
 
 
 def split_reasoning(content: str) -> tuple[str, str]:

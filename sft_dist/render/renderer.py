@@ -28,6 +28,7 @@ from sft_dist.render.draft import Rendering, Segment
 from sft_dist.render.encoder import Encoder
 from sft_dist.render.jinja import ChatTemplate, inspect_template
 from sft_dist.render.jinja_template import JinjaTemplate
+from sft_dist.render.part_weights import weigh_parts
 from sft_dist.render.tokenizer import TextTokenizer
 
 RENDER_VERSION = 1  # raise it whenever the same example would give other tokens or other spans
@@ -196,6 +197,11 @@ class Renderer:
         draft = self._template.draft(conversation, generation=False)
         if isinstance(draft, Drop):
             return draft
+        if any(t.parts for t in conversation.turns):
+            weighed = weigh_parts(draft, conversation, lambda c: self._template.draft(c, generation=False))
+            if isinstance(weighed, Drop):
+                return weighed
+            draft = weighed
         if draft.context_mismatch:
             counts["context_differs"] += sum(conversation.turns[i].weight > 0 for i in draft.context_mismatch)
             draft = _without(draft, draft.context_mismatch)

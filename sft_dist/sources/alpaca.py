@@ -11,6 +11,7 @@ from typing import Any
 from sft_dist.core.records import BadRecord, Example, Message, make_example, single_turn
 from sft_dist.sources.base import FileSource, RecordError, kind_of, optional_text, text_field
 from sft_dist.sources.files.data_files import RawRecord, data_files, read_records
+from sft_dist.sources.marks import record_weight
 from sft_dist.sources.messages import as_prompt
 
 NO_INPUT = ("", "<noinput>")  # what generators (Alpaca) write for none, stripped and case folded
@@ -145,6 +146,7 @@ class AlpacaFields:
                 system=system,
                 references=references,
                 origin=origin,
+                weight=record_weight(fields),
             )
         asked = (
             *((Message(role="system", content=system),) if system else ()),
@@ -152,7 +154,14 @@ class AlpacaFields:
             Message(role="user", content=f"{instruction}\n\n{given}" if given else instruction),
         )
         messages = as_prompt(asked) if answer is None else (*asked, Message(role="assistant", content=answer))
-        return make_example(task=task, source=source, messages=messages, references=references, origin=origin)
+        return make_example(
+            task=task,
+            source=source,
+            messages=messages,
+            references=references,
+            origin=origin,
+            weight=record_weight(fields),
+        )
 
     def _answers(self, fields: Mapping[str, Any]) -> tuple[str, ...]:
         name = next((n for n in self.outputs if fields.get(n) is not None), self.outputs[0])

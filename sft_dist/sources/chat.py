@@ -4,21 +4,72 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sft_dist.core.records import BadRecord, Example, Message, make_example
+from sft_dist.core.records import BadRecord, Example, Message, Role, make_example
 from sft_dist.sources.base import FileSource, RecordError, kind_of, text_field
 from sft_dist.sources.files.data_files import RawRecord, data_files, read_records
-from sft_dist.sources.messages import ROLE_NAMES, as_prompt, check_conversation, read_tools, read_turns
+from sft_dist.sources.marks import choose_roles, record_weight
+from sft_dist.sources.messages import (
+    ROLE_NAMES,
+    TurnFormat,
+    as_prompt,
+    check_conversation,
+    read_turns,
+    tools_of,
+)
 
-TURN_FIELDS = ("messages", "conversations", "conversation")
+TURN_FIELDS = ("messages", "conversations", "conversation", "contents")
 TURN_KEYS = {  # format -> (role field, content field) of a turn
     "messages": (("role", "content"),),
     "sharegpt": (("from", "value"),),
-    "auto": (("role", "content"), ("from", "value")),
+    "auto": (
+        ("role", "content"),
+        ("from", "value"),
+        ("role", "value"),
+        ("speaker", "text"),
+        ("role", "text"),
+        ("role", "parts"),
+    ),
 }
 TEMPLATE_FIELDS = ("template_kwargs", "chat_template_kwargs")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConversationFormat:
+    """Where the parts of a conversation stand in a record, and what of it carries loss."""
+
+    fields: tuple[str, ...]
+    turns: TurnFormat
+    prompts: bool
+
+
+def conversation_format(
+    *,
+    format: str = "auto",  # noqa: A002  the config's name
+    messages_field: str | None = None,
+    role_field: str | None = None,
+    content_field: str | None = None,
+    roles: Mapping[str, Role] | None = None,
+    train_roles: tuple[Role, ...] | None = None,
+    train_end_of_turn: bool = True,
+    prompts: bool = False,
+) -> ConversationFormat:
+    """Return the format that the keys of a source describe; see `config.sources.ConversationSource`."""
+    keys = TURN_KEYS.get(format, TURN_KEYS["auto"])
+    if role_field or content_field:
+        keys = tuple(dict.fromkeys((role_field or r, content_field or c) for r, c in keys))
+    return ConversationFormat(
+        fields=TURN_FIELDS if messages_field is None else (messages_field,),
+        turns=TurnFormat(
+            keys=keys,
+            roles={word.strip().lower(): role for word, role in (roles or {}).items()},
+            train_roles=train_roles,
+            train_end_of_turn=train_end_of_turn,
+        ),
+        prompts=prompts,
+    )
 
 
 class ChatReader(FileSource):
@@ -30,23 +81,22 @@ class ChatReader(FileSource):
         *,
         path: str,
         format: str = "auto",  # noqa: A002  the config's name
-        messages_field: str | None = None,
         paths: str = "best",
-        prompts: bool = False,
         task: str | None = None,
         dataset: str | None = None,
+        **options: Any,
     ) -> None:
         """See `config.sources.ChatSource` for the meaning of the fields.
 
         Raises:
             UserError: When `path` names no data file.
         """
-        self._format = format
-        self._messages_field = messages_field
+        self._trees = format
         self._paths = paths
-        self._prompts = prompts
-        options = {"format": format, "messages_field": messages_field, "paths": paths, "prompts": prompts}
-        super().__init__(name, data_files(path), task=task, dataset=dataset, **options)
+        self._format = conversation_format(format=format, **options)
+        super().__init__(
+            name, data_files(path), task=task, dataset=dataset, format=format, paths=paths, **options
+        )
 
     def records(self) -> Iterator[RawRecord | BadRecord]:
         """Yield the records of the files."""
@@ -55,46 +105,34 @@ class ChatReader(FileSource):
     def convert(self, fields: Mapping[str, Any]) -> Iterable[Example]:
         """Return the conversation, or a conversation for each path of the tree that is used."""
         task, origin = self.task_of(fields), self.origin_of(fields)
-        if self._format == "oasst" or (self._format == "auto" and isinstance(fields.get("prompt"), dict)):
-            for messages in tree_paths(fields, every=self._paths == "all", prompts=self._prompts):
-                yield make_example(task=task, source=self.name, messages=messages, origin=origin)
+        if self._trees == "oasst" or (self._trees == "auto" and isinstance(fields.get("prompt"), dict)):
+            for messages in tree_paths(fields, every=self._paths == "all", prompts=self._format.prompts):
+                yield make_example(
+                    task=task,
+                    source=self.name,
+                    messages=messages,
+                    origin=origin,
+                    weight=record_weight(fields),
+                )
             return
-        yield conversation(
-            fields,
-            task=task,
-            source=self.name,
-            origin=origin,
-            format=self._format,
-            messages_field=self._messages_field,
-            prompt=self._prompts,
-        )
+        yield conversation(fields, self._format, task=task, source=self.name, origin=origin)
 
 
 def conversation(
     fields: Mapping[str, Any],
+    form: ConversationFormat,
     *,
     task: str,
     source: str,
     origin: tuple[str, ...],
-    format: str = "auto",  # noqa: A002  the config's name
-    messages_field: str | None = None,
-    prompt: bool = False,
 ) -> Example:
-    """Build the example (or the prompt) of a record of messages or ShareGPT turns, or raise `RecordError`."""
-    names = TURN_FIELDS if messages_field is None else (messages_field,)
-    present = [n for n in names if n in fields]  # a table has every column in every row
-    field = next((n for n in present if fields[n] is not None), next(iter(present), None))
-    if field is None:
-        wanted = " or ".join(repr(n) for n in names)
-        raise RecordError(
-            f"field {wanted} is missing (the record has {', '.join(list(map(str, fields))[:8]) or 'no fields'})"
-        )
-    messages = read_turns(fields[field], TURN_KEYS[format])
+    """Build the example (or the prompt) of a record of turns, or raise `RecordError`."""
+    messages = _turns(fields, form)
     if fields.get("system"):
         if any(m.role == "system" for m in messages):
             raise RecordError("there are both a 'system' field and a system turn")
         messages = (Message(role="system", content=text_field(fields, "system")), *messages)
-    if prompt:
+    if form.prompts:
         messages = as_prompt(messages)
     else:
         check_conversation(messages)
@@ -102,10 +140,42 @@ def conversation(
         task=task,
         source=source,
         messages=messages,
-        tools=read_tools(fields.get("tools")),
+        tools=tools_of(fields),
         template_kwargs=_template_kwargs(fields),
         origin=origin,
+        weight=record_weight(fields),
     )
+
+
+def _turns(fields: Mapping[str, Any], form: ConversationFormat) -> tuple[Message, ...]:
+    """Return the turns of a record: one list, or a prompt and its completion, of which the completion carries loss."""
+    present = [n for n in form.fields if n in fields]  # a table has every column in every row
+    name = next((n for n in present if fields[n] is not None), next(iter(present), None))
+    if name is not None:
+        return read_turns(fields[name], form.turns)
+    if "prompt" in fields and ("completion" in fields or form.prompts):
+        asked = _said(fields, "prompt", "user", form.turns)
+        context = tuple(m if m.weight is not None else replace(m, weight=0.0) for m in asked)
+        return context + (() if form.prompts else _said(fields, "completion", "assistant", form.turns))
+    wanted = " or ".join(repr(n) for n in form.fields)
+    raise RecordError(
+        f"field {wanted} is missing (the record has {', '.join(list(map(str, fields))[:8]) or 'no fields'})"
+    )
+
+
+def _said(fields: Mapping[str, Any], name: str, role: Role, form: TurnFormat) -> tuple[Message, ...]:
+    """Return the turns of a prompt or a completion: a list of them, or a text that is one."""
+    value = fields[name]
+    if not isinstance(value, list):
+        return choose_roles(
+            [Message(role=role, content=text_field(fields, name))],
+            form.train_roles,
+            end_of_turn=form.train_end_of_turn,
+        )
+    try:
+        return read_turns(value, form)
+    except RecordError as error:
+        raise RecordError(f"{name}: {error}") from None
 
 
 def tree_paths(fields: Mapping[str, Any], *, every: bool, prompts: bool = False) -> list[tuple[Message, ...]]:

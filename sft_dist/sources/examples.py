@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from sft_dist.core.records import BadRecord, Example, make_example
+from sft_dist.core.records import BadRecord, Example, Message, TextWeight, make_example
 from sft_dist.sources.base import FileSource, RecordError, kind_of, text_field
 from sft_dist.sources.files.data_files import RawRecord, data_files, read_records
-from sft_dist.sources.messages import check_conversation, read_turns
+from sft_dist.sources.marks import record_weight
+from sft_dist.sources.messages import TurnFormat, check_conversation, read_turns
 
 
 class ExamplesReader(FileSource):
@@ -28,7 +30,9 @@ class ExamplesReader(FileSource):
 
     def convert(self, fields: Mapping[str, Any]) -> Iterable[Example]:
         """Return the one example of a record."""
-        messages = read_turns(fields.get("messages"), (("role", "content"),))
+        turns = fields.get("messages")
+        messages = read_turns(turns, TurnFormat())
+        messages = tuple(_weighed(m, turn) for m, turn in zip(messages, turns, strict=True))
         check_conversation(messages)
         start = fields.get("input_start")
         kwargs = fields.get("template_kwargs")
@@ -44,8 +48,24 @@ class ExamplesReader(FileSource):
                 references=_texts(fields, "references"),
                 origin=tuple(dict.fromkeys((*_texts(fields, "origin"), *self.origin_of(fields)))),
                 input_start=start,
+                weight=record_weight(fields),
             )
         ]
+
+
+def _weighed(message: Message, turn: Mapping[str, Any]) -> Message:
+    """Return the message with the weights of its parts as `core.records.message_to_dict` writes them."""
+    try:
+        return replace(
+            message,
+            content_weights=tuple(
+                TextWeight(int(start), int(end), float(w))
+                for start, end, w in turn.get("content_weights", ())
+            ),
+            **{k: float(turn[k]) for k in ("reasoning_weight", "end_weight") if k in turn},
+        )
+    except (TypeError, ValueError):
+        raise RecordError("the weights of a turn's parts are not numbers") from None
 
 
 def _texts(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:

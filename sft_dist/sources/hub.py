@@ -13,7 +13,7 @@ from sft_dist.core.files import fingerprint
 from sft_dist.core.records import BadRecord, Example
 from sft_dist.sources.alpaca import AlpacaFields
 from sft_dist.sources.base import READER_VERSION, FileSource
-from sft_dist.sources.chat import conversation
+from sft_dist.sources.chat import conversation, conversation_format
 from sft_dist.sources.files.data_files import TEXT_CHARS, RawRecord
 from sft_dist.sources.files.json_record import as_object
 
@@ -40,15 +40,17 @@ class HubReader(FileSource):
         prompts: bool = False,
         task: str | None = None,
         dataset: str | None = None,
+        **turns: Any,
     ) -> None:
         """See `config.sources.HubSource` for the meaning of the fields.
 
         Raises:
             UserError: When the dataset cannot be opened or lacks a column that `fields` names.
         """
-        self._format = format
+        self._format = (
+            None if format == "alpaca" else conversation_format(format=format, prompts=prompts, **turns)
+        )
         self._columns = dict(fields or {})
-        self._prompts = prompts
         self._alpaca = AlpacaFields(output=None if prompts else "output", system="system", history="history")
         for ours in self._columns:
             if ours not in OUR_FIELDS[format]:
@@ -67,6 +69,7 @@ class HubReader(FileSource):
                 )
         files = sorted(Path(f["filename"]) for f in self._rows.cache_files)
         options = {"path": path, "subset": subset, "split": split, "revision": revision, "prompts": prompts}
+        options |= turns
         super().__init__(
             name, files, task=task, dataset=dataset, format=format, fields=self._columns, **options
         )
@@ -96,17 +99,10 @@ class HubReader(FileSource):
     def convert(self, fields: Mapping[str, Any]) -> Iterable[Example]:
         """Return the example of a row."""
         task, origin = self.task_of(fields), self.origin_of(fields)
-        if self._format == "alpaca":
+        if self._format is None:
             yield self._alpaca.example(fields, task=task, source=self.name, origin=origin)
         else:
-            yield conversation(
-                fields,
-                task=task,
-                source=self.name,
-                origin=origin,
-                format=self._format,
-                prompt=self._prompts,
-            )
+            yield conversation(fields, self._format, task=task, source=self.name, origin=origin)
 
 
 def import_datasets() -> Any:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from sft_dist.core.errors import nearest
-from sft_dist.core.records import Message, Role, ToolCall
+from sft_dist.core.records import Message, Role, TextWeight, ToolCall
 from sft_dist.sources.base import RecordError, kind_of
+from sft_dist.sources.marks import choose_roles, spans_of, weight_of
 
 ROLE_NAMES: dict[str, Role] = {
     "system": "system",
@@ -23,6 +24,7 @@ ROLE_NAMES: dict[str, Role] = {
     "bot": "assistant",
     "model": "assistant",
     "chatgpt": "assistant",
+    "ai": "assistant",
     "function_call": "assistant",
     "tool_call": "assistant",
     "tool": "tool",
@@ -31,20 +33,37 @@ ROLE_NAMES: dict[str, Role] = {
     "tool_response": "tool",
     "ipython": "tool",
 }
+_TAGGED_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 CALL_ROLES = ("function_call", "tool_call")  # ShareGPT: the value is the call, as JSON
 TEXT_PARTS = ("text", "input_text", "output_text")
 REASONING_PARTS = ("reasoning", "thinking")
 CALL_PARTS = ("tool_call", "tool_calls", "function_call")
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
-WEIGHT_FIELDS = ("loss_weight", "weight", "train")
 
 
-def read_turns(turns: Any, keys: Sequence[tuple[str, str]]) -> tuple[Message, ...]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TurnFormat:
+    """How a source writes its turns.
+
+    Attributes:
+        keys: Pairs of (role field, content field) that are accepted, the first that fits a turn counts.
+        roles: Role words of the source, lower case, beside those that everybody uses.
+        train_roles: Roles that carry loss where a turn does not say; None: `render.train_on` decides.
+        train_end_of_turn: Whether the token that ends a turn carries loss.
+    """
+
+    keys: tuple[tuple[str, str], ...] = (("role", "content"),)
+    roles: Mapping[str, Role] = field(default_factory=dict)
+    train_roles: tuple[Role, ...] | None = None
+    train_end_of_turn: bool = True
+
+
+def read_turns(turns: Any, form: TurnFormat) -> tuple[Message, ...]:
     """Return the messages of a list of turns (or of one as a JSON string).
 
     Args:
         turns: The record's turns.
-        keys: Pairs of (role field, content field) that are accepted.
+        form: How they are written.
 
     Raises:
         RecordError: When a turn cannot be read; the reason names it by its number from 1.
@@ -57,15 +76,35 @@ def read_turns(turns: Any, keys: Sequence[tuple[str, str]]) -> tuple[Message, ..
     messages: list[Message] = []
     for number, turn in enumerate(turns, 1):
         try:
-            role_name, message = _read_turn(turn, keys)
+            role_name, message = _read_turn(turn, form)
         except RecordError as error:
             raise RecordError(f"turn {number}: {error}") from None
-        if role_name in CALL_ROLES and messages and messages[-1].role == "assistant":
+        before = messages[-1] if messages and messages[-1].role == "assistant" else None
+        if role_name in CALL_ROLES and before is not None and message.reasoning_content is None:
             # ShareGPT writes the call as a turn of its own; it belongs to what the assistant just said
-            messages[-1] = replace(messages[-1], tool_calls=messages[-1].tool_calls + message.tool_calls)
+            messages[-1] = _with_calls(before, message)
         else:
             messages.append(message)
-    return tuple(messages)
+    return choose_roles(messages, form.train_roles, end_of_turn=form.train_end_of_turn)
+
+
+def _with_calls(said: Message, call: Message) -> Message:
+    """Return the two turns of one assistant as one, each part with the loss weight that it had."""
+    calls = said.tool_calls + call.tool_calls
+    if said.weight == call.weight:
+        return replace(said, tool_calls=calls)
+    if said.weight is not None:
+        whole = TextWeight(0, len(said.content), said.weight)
+        said = replace(
+            said,
+            content_weights=said.content_weights or ((whole,) if said.content else ()),
+            reasoning_weight=said.weight if said.reasoning_weight is None else said.reasoning_weight,
+            tool_calls=tuple(
+                replace(c, weight=said.weight if c.weight is None else c.weight) for c in said.tool_calls
+            ),
+        )
+    later = tuple(replace(c, weight=call.weight if c.weight is None else c.weight) for c in call.tool_calls)
+    return replace(said, weight=None, tool_calls=said.tool_calls + later, end_weight=call.weight)
 
 
 def as_prompt(messages: Sequence[Message]) -> tuple[Message, ...]:
@@ -96,6 +135,15 @@ def _check_first(messages: Sequence[Message]) -> None:
         raise RecordError(f"the first turn that is not a system turn is {first.role}, not user")
 
 
+def tools_of(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the tool schemas of a record: its `tools`, or the `functions` of older files, which are the same without a frame."""
+    tools, functions = read_tools(fields.get("tools")), read_tools(fields.get("functions"))
+    if tools and functions:
+        raise RecordError("there are both 'tools' and 'functions'; keep one")
+    framed = ({"type": "function", "function": json.loads(f)} for f in functions)
+    return tools or tuple(json.dumps(f, ensure_ascii=False) for f in framed)
+
+
 def read_tools(value: Any) -> tuple[str, ...]:
     """Return tool schemas, each as one JSON string, from a list or from a JSON string of one."""
     if value is None or (isinstance(value, str) and not value.strip()):
@@ -111,76 +159,151 @@ def read_tools(value: Any) -> tuple[str, ...]:
     return tuple(json.dumps(s, ensure_ascii=False) for s in schemas)
 
 
-def _read_turn(turn: Any, keys: Sequence[tuple[str, str]]) -> tuple[str, Message]:
+def _read_turn(turn: Any, form: TurnFormat) -> tuple[str, Message]:
     """Return the role as written, and the message."""
     if not isinstance(turn, dict):
         raise RecordError(f"is {kind_of(turn)}, not an object")
     # a table has every column in every row, so that a null counts as absent where another spelling is there
-    named = [pair for pair in keys if pair[0] in turn]
-    role_key, content_key = next((p for p in named if turn[p[0]] is not None), (named or [("", "")])[0])
+    filled = {k for k, v in turn.items() if v is not None}
+    role_key, content_key = next(
+        (p for wanted in (set, lambda p: {p[0]}) for p in form.keys if wanted(p) <= filled), ("", "")
+    )
+    if not role_key and (named := next((r for r, _ in form.keys if r in turn), None)) is not None:
+        raise RecordError(f"unknown role {turn[named]!r}")
     if not role_key:
-        raise RecordError(
-            f"has no {' or '.join(repr(r) for r, _ in keys)} field (it has {', '.join(map(str, turn))})"
-        )
+        names = " or ".join(dict.fromkeys(repr(r) for r, _ in form.keys))
+        raise RecordError(f"has no {names} field (it has {', '.join(map(str, turn))})")
     name = turn[role_key]
-    role = ROLE_NAMES.get(name.strip().lower()) if isinstance(name, str) else None
-    if role is None or not isinstance(name, str):
-        raise RecordError(f"unknown role {name!r}.{nearest(str(name), ROLE_NAMES)}")
-    name = name.strip().lower()
-    if name in CALL_ROLES:
-        calls = read_calls(turn.get(content_key))
-        return name, Message(role=role, content="", tool_calls=calls, weight=_weight(turn))
-    content, reasoning, calls = _content(turn.get(content_key))
-    calls += read_calls(turn.get("tool_calls")) + read_calls(turn.get("function_call"))
-    reasoning = next((turn[f] for f in REASONING_FIELDS if turn.get(f) is not None), reasoning)
+    word = name.strip().lower() if isinstance(name, str) else ""
+    role = form.roles.get(word) or ROLE_NAMES.get(word)
+    if role is None:
+        raise RecordError(
+            f"unknown role {name!r}.{nearest(str(name), ROLE_NAMES)} A source's `roles` says whose turns its own words name"
+        )
+    name = word
+    weight = weight_of(turn)
+    if name in CALL_ROLES and name not in form.roles:
+        thoughts, calls = _thoughtful_calls(turn.get(content_key))
+        return name, Message(
+            role=role, content="", reasoning_content=thoughts, tool_calls=calls, weight=weight
+        )
+    content = _content(turn.get(content_key))
+    calls = content.calls + read_calls(turn.get("tool_calls")) + read_calls(turn.get("function_call"))
+    reasoning = next((turn[f] for f in REASONING_FIELDS if turn.get(f) is not None), content.reasoning)
     if reasoning is not None and not isinstance(reasoning, str):
         raise RecordError(f"its reasoning is {kind_of(reasoning)}, not text")
-    if content is None and not (calls or reasoning):
+    if content.text is None and not (calls or reasoning):
         state = "is null" if content_key in turn else "is missing"
         raise RecordError(f"field {content_key!r} {state}, and there is no tool call")
     if role != "assistant" and (calls or reasoning):
         raise RecordError(
             f"a {role} turn holds {'tool calls' if calls else 'reasoning'}, which only an assistant turn can"
         )
-    return name, Message(
+    message = Message(
         role=role,
-        content=content or "",
+        content=content.text or "",
         reasoning_content=reasoning,
         tool_calls=calls,
         tool_call_id=_optional(turn, "tool_call_id"),
         name=_optional(turn, "name"),
-        weight=_weight(turn),
+        weight=weight,
+        content_weights=content.weights,
+        reasoning_weight=content.reasoning_weight,
+    )
+    return name, _weighed(message, turn)
+
+
+def _weighed(message: Message, turn: Mapping[str, Any]) -> Message:
+    """Return the message with the spans that its turn marks, and every part's weight times that of the turn."""
+    if spans := spans_of(turn, message.content):
+        if message.content_weights:
+            raise RecordError("both its parts and its train_detail say what carries loss; keep one")
+        message = replace(message, content_weights=spans)
+    factor, thoughts = message.weight, message.reasoning_weight
+    if factor is None:
+        return message
+    return replace(
+        message,
+        content_weights=tuple(
+            w._replace(weight=w.weight * factor) for w in message.content_weights if factor
+        ),
+        reasoning_weight=None if thoughts is None or not factor else thoughts * factor,
+        tool_calls=tuple(
+            replace(c, weight=None if c.weight is None or not factor else c.weight * factor)
+            for c in message.tool_calls
+        ),
     )
 
 
-def _content(value: Any) -> tuple[str | None, str | None, tuple[ToolCall, ...]]:
-    """Return (text, reasoning, tool calls) of a content that is a text, null, or a list of parts."""
+class _Content(NamedTuple):
+    """A content, its text and its reasoning each joined from their parts; weights only where parts are marked."""
+
+    text: str | None
+    weights: tuple[TextWeight, ...] = ()
+    reasoning: str | None = None
+    reasoning_weight: float | None = None
+    calls: tuple[ToolCall, ...] = ()
+
+
+def _content(value: Any) -> _Content:
+    """Return what a content holds that is a text, null, or a list of parts."""
     if value is None or isinstance(value, str):
-        return value, None, ()
+        return _Content(value)
     if not isinstance(value, list):
         raise RecordError(f"its content is {kind_of(value)}, not text or a list of parts")
     texts: list[str] = []
-    reasoning: list[str] = []
+    weights: list[TextWeight] = []
+    reasoning: list[tuple[str, float | None]] = []
     calls: tuple[ToolCall, ...] = ()
+    length = 0
     for part in value:
-        if isinstance(part, str):
-            texts.append(part)
-            continue
-        if not isinstance(part, dict):
+        if not isinstance(part, str | dict):
             raise RecordError(f"a part of its content is {kind_of(part)}, not an object")
-        kind = part.get("type")
-        body = part.get("value", part.get(str(kind), part.get("text")))
+        kind, body, weight = ("text", part, None) if isinstance(part, str) else _part(part)
         if kind in CALL_PARTS:
-            calls += read_calls(body)
-        elif kind not in (*TEXT_PARTS, *REASONING_PARTS):
-            raise RecordError(
-                f"a part of its content has type {kind!r}; only text, reasoning and tool calls can be read"
-            )
+            calls += tuple(c if c.weight is not None else replace(c, weight=weight) for c in read_calls(body))
         elif not isinstance(body, str):
             raise RecordError(f"the {kind} part of its content is {kind_of(body)}, not text")
+        elif kind in REASONING_PARTS:
+            reasoning.append((body, weight))
         else:
-            (texts if kind in TEXT_PARTS else reasoning).append(body)
-    return "\n\n".join(texts) if texts else None, "\n\n".join(reasoning) if reasoning else None, calls
+            texts.append(body)
+            if weight is not None and body:
+                weights.append(TextWeight(length, length + len(body), weight))
+            length += len(body)
+    if len({w for _, w in reasoning}) > 1:
+        raise RecordError("its reasoning parts have several loss weights; give them one")
+    return _Content(
+        "".join(texts) if texts else None,
+        tuple(weights),
+        "".join(t for t, _ in reasoning) if reasoning else None,
+        reasoning[0][1] if reasoning else None,
+        calls,
+    )
+
+
+def _part(part: Mapping[str, Any]) -> tuple[str, Any, float | None]:
+    """Return (kind, what it holds, loss weight) of a part of a content."""
+    kind = part.get("type")
+    if kind is None and isinstance(part.get("text"), str):
+        kind = "text"  # Gemini's parts
+    if kind not in (*TEXT_PARTS, *REASONING_PARTS, *CALL_PARTS):
+        raise RecordError(
+            f"a part of its content has type {kind!r}; only text, reasoning and tool calls can be read"
+        )
+    return kind, part.get("value", part.get(kind, part.get("text"))), weight_of(part)
+
+
+def _thoughtful_calls(value: Any) -> tuple[str | None, tuple[ToolCall, ...]]:
+    """Return (thoughts, calls) of a turn that is a call: JSON, in `<tool_call>` tags or bare, thoughts before it or none."""
+    if not isinstance(value, str):
+        return None, read_calls(value)
+    head, closed, rest = value.rpartition("</think>")
+    thoughts = head.strip().removeprefix("<think>").strip("\n") if closed else None
+    tagged = _TAGGED_CALL.findall(rest)
+    if tagged and not _TAGGED_CALL.sub("", rest).strip():
+        return thoughts, tuple(c for text in tagged for c in read_calls(text))
+    return thoughts, read_calls(rest)
 
 
 def read_calls(value: Any) -> tuple[ToolCall, ...]:
@@ -202,6 +325,7 @@ def read_calls(value: Any) -> tuple[ToolCall, ...]:
                 name=name,
                 arguments=_arguments(body, name),
                 id=identity if isinstance(identity, str) else None,
+                weight=weight_of(call),
             )
         )
     return tuple(calls)
@@ -214,17 +338,6 @@ def _arguments(body: Mapping[str, Any], name: str) -> str:
         return json.dumps(value, ensure_ascii=False)
     _parsed(value, f"the arguments of the call of {name!r}")
     return value
-
-
-def _weight(turn: Mapping[str, Any]) -> float | None:
-    for field in WEIGHT_FIELDS:
-        value = turn.get(field)
-        if value is None:
-            continue
-        if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-            raise RecordError(f"field {field!r} holds {value!r}, not a loss weight of 0 or more")
-        return float(value)
-    return None
 
 
 def _optional(turn: Mapping[str, Any], key: str) -> str | None:

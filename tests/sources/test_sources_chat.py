@@ -102,7 +102,7 @@ def test_content_given_as_parts(read):
     assert e.messages[0].content == "q"
     assert e.messages[1] == Message(
         role="assistant",
-        content="one\n\ntwo",
+        content="onetwo",
         reasoning_content="think",
         tool_calls=(ToolCall(name="f", arguments='{"x": 1}'),),
     )
@@ -131,7 +131,7 @@ def test_other_spellings(read):
     [
         (
             {"text": "x"},
-            "field 'messages' or 'conversations' or 'conversation' is missing (the record has text)",
+            "field 'messages' or 'conversations' or 'conversation' or 'contents' is missing (the record has text)",
         ),
         ({"messages": []}, "the list of turns is empty"),
         ({"messages": None}, "the turns are null, not a list"),
@@ -140,9 +140,12 @@ def test_other_spellings(read):
             "the turns cannot be read as JSON: Expecting value: line 1 column 1 (char 0)",
         ),
         ({"messages": [USER, "ho"]}, "turn 2: is text, not an object"),
-        ({"messages": [USER, {"content": "x"}]}, "turn 2: has no 'role' or 'from' field (it has content)"),
+        (
+            {"messages": [USER, {"content": "x"}]},
+            "turn 2: has no 'role' or 'from' or 'speaker' field (it has content)",
+        ),
         ({"messages": [{"role": "usr", "content": "x"}]}, "turn 1: unknown role 'usr'. Did you mean 'user'?"),
-        ({"messages": [{"role": None, "content": "x"}]}, "turn 1: unknown role None."),
+        ({"messages": [{"role": None, "content": "x"}]}, "turn 1: unknown role None"),
         (
             {"messages": [USER, {"role": "assistant"}]},
             "turn 2: field 'content' is missing, and there is no tool call",
@@ -164,8 +167,8 @@ def test_other_spellings(read):
             "turn 2: field 'weight' holds -1, not a loss weight of 0 or more",
         ),
         (
-            {"messages": [USER, {**ANSWER, "loss_weight": "1"}]},
-            "turn 2: field 'loss_weight' holds '1', not a loss weight of 0 or more",
+            {"messages": [USER, {**ANSWER, "loss_weight": "one"}]},
+            "turn 2: field 'loss_weight' holds 'one', not a loss weight of 0 or more",
         ),
         ({"messages": [ANSWER, USER]}, "the first turn that is not a system turn is assistant, not user"),
         ({"messages": [{"role": "system", "content": "s"}]}, "there are only system turns"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -29,7 +30,13 @@ from sft_dist.pipelines.train.planning import (
 from sft_dist.selection.files import stored_sources, training_examples
 from sft_dist.shards import Store
 from sft_dist.sources import open_source
+from sft_dist.sources.base import FileSource
+from sft_dist.sources.files.data_files import RawRecord
+from sft_dist.sources.marks import unread_marks
 from sft_dist.train.zero import check_extra
+
+MARKED_KINDS = ("alpaca", "chat", "hub")  # sources whose records may mark what carries loss
+MARK_RECORDS = 20_000  # of each source, that are looked through for marks that are not read
 
 
 def check(config: RunConfig, *, limit: int) -> Summary:
@@ -57,10 +64,11 @@ def check(config: RunConfig, *, limit: int) -> Summary:
     if text := config_json(config):
         scaling = config.model.rope_scaling.model_dump() if config.model.rope_scaling else None
         check_reach(text, scaling, config.pack.seq_len)
+    marks = unread_mark_warnings(config)
     built = stored_sources(Path(config.data.dir), config.data.sources)
     if built and all((Path(config.data.dir) / "stores" / n / "manifest.json").is_file() for n in built):
         prepared = prepare(config, build=False)
-        return _summary(config, prepared, open_corpus(prepared.stores))
+        return _summary(config, prepared, open_corpus(prepared.stores), marks)
     with tempfile.TemporaryDirectory(prefix="sft-check-") as scratch:
         prepared = prepare(config, limit=limit, folder=Path(scratch))
         sizes = {n: prepared.selected.sources[n].kept for n in prepared.stores}
@@ -69,7 +77,28 @@ def check(config: RunConfig, *, limit: int) -> Summary:
         if not exact:  # the examples that stand for others are no duplicates
             mix = config.mix.model_copy(update={"drop_duplicates": False})
             config = config.model_copy(update={"mix": mix})
-        return _summary(config, prepared, Corpus(stores), exact=exact)  # type: ignore[arg-type]
+        return _summary(config, prepared, Corpus(stores), marks, exact=exact)  # type: ignore[arg-type]
+
+
+def unread_mark_warnings(config: RunConfig) -> tuple[str, ...]:
+    """Say, for each source, which keys look like marks of what carries loss and are not read, with counts."""
+    found = []
+    for name, source_config in config.data.sources.items():
+        if source_config.kind not in MARKED_KINDS:
+            continue  # the columns of annotated data are no marks
+        source = open_source(name, source_config)
+        assert isinstance(source, FileSource)
+        counts: Counter[str] = Counter()
+        records = [r for r in islice(source.records(), MARK_RECORDS) if isinstance(r, RawRecord)]
+        for record in records:
+            counts.update(set(unread_marks(record.fields)))
+        if counts:
+            keys = ", ".join(f"{key} ({n:,})" for key, n in sorted(counts.items()))
+            found.append(
+                f"data.sources.{name}: of the first {len(records):,} records some have keys that look like marks of what carries loss and "
+                f"are not read: {keys}; where they are marks, write them as docs/formats.md shows"
+            )
+    return tuple(found)
 
 
 def preview(config: RunConfig, console: Console, *, per_source: int, html: Path | None) -> None:
@@ -112,7 +141,9 @@ def _packed_rows(config: RunConfig, prepared: Prepared) -> list[list[tuple[str, 
     return rows
 
 
-def _summary(config: RunConfig, prepared: Prepared, corpus: Corpus, *, exact: bool = True) -> Summary:
+def _summary(
+    config: RunConfig, prepared: Prepared, corpus: Corpus, marks: tuple[str, ...], *, exact: bool = True
+) -> Summary:
     tokens = prepared.renderer.tokenizer.vocab_size
     if rows := config_json(config).get("vocab_size"):
         rows_for(rows, tokens, config.model.vocab_multiple, str(config.model.path))
@@ -122,4 +153,5 @@ def _summary(config: RunConfig, prepared: Prepared, corpus: Corpus, *, exact: bo
         for name, store in zip(corpus.source_names, corpus.stores, strict=True)
     }
     ranks = ranks_of(config.launch.nproc) * config.launch.nodes
-    return summarise(config, planner, prepared.selected.sources, rendered, exact=exact, ranks=ranks)
+    summary = summarise(config, planner, prepared.selected.sources, rendered, exact=exact, ranks=ranks)
+    return replace(summary, warnings=(*summary.warnings, *marks))
