@@ -1,42 +1,51 @@
-"""One GPU, measured: are the kernels right, and how many tokens a second, at what memory?
+"""One GPU, measured in a quarter of an hour: are the kernels right, how many tokens a second, at what memory, and why not more?
 
-    python bench/gpu.py                  # one H100 or H200, no network: within 9 minutes
-    python bench/gpu.py --reduced        # small shapes in fp32, also on CPU: shows that every part runs
+    python bench/gpu_wheels.py .wheels                                  # here: what a bare machine lacks, below 64 MiB
+    pip install --no-index --no-deps --target site .wheels/*.whl        # there: torch, transformers and triton are present
+    PYTHONPATH=site:. python bench/gpu.py --out found.jsonl             # one H100 or H200, no network, 9.5 minutes
+    python bench/gpu.py --reduced --out found.jsonl                     # tiny shapes in fp32 on a CPU: every case runs
 
-Prints one JSON object; parts that the time did not allow are named in `left_out`, parts that failed in `failed`. What a part
-had found before it failed or its time was over stands in the result all the same.
+One process. A case writes one JSON line to standard output and to `--out` as soon as it has ended, so that whatever ends the
+process keeps what was found. Cases come by their worth; one that the time left does not allow is named in the last line.
+Started again with the same `--out`, it passes over the cases that are in it and did not fail: so a second call goes on.
 
-- `attention`: outputs and gradients of every backend in bf16, beside `sdpa_dense` in fp32. `error_over_dense` is the error
-  divided by that of `sdpa_dense` in bf16 itself: about 1 is as right as bf16 can be.
-- `loss`: our chunked projection and cross-entropy beside the plain one: error, milliseconds, peak memory.
-- `resume`: a ZeRO-3 run stopped in the middle and continued; losses beside those of an undisturbed run.
-- `speed`: tokens a second, MFU by useful FLOPs (documents' true lengths, recomputation not counted) and peak memory for
-  the shapes of Qwen3-0.6B, Llama-3.2-1B and -3B with random weights, full fine-tuning by ZeRO-3 with fp32 master weights,
-  rows of 8k and 16k tokens: one full-length document a row, and documents of the usual SFT lengths.
-- `trl`: SFTTrainer on the same rows, where it can be imported.
+- `machine`: versions, and the ceilings of this device: matrix products, memory, copies from pinned host memory.
+- `attention`: outputs and gradients of every backend beside `sdpa_dense` in fp32. `error_over_dense` is the error over that
+  of `sdpa_dense` in bf16: about 1 is as right as bf16 can be. `tflops`: of long documents, forward and backward.
+- `loss`: projection and cross-entropy of each implementation beside the plain one: error, milliseconds, peak memory.
+- `resume`: ZeRO-3 stopped in the middle and continued, beside two undisturbed runs: what of a difference is the device's own.
+- `SHAPE ROW DOCUMENTS VARIANT`: the trainer's own step (prefetch, meter, update): tokens a second, MFU by useful FLOPs, host
+  milliseconds (nothing waited for) and device milliseconds of a micro-step, peak memory; of two variants a profile as well:
+  the kernels that take longest, and every call that waited for the device, by line.
+- `checkpoint`: seconds to copy, write and restore, and how long training stood still.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import gc
 import importlib.metadata
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 SHAPES = {
     "qwen3-0.6b": {
@@ -62,14 +71,68 @@ REDUCED = {
         "tie_word_embeddings": True, "max_position_embeddings": 1024,
     },
 }  # fmt: skip
-ROWS = {False: (8192, 16_384), True: (256, 512)}  # by reduced
-WARM_UP, STEPS, MICRO_STEPS = 2, 5, 4
-FOUND = "found: "  # begins the lines in which a part tells its results; libraries write to its output as well
+WARM_UP, STEPS, MICRO_STEPS = 3, 4, 2
 LENGTH_MEDIAN, LENGTH_SIGMA, TARGET_SHARE = (
     149,
     0.733,
     0.44,
 )  # of the usual mix: mean 195, 95th percentile 500
+LEAST_S = 15.0  # a case is not begun with less time left
+
+# What a variant sets beside the shape; `auto` sets nothing.
+VARIANTS = {
+    "auto": {},
+    "stage 3, recomputed": {
+        "deepspeed": {"stage": 3},
+        "model": {"gradient_checkpointing": True, "compile": False},
+    },
+    "stage 3": {"deepspeed": {"stage": 3}, "model": {"gradient_checkpointing": False, "compile": False}},
+    "stage 3, compiled": {
+        "deepspeed": {"stage": 3},
+        "model": {"gradient_checkpointing": False, "compile": True},
+    },
+    "stage 1": {"deepspeed": {"stage": 1}, "model": {"gradient_checkpointing": False, "compile": False}},
+    "stage 1, compiled": {
+        "deepspeed": {"stage": 1},
+        "model": {"gradient_checkpointing": False, "compile": True},
+    },
+}
+PROFILED = ("stage 3, recomputed", "stage 1, compiled")
+BEST = "stage 1, compiled"
+
+
+def speed_cases(reduced):
+    """(shape, tokens of a row, mixed lengths, rows side by side, variant), most valuable first."""
+    if reduced:
+        return [("tiny", 256, True, 2, "stage 3"), ("tiny", 512, False, 1, "stage 1")]
+    small = [("qwen3-0.6b", 8192, False, 1, v) for v in VARIANTS if v != "auto"]
+    return [
+        *small,
+        ("qwen3-0.6b", 8192, True, 4, BEST),
+        ("qwen3-0.6b", 16_384, False, 1, BEST),
+        ("llama-3.2-1b", 8192, False, 1, BEST),
+        ("llama-3.2-1b", 8192, True, 4, BEST),
+        ("llama-3.2-3b", 8192, False, 1, BEST),
+        ("llama-3.2-3b", 8192, True, 1, BEST),
+        ("qwen3-0.6b", 8192, True, 1, BEST),
+        ("qwen3-0.6b", 8192, False, 1, "auto"),
+    ]
+
+
+def cases(reduced, work):
+    """Every case by name, in order."""
+    found = {
+        "machine": machine,
+        "attention": lambda: attention_errors(reduced),
+        "loss": lambda: loss_errors(reduced),
+        "resume": lambda: resumed(work),
+    }
+    for shape, row, mix, side_by_side, variant in speed_cases(reduced):
+        documents = "usual lengths" if mix else "one document"
+        name = f"{shape} {row} {documents} x{side_by_side} {variant}"
+        arguments = (work, shape, row, mix, side_by_side, variant, reduced)
+        found[name] = lambda arguments=arguments: speed(*arguments)
+    return found | {"checkpoint": lambda: checkpointed(work, reduced)}
 
 
 def attention_errors(reduced):
@@ -184,36 +247,35 @@ def loss_errors(reduced):
     return facts
 
 
-def resume_losses(work, reduced):
-    """Train 20 steps at once, and 10 + 10; both by the command line."""
-    import torch
+def make_rows(seq_len, mix, micro_steps, micro_rows, vocabulary):
+    """Micro-batches of full rows: one document a row, or documents of the usual lengths packed by best fit."""
+    n = micro_steps * micro_rows
 
-    dtype = "bfloat16" if torch.cuda.is_available() else "float32"
-    steps = 4 if reduced else 20
+    from sft_dist.core.records import Batch
 
-    def train(name, max_steps):
-        words = [
-            "experiment=demo", f"name={name}", f"run_root={work / 'runs'}", f"data.dir={work / 'data'}",
-            "data.sources.demo.examples_per_task=100", f"model.dtype={dtype}", "model.gradient_checkpointing=true",
-            "optim.schedule=constant", "launch.nproc=1", "train.export=false", f"train.max_steps={max_steps}",
-        ]  # fmt: skip
-        done = subprocess.run(
-            [sys.executable, "-m", "sft_dist", "train", *words], capture_output=True, text=True, check=False
+    rng = np.random.default_rng(0)
+    if mix:
+        from sft_dist.pack import assign_rows
+
+        lengths = rng.lognormal(np.log(LENGTH_MEDIAN), LENGTH_SIGMA, 40 * n * seq_len // 1000)
+        lengths = np.clip(lengths, 8, seq_len).astype(np.int32)
+        row_of = assign_rows(lengths, seq_len, 5000)
+        # evenly from all full rows: those that were opened first hold the longest documents
+        full = np.flatnonzero(np.bincount(row_of, lengths) >= 0.99 * seq_len)
+        rows = [lengths[row_of == full[(2 * k + 1) * len(full) // (2 * n)]] for k in range(n)]
+    else:
+        rows = [np.array([seq_len], np.int32) for _ in range(n)]
+    batches = []
+    for first in range(0, n, micro_rows):
+        docs = np.concatenate(rows[first : first + micro_rows])
+        cu = np.concatenate([[0], np.cumsum(docs)]).astype(np.int32)
+        ids = rng.integers(0, vocabulary, cu[-1])
+        share = TARGET_SHARE if mix else 1.0
+        targets = np.concatenate(
+            [np.arange(b - max(1, int(share * (b - a - 1))), b) for a, b in pairwise(cu)]
         )
-        if done.returncode:
-            raise RuntimeError(done.stderr[-2000:])
-        lines = (work / "runs" / name / "metrics.jsonl").read_text().splitlines()
-        return [m["loss"] for m in map(json.loads, lines) if m["kind"] == "train"]
-
-    whole = train("whole", steps)
-    train("parts", steps // 2)
-    parts = train("parts", steps)
-    return {
-        "steps": steps,
-        "first_loss": whole[0],
-        "last_loss": whole[-1],
-        "largest_difference": max(abs(a - b) for a, b in zip(whole, parts, strict=True)),
-    }
+        batches.append(Batch.of_documents(ids, docs, targets))
+    return batches
 
 
 def make_model(shape, folder):
@@ -232,176 +294,240 @@ def make_model(shape, folder):
     _empty()
 
 
-def make_rows(seq_len, mix, n, vocabulary):
-    """n rows as batches: one full-length document each, or documents of the usual lengths packed by best fit."""
-    from sft_dist.core.records import Batch
-    from sft_dist.pack import assign_rows
-
-    rng = np.random.default_rng(0)
-    if mix:
-        lengths = rng.lognormal(np.log(LENGTH_MEDIAN), LENGTH_SIGMA, 40 * n * seq_len // 1000)
-        lengths = np.clip(lengths, 8, seq_len).astype(np.int32)
-        row_of = assign_rows(lengths, seq_len, 5000)
-        # evenly from all full rows: those that were opened first hold the longest documents
-        full = np.flatnonzero(np.bincount(row_of, lengths) >= 0.99 * seq_len)
-        rows = [lengths[row_of == full[(2 * k + 1) * len(full) // (2 * n)]] for k in range(n)]
-    else:
-        rows = [np.array([seq_len], np.int32) for _ in range(n)]
-    batches = []
-    for docs in rows:
-        cu = np.concatenate([[0], np.cumsum(docs)]).astype(np.int32)
-        ids = rng.integers(0, vocabulary, cu[-1])
-        share = TARGET_SHARE if mix else 1.0
-        targets = np.concatenate(
-            [np.arange(b - max(1, int(share * (b - a - 1))), b) for a, b in pairwise(cu)]
-        )
-        batches.append(Batch.of_documents(ids, docs, targets))
-    return batches
+def shape_of(name, reduced):
+    return (REDUCED if reduced else SHAPES)[name]
 
 
-def engine_of(work, model, checkpointing, seq_len):
+def engine_of(work, name, reduced, seq_len, micro_rows, variant):
     """The engine that training would use, of one rank."""
     import torch
 
     from sft_dist.config.load import validate
     from sft_dist.core.runfolder import RunFolder
     from sft_dist.pipelines.train.engine import build_engine
-    from sft_dist.render.tokenizer import TextTokenizer, train_tokenizer
 
-    tokenizer = work / "tokenizer"
-    if not tokenizer.exists():
-        train_tokenizer(["a few words"], 300).save(tokenizer)
+    shape, model = shape_of(name, reduced), work / name
+    if not (model / "config.json").exists():
+        make_model(shape, model)
+    options = VARIANTS[variant]
     config = validate({
         "name": "speed", "run_root": str(work),
         "data": {"sources": {"none": {"kind": "demo"}}},
-        "pack": {"seq_len": seq_len}, "train": {"tokens_per_step": seq_len},
-        "model": {"path": str(model), "tokenizer": str(tokenizer), "gradient_checkpointing": checkpointing,
-                  "dtype": "bfloat16" if torch.cuda.is_available() else "float32"},
+        "pack": {"seq_len": seq_len},
+        "train": {"tokens_per_step": seq_len * micro_rows, "micro_rows": micro_rows},
+        "model": {"path": str(model), "dtype": "bfloat16" if torch.cuda.is_available() else "float32"}
+        | options.get("model", {}),
+        "deepspeed": options.get("deepspeed", {}),
     })  # fmt: skip
     folder = work / "speed"
     folder.mkdir(exist_ok=True)
     (folder / "env.json").write_text("{}")
-    return build_engine(config, RunFolder(folder), TextTokenizer.load(str(tokenizer)))
+    stand_in = SimpleNamespace(vocab_size=shape["vocab_size"], bos_id=None, eos_id=None, pad_id=None)
+    parts = build_engine(config, RunFolder(folder), stand_in)
+    for group in parts.engine.optimizer.param_groups:
+        group["lr"] = 1e-5
+    parts.engine.train()
+    return parts
 
 
-def speeds(work, name, checkpointing, reduced):
-    """Tokens a second of one shape; yields one entry a row length and mix."""
+def steps_of(engine, batches, steps):
+    """Run the trainer's own steps; yield (seconds until the host was free, seconds until the device was, loss)."""
+    from sft_dist.train import loop, zero
+    from sft_dist.train.metrics import Meter
+
+    meter = Meter(["task"], engine.device)
+    weight = float(sum(b.target_weights.sum() for b in batches))
+    work = ((step, None, lambda: batches) for step in range(steps))
+    for _, _, micros, _ in loop.prefetched(work, lambda b: loop.upload(b, engine.device, meter.codes(b))):
+        _wait()
+        began = time.perf_counter()
+        for micro in micros:
+            loop.micro_step(engine, micro, 1.0 / weight, meter)
+        free = time.perf_counter() - began
+        sums = meter.reduce()
+        zero.update(engine, 1.0)
+        _wait()
+        yield free, time.perf_counter() - began, sums.loss / weight
+
+
+def speed(work, name, seq_len, mix, micro_rows, variant, reduced):
+    """Tokens a second of one shape in one variant."""
     import torch
 
-    from sft_dist.model.packed import to_inputs
     from sft_dist.pipelines.train.planning import cost_of
-    from sft_dist.train import zero
     from sft_dist.train.metrics import peak_flops
 
-    shape = (REDUCED if reduced else SHAPES)[name]
-    model = work / name
-    if not model.exists():
-        make_model(shape, model)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        os.environ["MASTER_PORT"] = str(s.getsockname()[1])
-    zero.init_distributed(5)
-    parts = engine_of(work, model, checkpointing, max(ROWS[reduced]))
-    engine = parts.engine
-    for group in engine.optimizer.param_groups:
-        group["lr"] = 1e-5
-    cost, peak = cost_of(shape), peak_flops(engine.device)
-    for seq_len in ROWS[reduced]:
-        for mix in (False, True):
-            batches = make_rows(seq_len, mix, MICRO_STEPS, shape["vocab_size"])
-            tokens, pairs, targets = (
-                sum(x) for x in zip(*((len(b.input_ids), b.doc_cost_tokens, len(b.target_ids)) for b in batches), strict=True)
-            )  # fmt: skip
-            case = {"model": name, "row": seq_len, "documents": "usual lengths" if mix else "full length",
-                    "gradient_checkpointing": checkpointing, "attention": parts.backend}  # fmt: skip
-            try:
-                _start_memory()
-                seconds = []
-                for _ in range(WARM_UP + (2 if reduced else STEPS)):
-                    _wait()
-                    began = time.perf_counter()
-                    for batch in batches:
-                        loss, _ = engine(*to_inputs(batch, engine.device))
-                        engine.backward(loss / targets, scale_wrt_gas=False)
-                    zero.update(engine, 1.0)
-                    _wait()
-                    seconds.append(time.perf_counter() - began)
-                step_s = statistics.median(seconds[WARM_UP:])
-                flops = cost.useful_flops(tokens, pairs, targets)
-                case |= {
-                    "tokens_per_s": round(tokens / step_s),
-                    "mfu": round(flops / step_s / peak, 4) if peak else None,
-                    "peak_gib": _peak_gib(),
-                    "fill": round(tokens / (MICRO_STEPS * seq_len), 4),
-                }
-            except torch.OutOfMemoryError:
-                yield case | {"failed": "out of memory; longer rows were not tried"}
-                return  # the engine stopped in the middle of a step and is of no more use
-            yield case
-            _empty()
+    shape = shape_of(name, reduced)
+    batches = make_rows(seq_len, mix, MICRO_STEPS, micro_rows, shape["vocab_size"])
+    tokens, pairs, targets = (
+        sum(x) for x in zip(*((len(b.input_ids), b.doc_cost_tokens, len(b.target_ids)) for b in batches), strict=True)
+    )  # fmt: skip
+    began = time.perf_counter()
+    parts = engine_of(work, name, reduced, seq_len, micro_rows, variant)
+    built = time.perf_counter() - began
+    try:
+        _start_memory()
+        timed = list(steps_of(parts.engine, batches, (1 if reduced else WARM_UP) + STEPS))[-STEPS:]
+        host, whole, losses = zip(*timed, strict=True)
+        step_s = statistics.median(whole)
+        flops, peak = cost_of(shape).useful_flops(tokens, pairs, targets), peak_flops(parts.engine.device)
+        case = {
+            "tokens_per_s": round(tokens / step_s),
+            "mfu": round(flops / step_s / peak, 4) if peak else None,
+            "host_ms": round(1000 * statistics.median(host) / MICRO_STEPS, 1),
+            "micro_step_ms": round(1000 * step_s / MICRO_STEPS, 1),
+            "peak_gib": _peak_gib(),
+            "reserved_gib": _reserved_gib(),
+            "fill": round(tokens / (MICRO_STEPS * micro_rows * seq_len), 4),
+            "built_s": round(built, 1),
+            "loss": losses[-1],
+            "attention": parts.backend,
+        }
+        if variant in PROFILED and torch.cuda.is_available() and not mix:
+            case |= profile(parts.engine, batches)
+        return case
+    finally:
+        parts.engine.destroy()
+        del parts
+        _empty()
 
 
-def trl_speeds(work, name, reduced):
-    """Tokens a second of TRL's SFTTrainer on the same rows: fp32 weights under bf16 autocast, its fastest kernels that are here."""
-    import datasets
+def profile(engine, batches):
+    """The kernels of one step that take longest, and the lines that waited for the device."""
+    import torch
+
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    ) as trace:
+        list(steps_of(engine, batches, 1))
+    rows = sorted(trace.key_averages(), key=lambda e: -e.self_device_time_total)[:15]
+    kernels = [[e.key[:80], e.count, round(e.self_device_time_total / 1000, 2)] for e in rows]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        list(steps_of(engine, batches, 1))
+        torch.cuda.set_sync_debug_mode("default")
+    waits = collections.Counter(
+        f"{Path(w.filename).name}:{w.lineno}" for w in said if "synchroniz" in str(w.message)
+    )
+    return {"kernels_ms": kernels, "waits": dict(waits.most_common(30))}
+
+
+def resumed(work):
+    """Six steps twice, and three and three with a checkpoint between: losses, and the largest distance of weights."""
+    import torch
+
+    from sft_dist.checkpoint import io
+    from sft_dist.checkpoint.background import Saver
+    from sft_dist.core.records import Position
+
+    batches = make_rows(512, True, 2, 1, REDUCED["tiny"]["vocab_size"])
+    root = work / "checkpoints"
+    shutil.rmtree(root, ignore_errors=True)
+
+    def run(steps, start=None):
+        parts = engine_of(work, "tiny", True, 512, 1, "stage 3")
+        if start:
+            io.load(parts.engine, start)
+        losses = [loss for *_, loss in steps_of(parts.engine, batches, steps)]
+        saved = Position(step=steps, epoch=0, epoch_step=steps)
+        saver = Saver(parts.engine, root, facts={}, keep=io.RetentionPolicy(last=9), report=lambda _: None)
+        saver.begin(saved)
+        saver.finish()
+        weights = torch.cat(
+            [p.ds_tensor.detach().float().flatten().cpu() for p in parts.engine.module.parameters()]
+        )
+        parts.engine.destroy()
+        _empty()
+        return losses, weights
+
+    first, weights = run(6)
+    again, other = run(6)
+    half, _ = run(3)
+    rest, continued = run(3, root / io.folder_name(3))
+    return {
+        "losses": first,
+        "loss_resumed_over_undisturbed": max(abs(a - b) for a, b in zip(first, half + rest, strict=True)),
+        "weights_resumed_over_undisturbed": float((weights - continued).abs().max()),
+        "loss_of_the_same_run_again": max(abs(a - b) for a, b in zip(first, again, strict=True)),
+        "weights_of_the_same_run_again": float((weights - other).abs().max()),
+    }
+
+
+def checkpointed(work, reduced):
+    """Seconds of a checkpoint, and how long training stands still."""
+    from sft_dist.checkpoint import io
+    from sft_dist.checkpoint.background import Saver
+    from sft_dist.core.records import Position
+
+    name = "tiny" if reduced else "qwen3-0.6b"
+    parts = engine_of(work, name, reduced, 512, 1, "stage 1")
+    list(steps_of(parts.engine, make_rows(512, False, 1, 1, 300), 1))
+    root, told = work / "big", []
+    for step in (1, 2):  # the first pins its memory
+        saver = Saver(parts.engine, root, facts={}, keep=io.RetentionPolicy(last=1), report=told.append)
+        saver.begin(Position(step=step, epoch=0, epoch_step=step))
+        saver.finish()
+    size = sum(f.stat().st_size for f in told[-1].folder.iterdir())
+    began = time.perf_counter()
+    io.load(parts.engine, told[-1].folder)
+    _wait()
+    restore = time.perf_counter() - began
+    parts.engine.destroy()
+    shutil.rmtree(root)
+    return {
+        "bytes": size,
+        "stall_s": [round(t.stall_s, 3) for t in told],
+        "written_s": [round(t.seconds, 3) for t in told],
+        "restored_s": round(restore, 3),
+    }
+
+
+def machine():
+    """Versions, and what this very device reaches: the ceilings of all that follows."""
     import torch
     import transformers
-    import trl
 
-    datasets.disable_progress_bars()
-    shape = (REDUCED if reduced else SHAPES)[name]
     cuda = torch.cuda.is_available()
-    attention = "flash_attention_2" if importlib.util.find_spec("flash_attn") else "sdpa"
-    liger = cuda and importlib.util.find_spec("liger_kernel") is not None
-    tokenizer = transformers.AutoTokenizer.from_pretrained(work / "tokenizer")
-    for seq_len in ROWS[reduced]:
-        for mix in (False, True):
-            steps = WARM_UP + (2 if reduced else STEPS)
-            rows = make_rows(seq_len, mix, MICRO_STEPS * steps, shape["vocab_size"])
-            examples = []
-            for row in rows:
-                trained = np.zeros(len(row.input_ids), bool)
-                trained[row.target_positions + 1] = True
-                labels = np.where(trained, row.input_ids, -100)
-                examples += [
-                    {"input_ids": row.input_ids[a:b].tolist(), "labels": labels[a:b].tolist()}
-                    for a, b in pairwise(row.cu_seqlens)
-                ]
-            for checkpointing in (False, True):
-                marks = []
+    facts = {
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "memory_gib": round(torch.cuda.mem_get_info()[1] / 2**30, 1) if cuda else None,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "deepspeed": importlib.metadata.version("deepspeed"),
+        "triton": importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None,
+        "flash_attn": importlib.util.find_spec("flash_attn") is not None,
+        "flash_attn_interface": importlib.util.find_spec("flash_attn_interface") is not None,
+    }
+    return facts | (ceilings() if cuda else {})
 
-                class Marks(transformers.TrainerCallback):
-                    def on_step_end(self, _args, _state, _control, marks=marks, **_):
-                        _wait()
-                        marks.append(time.perf_counter())
 
-                case = {"model": name, "row": seq_len, "documents": "usual lengths" if mix else "full length",
-                        "gradient_checkpointing": checkpointing, "attention": attention, "liger": liger}  # fmt: skip
-                try:
-                    _start_memory()
-                    trainer = trl.SFTTrainer(
-                        model=transformers.AutoModelForCausalLM.from_pretrained(
-                            work / name, dtype=torch.float32, attn_implementation=attention
-                        ),
-                        args=trl.SFTConfig(
-                            output_dir=str(work / "trl"), max_length=seq_len, packing=mix, max_steps=steps,
-                            per_device_train_batch_size=1, gradient_accumulation_steps=MICRO_STEPS, bf16=cuda,
-                            use_cpu=not cuda, gradient_checkpointing=checkpointing, use_liger_kernel=liger,
-                            report_to=[], save_strategy="no", disable_tqdm=True, optim="adamw_torch_fused",
-                        ),
-                        train_dataset=datasets.Dataset.from_list(examples),
-                        processing_class=tokenizer,
-                        callbacks=[Marks()],
-                    )  # fmt: skip
-                    trainer.train()
-                    step_s = statistics.median(np.diff(marks)[WARM_UP - 1 :])
-                    tokens = sum(len(r.input_ids) for r in rows) / steps
-                    case |= {"tokens_per_s": round(tokens / step_s), "peak_gib": _peak_gib()}
-                    del trainer
-                except torch.OutOfMemoryError:
-                    case["failed"] = "out of memory"
-                yield case
-                _empty()
+def ceilings():
+    import torch
+
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    x = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    host = torch.empty(1 << 28, dtype=torch.uint8, pin_memory=True)
+    empty = torch.zeros(1, device="cuda")
+
+    def seconds(function, repeats=20):
+        for _ in range(3):
+            function()
+        _wait()
+        began = time.perf_counter()
+        for _ in range(repeats):
+            function()
+        _wait()
+        return (time.perf_counter() - began) / repeats
+
+    return {
+        "matmul_tflops": round(2 * 8192**3 / seconds(lambda: a @ a) / 1e12),
+        "memory_gb_s": round(2 * x.numel() / seconds(x.clone) / 1e9),
+        "pinned_copy_gb_s": round(
+            host.numel() / seconds(lambda: host.to("cuda", non_blocking=True)) / 1e9, 1
+        ),
+        "launch_us": round(1e6 * seconds(lambda: empty.add_(1), 2000), 2),
+    }
 
 
 def _wait():
@@ -424,6 +550,12 @@ def _peak_gib():
     return round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None
 
 
+def _reserved_gib():
+    import torch
+
+    return round(torch.cuda.max_memory_reserved() / 2**30, 2) if torch.cuda.is_available() else None
+
+
 def _empty():
     import torch
 
@@ -432,109 +564,61 @@ def _empty():
         torch.cuda.empty_cache()
 
 
-def part(work, reduced, words, seconds):
-    """Run a part in a process of its own, so that what breaks it breaks nothing else; return what it found, and its failure."""
-    command = [
-        sys.executable,
-        __file__,
-        "--work",
-        str(work),
-        *(["--reduced"] if reduced else []),
-        "--part",
-        *words,
-    ]
-    try:
-        done = subprocess.run(command, capture_output=True, check=False, timeout=seconds)
-        out, failure = done.stdout, done.stderr.decode(errors="replace")[-1500:] if done.returncode else ""
-    except subprocess.TimeoutExpired as late:
-        out, failure = late.stdout or b"", f"not done after {seconds:.0f} s"
-    lines = out.decode(errors="replace").splitlines()
-    return [json.loads(line.removeprefix(FOUND)) for line in lines if line.startswith(FOUND)], failure
+def done_before(out):
+    """Names of cases in an earlier run's file that did not fail."""
+    if out is None or not out.is_file():
+        return set()
+    lines = [json.loads(line) for line in out.read_text().splitlines() if line.endswith("}")]
+    return {line["case"] for line in lines if "case" in line and "failed" not in line}
 
 
-def environment():
-    import torch
-    import transformers
-
-    cuda = torch.cuda.is_available()
-    return {
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "deepspeed": importlib.metadata.version("deepspeed"),
-        "trl": importlib.metadata.version("trl") if importlib.util.find_spec("trl") else None,
-        "bf16_matmul_tflops": _matmul_tflops() if cuda else None,
-    }
-
-
-def _matmul_tflops():
-    """What this very device reaches in one large product: the ceiling of the MFU below."""
-    import torch
-
-    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-    for _ in range(3):
-        a @ a
-    _wait()
-    began = time.perf_counter()
-    for _ in range(20):
-        a @ a
-    _wait()
-    return round(20 * 2 * 8192**3 / (time.perf_counter() - began) / 1e12)
+def tell(line, out):
+    text = json.dumps(line)
+    print(text, flush=True)
+    if out is not None:
+        with out.open("a") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def measure(options, work):
-    """Every part, while there is time."""
+    """Run the cases that are not done yet, while there is time."""
+    from sft_dist.train import zero
+
     end = time.monotonic() + 60 * options.minutes
-    names = list(REDUCED if options.reduced else SHAPES)
-    parts = [("attention",), ("loss",), ("resume",)]
-    parts += [("speed", n, c) for n in names for c in ("none", "full")]
-    if importlib.util.find_spec("trl") is not None:
-        parts += [("trl", n) for n in names]
-    result = {"environment": None, "speed": [], "trl": [], "failed": {}, "left_out": []}
-    for words in [("environment",), *parts]:
-        left = end - time.monotonic()
-        if left < 10:
-            result["left_out"].append(" ".join(words))
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        os.environ.setdefault("MASTER_PORT", str(s.getsockname()[1]))
+    zero.init_distributed(5)
+    before, left_out = done_before(options.out), []
+    for name, function in cases(options.reduced, work).items():
+        if name in before or (options.only and not any(part in name for part in options.only)):
             continue
-        found, why = part(work, options.reduced, words, left)
-        if why:
-            result["failed"][" ".join(words)] = why
-        if words[0] in ("speed", "trl"):
-            result[words[0]] += found
-        elif found:
-            result[words[0]] = found[0]
-    return result
+        if end - time.monotonic() < LEAST_S:
+            left_out.append(name)
+            continue
+        began, line = time.monotonic(), {"case": name}
+        try:
+            line |= function()
+        except Exception as error:  # noqa: BLE001  a case that fails says nothing of the others
+            line["failed"] = f"{type(error).__name__}: {error}"[-1500:]
+            _empty()
+        tell(line | {"seconds": round(time.monotonic() - began, 1)}, options.out)
+    tell({"left_out": left_out}, options.out)
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--reduced", action="store_true")
-    parser.add_argument("--minutes", type=float, default=8.5)
-    parser.add_argument("--out", type=Path, help="write the JSON here as well")
-    parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--reduced", action="store_true", help="tiny shapes, also on a CPU")
+    parser.add_argument("--minutes", type=float, default=9.5)
+    parser.add_argument("--out", type=Path, help="append the lines here as well, and pass over what is in it")
+    parser.add_argument("--only", nargs="+", help="cases whose names contain one of these")
     options = parser.parse_args()
-    if options.part is None:
-        with tempfile.TemporaryDirectory() as scratch:
-            result = json.dumps(measure(options, Path(scratch)), indent=1)
-        if options.out:
-            options.out.write_text(result + "\n")
-        print(result)
-        return
-    name, *words = options.part
-    work, reduced = options.work, options.reduced
-    results = {
-        "environment": lambda: [environment()],
-        "attention": lambda: [attention_errors(reduced)],
-        "loss": lambda: [loss_errors(reduced)],
-        "resume": lambda: [resume_losses(work, reduced)],
-        "speed": lambda: speeds(work, words[0], words[1] == "full", reduced),
-        "trl": lambda: trl_speeds(work, words[0], reduced),
-    }
-    for found in results[name]():
-        print(FOUND + json.dumps(found), flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        measure(options, Path(scratch))
 
 
 if __name__ == "__main__":

@@ -201,7 +201,10 @@ class DeepSpeedConfig(Section):
     """The dozen fields of DeepSpeed that a user decides; everything else is derived in train/zero.py."""
 
     stage: Literal[0, 1, 2, 3] = Field(default=3, description="ZeRO stage.")
-    overlap_comm: bool = True
+    overlap_comm: bool | Literal["auto"] = Field(
+        default="auto",
+        description="Reduce gradients beside the backward pass (stage 2 and 3); auto: under stage 3, and under stage 2 on several ranks.",
+    )
     reduce_bucket_size: PositiveInt = Field(
         default=100_000_000, description="Elements; the buffer is allocated in the communication dtype."
     )

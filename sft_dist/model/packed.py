@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -69,18 +74,109 @@ def _logit_scale(text: Any) -> float:
     return getattr(text, "logit_scale", None) or 1 / (getattr(text, "logits_scaling", None) or 1)
 
 
+# Borders between arrays of a micro-batch in its one buffer: what a kernel may ask of the address of a tensor.
+ALIGN_BYTES = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MicroBatch:
+    """A micro-batch on a device, or on its way there.
+
+    Attributes:
+        batch: As it was collated, in host memory.
+        inputs: The arguments of `PackedLM.forward`; not to be read before `arrive`.
+        codes_KN: [K, N] to which of K groupings' sums each target is added (train.metrics); K = 0: to none.
+        flat: The memory that they all lie in.
+        ready: CUDA event after the copy; None where there was none.
+    """
+
+    batch: Batch
+    inputs: tuple[Any, ...]
+    codes_KN: Tensor  # noqa: N815  shape letters
+    flat: Tensor
+    ready: Any
+
+    @property
+    def weights_N(self) -> Tensor:
+        """The loss weight of each target."""
+        return self.inputs[-1]  # type: ignore[no-any-return]
+
+    def arrive(self) -> tuple[Any, ...]:
+        """Let the device wait for the copy, not the host; return the arguments of `PackedLM.forward`."""
+        if self.ready is not None:
+            stream = torch.cuda.current_stream(self.flat.device)
+            stream.wait_event(self.ready)
+            self.flat.record_stream(
+                stream
+            )  # its memory is given to no other copy before `stream` is done with it
+        return self.inputs
+
+
+def upload(batch: Batch, device: torch.device | str, codes_KN: NDArray[np.int64] | None = None) -> MicroBatch:
+    """Copy a micro-batch to a device as one block. Nothing here waits for the device, so any thread may call it.
+
+    On a GPU the block is pinned, and copied by a stream of its own beside whatever the device computes.
+    """
+    device = torch.device(device)
+    codes = np.zeros((0, len(batch.target_ids)), np.int64) if codes_KN is None else codes_KN
+    arrays: dict[str, NDArray[Any]] = {
+        "input_ids": batch.input_ids,
+        "position_ids": batch.position_ids,
+        "cu_seqlens": batch.cu_seqlens,
+        "target_positions": batch.target_positions,
+        "target_ids": batch.target_ids,
+        "target_weights": batch.target_weights,
+        "codes": codes,
+    }
+    begins, end = {}, 0
+    for name, array in arrays.items():
+        begins[name] = end
+        end += -(-array.nbytes // ALIGN_BYTES) * ALIGN_BYTES
+    host = torch.empty(end, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    raw = host.numpy()
+    for name, array in arrays.items():
+        raw[begins[name] : begins[name] + array.nbytes] = np.ascontiguousarray(array).view(np.uint8).ravel()
+    flat, ready = _copied(host, device)
+    on = _views(flat, arrays, begins)
+    return MicroBatch(
+        batch=batch,
+        inputs=(
+            on["input_ids"][None],
+            on["position_ids"][None],
+            on["cu_seqlens"],
+            batch.max_seqlen,
+            on["target_positions"],
+            on["target_ids"],
+            on["target_weights"],
+        ),
+        codes_KN=on["codes"],
+        flat=flat,
+        ready=ready,
+    )
+
+
 def to_inputs(batch: Batch, device: torch.device | str) -> tuple[Any, ...]:
     """Return the arguments of `PackedLM.forward` on a device."""
+    return upload(batch, device).arrive()
 
-    def move(array: Any) -> Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True)
 
-    return (
-        move(batch.input_ids)[None],
-        move(batch.position_ids)[None],
-        move(batch.cu_seqlens),
-        batch.max_seqlen,
-        move(batch.target_positions),
-        move(batch.target_ids),
-        move(batch.target_weights),
-    )
+def _views(flat: Tensor, arrays: Mapping[str, NDArray[Any]], begins: Mapping[str, int]) -> dict[str, Tensor]:
+    out = {}
+    for name, array in arrays.items():
+        dtype = torch.from_numpy(array[:0]).dtype
+        out[name] = flat[begins[name] : begins[name] + array.nbytes].view(dtype).view(array.shape)
+    return out
+
+
+def _copied(host: Tensor, device: torch.device) -> tuple[Tensor, Any]:
+    """Return the block on the device, and the event after its copy."""
+    if device.type != "cuda":
+        return host.to(device), None
+    stream = _upload_stream(device)
+    with torch.cuda.stream(stream):
+        return host.to(device, non_blocking=True), stream.record_event()
+
+
+@cache
+def _upload_stream(device: torch.device) -> Any:
+    return torch.cuda.Stream(device)

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar, cast
 
-import numba
+try:
+    import numba
+except (
+    ImportError
+):  # a borrowed machine (bench/gpu_wheels.py): kernels run as Python, as right and far slower
+    numba = None
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -15,6 +20,12 @@ def jit(function: F) -> F:
 
     A cached kernel is renewed when its own file changes, so a kernel calls only kernels of its own module.
     """
+    try:
+        import numba
+    except (
+        ImportError
+    ):  # a borrowed machine (bench/gpu_wheels.py): kernels run as Python, as right and far slower
+        return function
     try:
         return cast("F", numba.njit(function, cache=True, nogil=True))
     except RuntimeError:  # numba finds no writable folder: a read-only image without a home

@@ -12,7 +12,7 @@ from sft_dist.batch.collate import collate, sequence_shard
 from sft_dist.batch.planner import Planner
 from sft_dist.config import RunConfig
 from sft_dist.mix import Corpus
-from sft_dist.model.packed import to_inputs
+from sft_dist.model.packed import upload
 from sft_dist.model.ulysses import SequenceGroup
 from sft_dist.pack import CostModel
 from sft_dist.shards import Store
@@ -56,9 +56,9 @@ def held_out_loss(
             weight += step.target_weight
             for micro in step.micro_rows:
                 batch = sequence_shard(collate(corpus, micro[rank]), sequence.place, sequence.size)
-                inputs = to_inputs(batch, engine.device)
-                _, nll_N = engine(*inputs)
-                meter.add(batch, nll_N, inputs[-1])
+                held = upload(batch, engine.device, meter.codes(batch))
+                _, nll_N = engine(*held.arrive())
+                meter.add(held, nll_N)
                 moved()
         sums = meter.reduce(stop=False, save=False)
         engine.train()

@@ -18,7 +18,7 @@ from sft_dist.checkpoint.background import Saver
 from sft_dist.core.collectives import gather
 from sft_dist.core.records import Batch, Position, StepMetrics, StepPlan
 from sft_dist.core.rng import derive
-from sft_dist.model.packed import to_inputs
+from sft_dist.model.packed import MicroBatch, upload
 from sft_dist.train import stop_messages
 from sft_dist.train.guard import Heartbeat, SpikeDetector, StopSignals, example_losses, worst_examples
 from sft_dist.train.metrics import Meter, step_metrics
@@ -68,7 +68,7 @@ def run(
     Args:
         engine: The DeepSpeed engine.
         work: For every global batch from `start` on: the position after it, its plan, and a function that collates
-            this rank's micro-batches. Taken and run in a thread, one step ahead.
+            this rank's micro-batches. Taken, run and sent to the device in a thread, one step ahead.
         start: Position to start from.
         schedule: When things happen.
         lr_of: Learning rate of a zero-based optimizer step.
@@ -89,12 +89,16 @@ def run(
     world, rank = dist.get_world_size(), dist.get_rank()
     position, skipped, last_save = start, 0, time.monotonic()
     engine.train()
-    for after, plan, batches, waited_s in _prefetched(work):
+
+    def ready(batch: Batch) -> MicroBatch:
+        return upload(batch, engine.device, meter.codes(batch))
+
+    for after, plan, batches, waited_s in prefetched(work, ready):
         began = time.monotonic()
         torch.manual_seed(derive(seed, "dropout", position.step, rank))  # resume needs no generator states
         lr = _set_rate(engine, lr_of(position.step))
         scale = world / plan.target_weight  # see the algebra in model/loss.py
-        losses = [_micro_step(engine, batch, scale, meter) for batch in batches]
+        losses = [micro_step(engine, batch, scale, meter) for batch in batches]
         stop, save = requests.poll()
         written, failed = saver.flags()
         overdue = rank == 0 and time.monotonic() - last_save > 60 * (schedule.save_every_minutes or math.inf)
@@ -103,7 +107,9 @@ def run(
         loss = sums.loss / plan.target_weight  # the same on all ranks
         cause, norm = _update(engine, clip, spikes, loss, batches[0])
         if cause:
-            names = worst_examples(chain.from_iterable(gather(example_losses(batches, losses))))
+            names = worst_examples(
+                chain.from_iterable(gather(example_losses([b.batch for b in batches], losses)))
+            )
             hooks.event("skipped_step", step=after.step, cause=cause, loss=_or_none(loss), examples=names)
             if spikes.stops(cause):
                 _keep(position, saver, spikes)
@@ -159,17 +165,16 @@ def _set_rate(engine: Any, lr: float) -> float:
     return lr
 
 
-def _micro_step(engine: Any, batch: Batch, scale: float, meter: Meter) -> Tensor:
-    """Run forward and backward; return the weighted loss of each target."""
-    inputs = to_inputs(batch, engine.device)
-    loss_sum, nll_N = engine(*inputs)
+def micro_step(engine: Any, batch: MicroBatch, scale: float, meter: Meter) -> Tensor:
+    """Run forward and backward; return the weighted loss of each target. Nothing here waits for the device."""
+    loss_sum, nll_N = engine(*batch.arrive())
     engine.backward(loss_sum * scale, scale_wrt_gas=False)
-    meter.add(batch, nll_N, inputs[-1])
-    return nll_N * inputs[-1]
+    meter.add(batch, nll_N)
+    return nll_N * batch.weights_N
 
 
 def _update(
-    engine: Any, clip: float | None, spikes: SpikeDetector, loss: float, batch: Batch
+    engine: Any, clip: float | None, spikes: SpikeDetector, loss: float, batch: MicroBatch
 ) -> tuple[str, float]:
     """Apply the update unless something is wrong with the step; return what, and the gradient norm. Collective.
 
@@ -181,7 +186,7 @@ def _update(
     if cause and spikes.stops(cause):
         return cause, math.nan
     if cause:
-        loss_sum, _ = engine(*to_inputs(batch, engine.device))
+        loss_sum, _ = engine(*batch.arrive())
         engine.backward(loss_sum * math.nan, scale_wrt_gas=False)
     applied, norm = update(engine, clip)
     if applied:
@@ -208,15 +213,16 @@ def _ended(position: Position, state: str, saver: Saver) -> tuple[Position, str,
     return position, state, ""
 
 
-def _prefetched(
+def prefetched(
     work: Iterable[tuple[Position, StepPlan, Callable[[], list[Batch]]]],
-) -> Iterator[tuple[Position, StepPlan, list[Batch], float]]:
-    """Plan and collate the next step in a thread while this one runs; yield with the seconds waited for it."""
+    ready: Callable[[Batch], MicroBatch],
+) -> Iterator[tuple[Position, StepPlan, list[MicroBatch], float]]:
+    """Plan, collate and upload the next step in a thread while this one runs; yield with the seconds waited for it."""
     queue = iter(work)
 
-    def ahead() -> tuple[Position, StepPlan, list[Batch]] | None:
+    def ahead() -> tuple[Position, StepPlan, list[MicroBatch]] | None:
         item = next(queue, None)
-        return (item[0], item[1], item[2]()) if item else None
+        return (item[0], item[1], [ready(batch) for batch in item[2]()]) if item else None
 
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(ahead)

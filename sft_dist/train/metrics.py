@@ -7,7 +7,7 @@ and by source + weights by task and by source. The loss is plain cross-entropy, 
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sft_dist.core.records import Batch, StepMetrics, StepPlan
+from sft_dist.model.packed import MicroBatch
 from sft_dist.pack import devices
 
 FIXED = 8
@@ -45,27 +46,41 @@ class Meter:
         self._names = [*tasks, *sources]
         self._n_tasks = len(tasks)
         self._sums = torch.zeros(FIXED + 2 * len(self._names), dtype=torch.float64, device=device)
+        self._counts = [0, 0, 0]  # tokens, targets, pairs: known on the host
 
-    def add(self, batch: Batch, nll_N: Tensor, weights_N: Tensor) -> None:
-        """Add one micro-batch; nothing here waits for the device."""
+    def codes(self, batch: Batch) -> NDArray[np.int64]:
+        """Return places in the vector of names for each target, [K, N]: that of its task, and that of its source.
+
+        To be uploaded with the batch (model.packed.upload), by the thread that prepares it.
+        """
+        found = [batch.target_tasks]
+        if len(self._names) > self._n_tasks:
+            doc_N = batch.cu_seqlens[1:].searchsorted(batch.offset + batch.target_positions, side="right")
+            found.append(self._n_tasks + np.array(batch.doc_sources, np.int64)[doc_N])
+        return np.stack(found).astype(np.int64)
+
+    def add(self, micro: MicroBatch, nll_N: Tensor) -> None:
+        """Add one micro-batch that was uploaded with its `codes`; nothing here waits for the device."""
+        batch, weights_N = micro.batch, micro.weights_N
         loss_N = (nll_N * weights_N).double()
         self._sums[0] += loss_N.sum()
-        self._sums[1] += len(batch.input_ids) - batch.padding
-        self._sums[2] += len(batch.target_ids)
-        self._sums[3] += batch.doc_cost_tokens
-        if len(batch.target_ids):
-            n = len(self._names)
-            for codes in self._codes(batch):
-                codes_N = torch.from_numpy(codes).to(self._sums.device)
-                self._sums[FIXED : FIXED + n].index_add_(0, codes_N, loss_N)
-                self._sums[FIXED + n :].index_add_(0, codes_N, weights_N.double())
+        self._counts[0] += len(batch.input_ids) - batch.padding
+        self._counts[1] += len(batch.target_ids)
+        self._counts[2] += batch.doc_cost_tokens
+        n = len(self._names)
+        for codes_N in micro.codes_KN:
+            self._sums[FIXED : FIXED + n].index_add_(0, codes_N, loss_N)
+            self._sums[FIXED + n :].index_add_(0, codes_N, weights_N.double())
 
     def reduce(
         self, *, stop: bool = False, save: bool = False, written: bool = False, failed: bool = False
     ) -> Sums:
         """Sum over ranks (one collective), and start anew."""
-        for i, flag in enumerate((stop, save, written, failed), start=4):
-            self._sums[i] = float(flag)
+        known = torch.tensor(
+            [*self._counts, stop, save, written, failed], dtype=torch.float64, pin_memory=self._sums.is_cuda
+        )
+        self._sums[1:FIXED].copy_(known, non_blocking=True)
+        self._counts = [0, 0, 0]
         dist.all_reduce(self._sums)
         values = self._sums.tolist()
         self._sums.zero_()
@@ -88,13 +103,6 @@ class Meter:
             task_loss={name: mean for name, mean in means[:n_tasks] if mean is not None},
             source_loss={name: mean for name, mean in means[n_tasks:] if mean is not None},
         )
-
-    def _codes(self, batch: Batch) -> Iterator[NDArray[np.int64]]:
-        """Yield places in the vector of names for each target [N]: that of its task, that of its source."""
-        yield batch.target_tasks
-        if len(self._names) > self._n_tasks:
-            doc_N = batch.cu_seqlens[1:].searchsorted(batch.offset + batch.target_positions, side="right")
-            yield self._n_tasks + np.array(batch.doc_sources, np.int64)[doc_N]
 
 
 def step_metrics(

@@ -23,7 +23,7 @@ UNKNOWN = "start or end of the run"
 PHASES = {
     ("train/metrics.py", "reduce"): "the reduction of a step's sums",
     ("train/zero.py", "update"): "the optimizer's update",
-    ("train/loop.py", "_prefetched"): "waiting for data",
+    ("train/loop.py", "prefetched"): "waiting for data",
     ("train/evaluate.py", ""): "evaluation",
     ("checkpoint/", ""): "a checkpoint",
     ("model/load.py", ""): "loading the model",

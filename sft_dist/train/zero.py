@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from sft_dist.core.errors import UserError, nearest
 
@@ -67,7 +67,7 @@ def zero_config(
     stage: int,
     dtype: str,
     clip: float | None,
-    overlap_comm: bool,
+    overlap_comm: bool | Literal["auto"],
     reduce_bucket_size: int,
     prefetch_bucket_size: int,
     persistence_threshold: int,
@@ -82,10 +82,12 @@ def zero_config(
     quantized_weights: bool = False,
     quantized_gradients: bool = False,
     whole_mlp: bool = False,
+    ranks: int = 1,
 ) -> dict[str, Any]:
     """Return the DeepSpeed config.
 
-    Args are the fields of `DeepSpeedConfig`, and `whole_mlp`: gather a feed-forward layer as one, for `model.mlp_tiles`.
+    Args are the fields of `DeepSpeedConfig`; `whole_mlp`: gather a feed-forward layer as one, for `model.mlp_tiles`; and
+    `ranks` of the run.
 
     Raises:
         UserError: When `extra` sets a key that we derive, or this machine lacks what a field needs.
@@ -94,8 +96,7 @@ def zero_config(
     _check_machine(offload_optimizer, quantized_weights, quantized_gradients)
     zero: dict[str, Any] = {
         "stage": stage,
-        # with the caller owning the accumulation boundary, DeepSpeed overlaps under partitioned gradients only
-        "overlap_comm": overlap_comm and stage >= 2,
+        "overlap_comm": _overlaps(stage, ranks) if overlap_comm == "auto" else overlap_comm and stage >= 2,
         "contiguous_gradients": True,
         "reduce_scatter": True,
         "reduce_bucket_size": reduce_bucket_size,
@@ -124,6 +125,8 @@ def zero_config(
         "managed_gradient_accumulation": False,  # step() is the boundary, so micro-steps may vary from step to step
         "gradient_clipping": (clip or 0.0) if stage else 0.0,  # ZeRO off: `update` clips
         "steps_per_print": 1_000_000_000,
+        # on by default, and it waits for the device before every forward pass (utils/timer.py); we count tokens ourselves
+        "timers": {"throughput": {"enabled": False}},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # under offload too the optimizer is torch's: no compiled op
         "zero_optimization": zero,
@@ -141,6 +144,16 @@ def zero_config(
     if extra:
         _check_known(config, extra)
     return config
+
+
+def _overlaps(stage: int, ranks: int) -> bool:
+    """Say whether gradients are reduced by a stream of their own.
+
+    With the caller owning the accumulation boundary, DeepSpeed overlaps under partitioned gradients only. Stage 3 without
+    a second stream waits at every module for what it gathers (partition_parameters.py, NoGatherHandle), one rank or many.
+    Stage 2 with one waits for the whole device in every backward pass, which only traffic between ranks can pay for.
+    """
+    return stage == 3 or (stage == 2 and ranks > 1)
 
 
 class _Watched(dict[str, Any]):

@@ -1,4 +1,4 @@
-"""The GPU benchmark in its reduced form: every part runs to its end on a CPU, too."""
+"""The GPU benchmark in its reduced form: every case runs to its end on a CPU, too, and a second call goes on."""
 
 import importlib.util
 import json
@@ -9,57 +9,58 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-BENCH = Path(__file__).parents[2] / "bench" / "gpu.py"
+BENCH = Path(__file__).parents[2] / "bench"
 
 
 @pytest.fixture
 def bench():
-    spec = importlib.util.spec_from_file_location("bench_gpu", BENCH)
+    spec = importlib.util.spec_from_file_location("bench_gpu", BENCH / "gpu.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-@pytest.mark.parametrize(
-    ("ending", "failure"), [("raise ValueError('odd')", "odd"), ("time.sleep(60)", "not done"), ("", "")]
-)
-def test_what_a_part_found_before_it_failed_is_kept(bench, monkeypatch, tmp_path, ending, failure):
-    script = tmp_path / "part.py"
-    script.write_text(
-        f"import time\nprint('[INFO] of a library')\nprint({bench.FOUND!r} + '{{\"a\": 1}}', flush=True)\n{ending}\n"
-    )
-    monkeypatch.setattr(bench, "__file__", str(script))
-    found, why = bench.part(tmp_path, True, ("speed",), seconds=2)
-    assert found == [{"a": 1}]
-    assert failure in why
-    assert bool(why) == bool(failure)
-
-
-@pytest.mark.parametrize("n", [4, 28])
-def test_rows_of_usual_lengths_are_no_selection_of_the_longest(bench, n):
-    rows = bench.make_rows(8192, True, n, 1000)
-    lengths = np.concatenate([np.diff(b.cu_seqlens) for b in rows]).astype(float)
+@pytest.mark.parametrize(("micro_steps", "micro_rows"), [(4, 1), (7, 4)])
+def test_rows_of_usual_lengths_are_no_selection_of_the_longest(bench, micro_steps, micro_rows):
+    batches = bench.make_rows(8192, True, micro_steps, micro_rows, 1000)
+    lengths = np.concatenate([np.diff(b.cu_seqlens) for b in batches]).astype(float)
     expected = 149 * np.exp(1.5 * 0.733**2)  # sum of squares over sum, of all documents: what attention costs
     assert 0.85 < (lengths**2).sum() / lengths.sum() / expected < 1.15
-    assert all(len(b.input_ids) > 0.99 * 8192 for b in rows)
+    assert all(len(b.input_ids) > 0.99 * 8192 * micro_rows for b in batches)
 
 
-@pytest.mark.slow
-def test_every_part_of_the_reduced_form_runs_to_its_end(tmp_path):
-    out = tmp_path / "gpu.json"
-    subprocess.run(
-        [sys.executable, str(BENCH), "--reduced", "--minutes", "9", "--out", str(out)],
-        check=True,
-        cwd=tmp_path,
-    )
-    result = json.loads(out.read_text())
-    assert result["failed"] == {}
-    assert result["left_out"] == []
-    assert len(result["speed"]) == 8  # 2 row lengths x 2 mixes x with and without recomputation
-    assert all(case["tokens_per_s"] > 0 and case["fill"] > 0.99 for case in result["speed"])
-    backends = result["attention"]["backends"]
-    errors = [e for case in backends["sdpa_per_doc"]["relative_errors"] for e in case]
+def test_a_second_call_passes_over_what_is_done_and_not_over_what_failed(bench, tmp_path):
+    out = tmp_path / "found.jsonl"
+    for line in ({"case": "machine"}, {"case": "loss", "failed": "odd"}, {"left_out": ["resume"]}):
+        bench.tell(line, out)
+    with out.open("a") as file:
+        file.write('{"case": "attention", "torn')
+    assert bench.done_before(out) == {"machine"}
+
+
+def test_most_valuable_first_and_nothing_twice(bench):
+    names = list(bench.cases(False, Path("work")))
+    assert names[:4] == ["machine", "attention", "loss", "resume"]
+    assert len(names) == len(set(names)) == 4 + len(bench.speed_cases(False)) + 1
+    assert {case[-1] for case in bench.speed_cases(False)} == set(bench.VARIANTS)
+
+
+def test_every_case_of_the_reduced_form_runs_to_its_end(tmp_path):
+    out = tmp_path / "found.jsonl"
+    command = [sys.executable, str(BENCH / "gpu.py"), "--reduced", "--out", str(out)]
+    done = subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True)
+    *lines, last = [json.loads(line) for line in out.read_text().splitlines()]
+    assert last == {"left_out": []}
+    assert [line for line in lines if "failed" in line] == []
+    found = {line["case"]: line for line in lines}
+    assert [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"case"')] == lines
+    speeds = [line for name, line in found.items() if name.startswith("tiny")]
+    assert len(speeds) == 2
+    assert all(s["tokens_per_s"] > 0 and s["fill"] > 0.99 and s["host_ms"] > 0 for s in speeds)
+    errors = [e for case in found["attention"]["backends"]["sdpa_per_doc"]["relative_errors"] for e in case]
     assert max(errors) < 1e-5
-    assert max(result["loss"]["ours"]["relative_errors"]) < 1e-5
-    assert result["resume"]["largest_difference"] < 1e-6
-    assert result["resume"]["last_loss"] < result["resume"]["first_loss"]
+    assert max(found["loss"]["ours"]["relative_errors"]) < 1e-5
+    resumed = found["resume"]
+    assert resumed["losses"][-1] < resumed["losses"][0]
+    assert max(v for k, v in resumed.items() if k != "losses") == 0.0
+    assert found["checkpoint"]["bytes"] > 0

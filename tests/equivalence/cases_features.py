@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.swap_tensor import optimizer_utils
 from deepspeed.utils import groups
+from waits import Waits
 
 from sft_dist.checkpoint import io as store
 from sft_dist.checkpoint import slices
@@ -22,11 +23,13 @@ from sft_dist.core.records import Position, Span, Tokens
 from sft_dist.model import activation_memory
 from sft_dist.model.loss import LossHead, LossOptions
 from sft_dist.model.neftune import add_noise
-from sft_dist.model.packed import to_inputs
+from sft_dist.model.packed import to_inputs, upload
 from sft_dist.pack import CostModel
 from sft_dist.shards import ShardWriter, finish_store
+from sft_dist.train import loop, zero
 from sft_dist.train.ema import Ema
 from sft_dist.train.evaluate import held_out_loss
+from sft_dist.train.metrics import Meter
 
 STEPS, HALF = 20, 10
 
@@ -162,7 +165,28 @@ def case_held_out(model: str, scratch: Path, documents: str) -> dict[str, Any]:
     }
 
 
+def case_waits(model: str, scratch: Path, stage: str) -> dict[str, dict[str, int]]:
+    """The calls of a third step that would wait for a GPU: in its two micro-steps, and between them and the next step."""
+    engine = cases.engine_of(model, stage=int(stage), dtype="bfloat16")
+    engine.train()
+    meter = Meter(["even", "odd"], engine.device)
+    found: dict[str, dict[str, int]] = {}
+    for step in range(3):
+        micro = cases.deal(step, dist.get_world_size(), 2)
+        scale = dist.get_world_size() / cases.plan_of(step, micro).target_weight
+        batches = [upload(b, engine.device, meter.codes(b)) for b in cases.own(micro, 1)]
+        with Waits() as inside:
+            for batch in batches:
+                loop.micro_step(engine, batch, scale, meter)
+        with Waits() as between:
+            meter.reduce()
+            zero.update(engine, 1.0)
+        found = {"micro-steps": dict(inside.seen), "update": dict(between.seen)}
+    return found
+
+
 CASES: dict[str, Callable[..., Any]] = {
+    "waits": case_waits,
     "feature": case_feature,
     "ema": case_ema,
     "held_out": case_held_out,

@@ -21,6 +21,8 @@ CASES = {
         "train:0:20:1",
         "train:3:20:1",
         "save:3:8:4",
+        "waits:3",
+        "waits:1",
     ],
     2: [
         "gradient:3:1",
@@ -65,6 +67,7 @@ CASES = {
         "bad:3:nonfinite:skip",
         "bad:3:spike:stop",
         "bad:3:nonfinite:stop",
+        "waits:2",
     ],
     4: [
         "gradient:3:1",

@@ -10,6 +10,7 @@ import torch
 
 from sft_dist.batch import sequence_shard
 from sft_dist.core.records import Batch
+from sft_dist.model.packed import upload
 from sft_dist.train import metrics
 from sft_dist.train.metrics import Meter
 
@@ -36,7 +37,7 @@ def test_loss_of_each_task_and_source(monkeypatch: pytest.MonkeyPatch, ranks: in
     meter = Meter(["x", "y", "unseen"], torch.device("cpu"), ["a", "b"])
     for place in range(ranks):  # what the ranks' sums would add up to
         part = sequence_shard(BATCH, place, ranks)
-        meter.add(part, NLL if ranks == 1 else NLL[place : place + 1], torch.from_numpy(part.target_weights))
+        meter.add(upload(part, "cpu", meter.codes(part)), NLL if ranks == 1 else NLL[place : place + 1])
     options: dict[str, Any] = {"stop": False, "save": False}
     sums = meter.reduce(**options)
     assert sums.task_loss == {"x": 1.5, "y": 5.0}

@@ -19,13 +19,13 @@ def test_planning_runs_beside_the_step_and_waiting_for_it_is_counted() -> None:
             time.sleep(0.05)
             yield i, f"plan {i}", lambda i=i: [i]
 
-    seen = list(loop._prefetched(work()))
-    assert [s[:3] for s in seen] == [(i, f"plan {i}", [i]) for i in range(3)]
+    seen = list(loop.prefetched(work(), str))
+    assert [s[:3] for s in seen] == [(i, f"plan {i}", [str(i)]) for i in range(3)]
     assert threading.get_ident() not in where
     assert sum(waited for *_, waited in seen) >= 0.14
 
     waits = []
-    for *_, waited in loop._prefetched(work()):
+    for *_, waited in loop.prefetched(work(), str):
         waits.append(waited)
         time.sleep(0.2)
     assert max(waits[1:]) < 0.04  # they were made meanwhile

@@ -27,7 +27,7 @@ def frame_inside(module, function: str):
     ("module", "function", "phase"),
     [
         (metrics, "reduce", "the reduction of a step's sums"),
-        (loop, "_prefetched", "waiting for data"),
+        (loop, "prefetched", "waiting for data"),
         (loop, "run", "forward and backward"),
     ],
 )

@@ -77,6 +77,7 @@ def build_engine(config: RunConfig, folder: RunFolder, tokenizer: TextTokenizer)
         clip=config.optim.clip,
         **config.deepspeed.model_dump(exclude={"timeout_minutes"}),
         whole_mlp=config.model.mlp_tiles > 1,
+        ranks=dist.get_world_size(),
     )
     loaded = load_packed(
         model_path,
