@@ -66,6 +66,8 @@ def check(options: argparse.Namespace, console: Console) -> int:
     config = _load(options)
     summary = check(config, limit=CHECK_EXAMPLES)
     console.print(summary.line(), soft_wrap=True)
+    for line in summary.set_lines():
+        console.print(line, soft_wrap=True, markup=False)
     for warning in summary.warnings:
         sys.stderr.write(f"warning: {warning}\n")
     return 0

@@ -182,6 +182,12 @@ class EpochPlan:
         worst = np.maximum.reduceat(costs, np.arange(0, len(costs), g.rows_per_step))
         return np.argsort(-worst, kind="stable")[:n].tolist()
 
+    def passes(self) -> dict[str, float]:
+        """Return how often the epoch passes over each source: documents that it trains on over examples of the store."""
+        drawn = np.bincount(self._corpus.source_of[self.docs], minlength=len(self._corpus.source_names))
+        sizes = np.diff(self._corpus.first)
+        return dict(zip(self._corpus.source_names, (drawn / np.maximum(sizes, 1)).tolist(), strict=True))
+
     def task_table(self) -> list[TaskCounts]:
         """Return a line for each task, before and after mixing."""
         corpus, n = self._corpus, len(self._corpus.task_names)

@@ -144,7 +144,7 @@ class Saver:
             current.stall_s += time.monotonic() - began
 
     def scored(self, step: int, loss: float | None) -> bool:
-        """Take note of a held-out loss; return whether it is among the lowest, so that its checkpoint is to be kept."""
+        """Take note of a validation loss; return whether it is among the lowest, so that its checkpoint is to be kept."""
         if loss is None or not math.isfinite(loss):
             return False
         self._losses[step] = loss

@@ -3,7 +3,7 @@
 checkpoints/step-00000040/index.json      position, parameter shapes, which slices lie in which file, checksums
 checkpoints/step-00000040/rank-00000.weights.safetensors     fp32 slices of weights, keys "master/<parameter>", "ema/..."
 checkpoints/step-00000040/rank-00000.optimizer.safetensors   fp32 slices of its state, keys "<kind>/<parameter>"
-checkpoints/LATEST, BEST                  name of the newest whole checkpoint; of the one with the lowest held-out loss
+checkpoints/LATEST, BEST                  name of the newest whole checkpoint; of the one with the lowest validation loss
 
 Nothing in this file is collective but `newest` and `load`; `background.Saver` calls the writing parts in a thread.
 """
@@ -42,7 +42,7 @@ class RetentionPolicy:
 
     Attributes:
         last: The newest ones.
-        best: Besides them, those with the lowest held-out loss.
+        best: Besides them, those with the lowest validation loss.
         optimizer_last: Only so many of the newest keep the optimizer's state; None: all.
     """
 

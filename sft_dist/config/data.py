@@ -13,7 +13,11 @@ from sft_dist.config.sources import SourceConfig
 
 
 class HoldoutConfig(Section):
-    """What is never trained on, decided before anything is built from the data."""
+    """What is never trained on and judges the model, decided before anything is built from the data.
+
+    Two sets: `seen`, new inputs of trained tasks, and `heldout`, tasks that are never trained on. A held-out task is near when
+    a trained task is of its family or has a similar instruction, else far.
+    """
 
     tasks: tuple[str, ...] = Field(default=(), description="Task names or globs that are held out entirely.")
     task_file: str | None = Field(
@@ -23,7 +27,13 @@ class HoldoutConfig(Section):
         default=0, description="How many further tasks to hold out, drawn by seed."
     )
     examples_per_task: NonNegativeInt = Field(
-        default=0, description="Examples of each trained task that are kept for evaluation."
+        default=0, description="Inputs of each trained task that are kept for the set `seen`."
+    )
+    share: float | None = Field(
+        default=None,
+        gt=0,
+        le=0.5,
+        description="Share of each trained task's inputs that is kept for the set `seen`, instead of examples_per_task.",
     )
     max_eval_per_task: PositiveInt = Field(
         default=100, description="Examples of each held-out task that are evaluated."
@@ -35,6 +45,50 @@ class HoldoutConfig(Section):
         default=False,
         description="Refuse everything that comes from the datasets of held-out tasks, not only those tasks.",
     )
+    families: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="Family -> task names or globs. A held-out task is near when a trained task is of its family.",
+    )
+    near_similarity: float = Field(
+        default=0.6,
+        gt=0,
+        le=1,
+        description="ROUGE-L of two instructions from which on a held-out task is near, where no family says it.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> HoldoutConfig:
+        _refuse_both(self.share, self.examples_per_task, "holdout")
+        return self
+
+
+class ValidationConfig(Section):
+    """What chooses: best checkpoint, early stopping, pruning and ranking of sweeps. New inputs of trained tasks.
+
+    A file of its own is a source with `use: validation`.
+    """
+
+    examples_per_task: NonNegativeInt = Field(
+        default=0, description="Inputs of each trained task that are kept for validation."
+    )
+    share: float | None = Field(
+        default=None,
+        gt=0,
+        le=0.5,
+        description="Share of each trained task's inputs that is kept for validation, instead of examples_per_task.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ValidationConfig:
+        _refuse_both(self.share, self.examples_per_task, "validation")
+        return self
+
+
+def _refuse_both(share: float | None, examples_per_task: int, section: str) -> None:
+    if share is not None and examples_per_task:
+        raise ValueError(
+            f"{section}.share={share:g} and {section}.examples_per_task={examples_per_task} both say how much of a task is kept; keep one"
+        )
 
 
 class DataConfig(Section):
@@ -56,6 +110,7 @@ class DataConfig(Section):
     )
     sources: dict[str, SourceConfig] = Field(default_factory=dict, description="Sources by name.")
     holdout: HoldoutConfig = HoldoutConfig()
+    validation: ValidationConfig = ValidationConfig()
     filters: FiltersConfig = FiltersConfig()
     max_bad_share: float = Field(
         json_schema_extra=RESUMABLE,
@@ -79,6 +134,12 @@ class DataConfig(Section):
                     f"sources: {name!r} cannot be the name of a folder, which a store has; use letters, digits, '.', '_', '=' and '-'"
                 )
         return self
+
+    @property
+    def validates(self) -> bool:
+        """Whether anything is kept for validation."""
+        own = self.validation.share is not None or self.validation.examples_per_task > 0
+        return own or any(s.use == "validation" for s in self.sources.values())
 
 
 class RenderConfig(Section):

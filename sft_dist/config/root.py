@@ -141,8 +141,13 @@ class RunConfig(Section):
             )
         if self.checkpoint.keep_best and self.train.eval_every_steps is None:
             raise ValueError(
-                f"checkpoint.keep_best={self.checkpoint.keep_best}, but train.eval_every_steps is null, so the held-out loss is measured "
+                f"checkpoint.keep_best={self.checkpoint.keep_best}, but train.eval_every_steps is null, so the validation loss is measured "
                 "at the end only and no earlier checkpoint can be the best; set train.eval_every_steps, or checkpoint.keep_best=0"
+            )
+        if self.checkpoint.keep_best and not self.data.validates:
+            raise ValueError(
+                f"checkpoint.keep_best={self.checkpoint.keep_best} keeps the checkpoints of the lowest validation loss, and there is no validation "
+                "set; set data.validation.share=0.02, or checkpoint.keep_best=0"
             )
         if self.model.path is None and self.model.shape is None:
             raise ValueError(

@@ -39,9 +39,20 @@ class SourceBase(Section):
         description="Underlying dataset of every record, '{field}' likewise; data.holdout.datasets looks at it.",
     )
     license: str | None = Field(default=None, description="Licence, for the dataset card.")
+    use: Literal["train", "validation", "seen", "heldout"] = Field(
+        default="train",
+        description="train, or the set that all of its examples go to: validation chooses; seen (tasks that other sources train) "
+        "and heldout (tasks that no source trains) judge.",
+    )
 
     @model_validator(mode="after")
     def _one_part(self) -> Self:
+        mixing = {n: getattr(self, n) for n in ("take_examples", "take_share", "share", "epochs")}
+        mixing |= {"weight": None if self.weight == 1 else self.weight}
+        if self.use != "train" and (given := [n for n, value in mixing.items() if value is not None]):
+            raise ValueError(
+                f"{', '.join(given)} would change nothing, because use={self.use} is never trained on; remove it"
+            )
         if self.take_examples is not None and self.take_share is not None:
             raise ValueError(
                 f"take_examples={self.take_examples} and take_share={self.take_share:g} both say how much of the source is used; keep one"
@@ -62,6 +73,10 @@ class AskingSource(SourceBase):
     def _is_not_mixed(self) -> Self:
         mixing = {n: getattr(self, n) for n in ("take_examples", "take_share", "share", "epochs")}
         mixing |= {"weight": None if self.weight == 1 else self.weight}
+        if self.prompts and self.use != "train":
+            raise ValueError(
+                f"use={self.use} needs answers to compare with, and prompts=true leaves them out; set prompts=false"
+            )
         if self.prompts and (given := [n for n, value in mixing.items() if value is not None]):
             raise ValueError(
                 f"{', '.join(given)} would change nothing, because prompts=true is never trained on; remove it"

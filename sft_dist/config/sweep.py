@@ -24,14 +24,14 @@ class SweepConfig(Section):
         "`interval(0.0,0.1)`, `tag(log,interval(1e-6,1e-4))`, `int(interval(1,8))`.",
     )
     trials: PositiveInt = Field(default=20, description="Trials of an optuna search.")
-    metric: Literal["eval_loss", "train_loss", "seen", "heldout", "tokens_per_s"] = Field(
+    metric: Literal["eval_loss", "train_loss", "validation", "tokens_per_s"] = Field(
         default="eval_loss",
-        description="Figure that ranks trials: losses are minimised, the others maximised. seen and heldout are macro scores "
-        "by eval.metric, so every trial is exported and evaluated.",
+        description="Figure that ranks trials: losses are minimised, the others maximised. eval_loss is the loss of the validation set; "
+        "validation is its macro score by eval.metric, so every trial is exported and evaluated. What judges ranks nothing.",
     )
     pruning: Literal["none", "median", "asha"] = Field(
         default="none",
-        description="optuna: stop trials whose held-out loss lags behind: behind the median of earlier trials at the same "
+        description="optuna: stop trials whose validation loss lags behind: behind the median of earlier trials at the same "
         "step, or outside the better half at successive halvings (ASHA).",
     )
     prune_after: float = Field(
@@ -59,7 +59,7 @@ class SweepConfig(Section):
             )
         if self.pruning != "none" and self.metric != "eval_loss":
             raise ValueError(
-                f"sweep.pruning={self.pruning} compares held-out losses during training, but sweep.metric={self.metric} is known at the end "
+                f"sweep.pruning={self.pruning} compares validation losses during training, but sweep.metric={self.metric} is known at the end "
                 "only; use sweep.metric=eval_loss or sweep.pruning=none"
             )
         return self

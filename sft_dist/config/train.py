@@ -138,7 +138,7 @@ class TrainConfig(Section):
     eval_every_steps: PositiveInt | None = Field(
         json_schema_extra=RESUMABLE,
         default=None,
-        description="Steps between held-out loss evaluations; null: at the end only.",
+        description="Steps between evaluations of the losses of all sets; null: at the end only.",
     )
     eval_tokens: PositiveInt = Field(
         json_schema_extra=RESUMABLE,
@@ -294,7 +294,7 @@ class CheckpointConfig(Section):
     keep_last: PositiveInt = Field(default=2, description="Newest whole checkpoints that stay on disk.")
     keep_best: NonNegativeInt = Field(
         default=0,
-        description="Besides them, checkpoints of the lowest held-out loss; an evaluation among them saves.",
+        description="Besides them, checkpoints of the lowest validation loss; an evaluation among them saves.",
     )
     optimizer_keep_last: PositiveInt | None = Field(
         default=None,

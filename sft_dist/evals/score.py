@@ -17,9 +17,10 @@ from typing import Any
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import write_json, write_text
 from sft_dist.core.records import Example
+from sft_dist.core.sets import SetName
 from sft_dist.evals.baselines import Baselines
 from sft_dist.evals.metrics import exact_match, rouge_l, strict_exact_match
-from sft_dist.evals.splits import AnswerLoss, Generation, ScoredExample, SetName, prompt_text, user_text
+from sft_dist.evals.splits import AnswerLoss, Generation, ScoredExample, prompt_text, user_text
 
 CLASSIFICATION_CATEGORIES = frozenset(
     {

@@ -1,44 +1,56 @@
-"""<data.dir>/eval/seen.jsonl, heldout.jsonl -> the examples that are evaluated, at most a fixed number a task."""
+"""<data.dir>/eval/{validation,seen,heldout}.jsonl -> the examples of each set, at most a fixed number a task."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 from sft_dist.core.errors import UserError
+from sft_dist.core.files import read_json
 from sft_dist.core.records import Example, Message, example_from_dict
 from sft_dist.core.rng import derive
-
-SetName: TypeAlias = Literal["seen", "heldout"]
-SETS: tuple[SetName, ...] = ("seen", "heldout")
-"""seen: unseen inputs of trained tasks. heldout: tasks that training never met."""
+from sft_dist.core.sets import NEAR, SetName
 
 
-def load_eval_sets(data_dir: Path, *, max_per_task: int | None, seed: int) -> dict[SetName, list[Example]]:
-    """Read the evaluation sets of a data folder, capped a task.
+def load_eval_sets(
+    data_dir: Path, names: Sequence[SetName], *, max_per_task: int | None, seed: int
+) -> dict[SetName, list[Example]]:
+    """Read evaluation sets of a data folder or run folder, capped a task; sets without an example are left out.
 
     Args:
-        data_dir: The folder that `prepare` wrote.
+        data_dir: The folder that `prepare` wrote, or a run folder.
+        names: The sets, such as `core.sets.JUDGES`.
         max_per_task: Examples of each task at most; None takes all.
         seed: Decides which examples a cap keeps, whatever the order of the file.
 
     Raises:
-        UserError: When neither file exists or holds anything, or when a line cannot be read.
+        UserError: When no set holds anything, or when a line cannot be read.
     """
     sets: dict[SetName, list[Example]] = {}
-    for name in SETS:
+    for name in names:
         if examples := _read(data_dir / "eval" / f"{name}.jsonl"):
             sets[name] = cap_per_task(examples, max_per_task, seed)
     if not sets:
         raise UserError(
             f"{data_dir / 'eval'} holds no evaluation examples, so there is nothing to generate on; set "
-            "data.holdout.examples_per_task, tasks or number, and run `sft-dist prepare` again"
+            "data.holdout.share, examples_per_task, tasks or number, and run `sft-dist prepare` again"
         )
     return sets
+
+
+def has_sets(data_dir: Path, names: Iterable[SetName]) -> bool:
+    """Return whether any of the sets of a data folder or run folder holds an example."""
+    paths = [data_dir / "eval" / f"{name}.jsonl" for name in names]
+    return any(path.is_file() and path.stat().st_size for path in paths)
+
+
+def near_tasks(data_dir: Path) -> dict[str, str]:
+    """Return held-out task -> why it is near a trained one; held-out tasks that are not named are far."""
+    path = data_dir / "eval" / NEAR
+    return dict(read_json(path)) if path.is_file() else {}
 
 
 def cap_per_task(examples: Iterable[Example], max_per_task: int | None, seed: int) -> list[Example]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from sft_dist.filters.patterns import WORD
+from sft_dist.core.words import words
 from sft_dist.pack.jit import jit
 
 CACHED_WORDS = 1 << 20  # about 150 MB; a corpus of a million examples has fewer distinct words
+
+__all__ = ["codes", "ngrams", "piece_codes", "shingles", "words"]
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd: every word keeps its weight in the sum
 _MIX = np.uint64(0xFF51AFD7ED558CCD)
@@ -28,11 +28,6 @@ class _Codes(dict[str, int]):
 
 
 _CODES = _Codes()
-
-
-def words(text: str) -> list[str]:
-    """Return the words of a text, case folded, punctuation left out; a Han or Kana character is a word of its own."""
-    return WORD.findall((text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold())
 
 
 def codes(found: list[str]) -> NDArray[np.uint64]:

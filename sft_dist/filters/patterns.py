@@ -13,10 +13,6 @@ MOJIBAKE = re.compile(
     "\ufffd|\u00e2\u20ac[\u2122\u0153\u009d\u201c\u201d\u00a6\u00a2]|\u00c3[\u0080-\u00bf]|\u00ef\u00bf\u00bd"
 )
 
-# A Han, Kana or Hangul character is a word of its own; other letters and digits form words.
-_WIDE = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
-WORD = re.compile(f"[{_WIDE}]|[^\\W{_WIDE}]+")
-
 LETTER = re.compile(r"[^\W\d_]")
 SCRIPTS = {
     "Latin": re.compile(

@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from sft_dist.core.records import Drop, Example
+from sft_dist.core.words import WORD
 from sft_dist.filters.ngrams import piece_codes
 from sft_dist.filters.patterns import (
     ASKS_FOR_JSON,
@@ -27,7 +28,6 @@ from sft_dist.filters.patterns import (
     REFUSAL,
     SCRIPTS,
     SHORT_TEXT_CHARS,
-    WORD,
 )
 
 

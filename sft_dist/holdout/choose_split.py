@@ -5,17 +5,22 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import numpy as np
 import xxhash
 
+from sft_dist.config.data import HoldoutConfig, ValidationConfig
 from sft_dist.core.errors import UserError, nearest
 from sft_dist.core.process import logger
 from sft_dist.core.records import Example
 from sft_dist.core.rng import derive
+from sft_dist.core.sample import Sample
+from sft_dist.core.sets import SetName
+from sft_dist.holdout.families import INSTRUCTIONS, near_tasks
 from sft_dist.holdout.holdout import DATASET, Holdout, answer_key, fold, input_key
 from sft_dist.sources.base import RECORD
 from sft_dist.sources.task_files import read_task_list
@@ -28,12 +33,13 @@ class _Input:
     ids: set[str]
     datasets: set[str]
     records: set[str]
+    answers: set[str]
 
 
 class _Task:
     """What the pass keeps of one task: how much of it each dataset gave, and the inputs with the smallest hashes."""
 
-    def __init__(self, seed: int, name: str, keep: int) -> None:
+    def __init__(self, seed: int, name: str, keep: int | None) -> None:
         self.seed = derive(seed, "holdout", "inputs", name)
         self.record_seed = derive(seed, "holdout", "inputs")
         self.keep = keep
@@ -41,32 +47,43 @@ class _Task:
         self.inputs: dict[str, _Input] = {}
         self.heap: list[tuple[int, str]] = []  # (minus hash, input key): the largest kept hash is on top
         self.answered = array("Q")  # answer keys of all examples: 8 bytes each
+        self.asked = array("Q")  # input keys of all examples
+        self.instructions: Sample[str] = Sample(INSTRUCTIONS, self.record_seed)
 
     def add(self, example: Example) -> None:
         """Take one example into account; `keep` inputs are remembered, those of prompts without an answer are not."""
+        self.instructions.add(example.instruction, example.instruction)
         datasets = frozenset(o.removeprefix(DATASET) for o in example.origin if o.startswith(DATASET))
         self.from_datasets[datasets] += 1
         if example.is_prompt:
             return
         key = input_key(example)
-        self.answered.append(int(answer_key(example, key), 16))
+        answered = answer_key(example, key)
+        self.answered.append(int(answered, 16))
+        self.asked.append(int(key, 16))
         record = next((o for o in example.origin if o.startswith(RECORD)), None)
         if key not in self.inputs:
             # Tasks that ask the same records in other words choose the same ones: what any of them is evaluated on,
             # none of them may be trained on.
             chance, seed = (record, self.record_seed) if record else (key, self.seed)
             entry = (-xxhash.xxh3_64_intdigest(chance.encode(), seed=seed), key)
-            if len(self.heap) < self.keep:
+            if self.keep is None or len(self.heap) < self.keep:
                 heapq.heappush(self.heap, entry)
             elif entry > self.heap[0]:
                 del self.inputs[heapq.heapreplace(self.heap, entry)[1]]
             else:
                 return
-            self.inputs[key] = _Input(set(), set(), set())
+            self.inputs[key] = _Input(set(), set(), set(), set())
         self.inputs[key].ids.add(example.id)
+        self.inputs[key].answers.add(answered)
         if record:
             self.inputs[key].records.add(record)
         self.inputs[key].datasets |= datasets
+
+    @property
+    def distinct(self) -> int:
+        """Distinct inputs."""
+        return len(np.unique(np.frombuffer(self.asked, np.uint64))) if self.asked else 0
 
     @property
     def datasets(self) -> set[str]:
@@ -84,71 +101,162 @@ class _Task:
 
 def decide(
     examples: Iterable[tuple[str, Example]],
+    holdout: HoldoutConfig,
+    validation: ValidationConfig | None = None,
     *,
-    tasks: Sequence[str] = (),
-    task_file: str | None = None,
-    number: int = 0,
-    examples_per_task: int = 0,
-    max_eval_per_task: int = 100,
-    datasets: Sequence[str] = (),
-    whole_datasets: bool = False,
+    uses: Mapping[str, SetName] | None = None,
     seed: int,
 ) -> Holdout:
     """Decide what is never trained on.
 
+    A task's `seen` inputs are those with the smallest hashes of seed, task and input; its validation inputs are the next ones. The two
+    together are at most half of a task's inputs.
+
     Args:
         examples: (source, example) of every source, each once.
-        tasks: Task names or globs; each must match a task.
-        task_file: A file with a task name a line. Names that no source holds stay in the decision; one must match.
-        number: How many further tasks are held out: those with the smallest hash of seed and name.
-        examples_per_task: Distinct inputs of each trained task that are for evaluation only: those with the smallest
-            hash of seed, task and input; at most half of a task's inputs.
-        max_eval_per_task: Distinct inputs of each held-out task that are evaluated, chosen likewise.
-        datasets: Names or globs of underlying datasets. Tasks made wholly from them are held out; of other tasks the
-            examples that come from them are refused.
-        whole_datasets: Refuse everything from the datasets of the held-out tasks, not the tasks alone.
+        holdout: What judges.
+        validation: What chooses; None: nothing.
+        uses: Source -> the set that all of its examples go to; sources that are trained on are not named.
         seed: The run's seed.
 
     Raises:
         UserError: When a name matches nothing, or nothing is left to train on.
     """
-    keep = max(2 * examples_per_task, max_eval_per_task)
+    validation, uses = validation or ValidationConfig(), uses or {}
+    asked = holdout.examples_per_task + validation.examples_per_task
+    by_share = holdout.share is not None or validation.share is not None
+    keep = None if by_share else max(2 * asked, holdout.max_eval_per_task)
     seen: dict[str, _Task] = {}
-    for _, example in examples:
-        task = seen.get(example.task) or seen.setdefault(example.task, _Task(seed, example.task, keep))
+    given: dict[str, _Task] = {}  # tasks of sources that are evaluated whole
+    held_by_source: set[str] = set()
+    for source, example in examples:
+        use = uses.get(source, "train")
+        group, size = (given, None) if use in ("validation", "seen") else (seen, keep)
+        task = group.get(example.task) or group.setdefault(example.task, _Task(seed, example.task, size))
         task.add(example)
+        if use == "heldout":
+            held_by_source.add(example.task)
 
-    held = _named(tasks, seen) | _listed(task_file, seen)
-    refused = _matching(datasets, {d for task in seen.values() for d in task.datasets})
+    held = _named(holdout.tasks, seen) | _listed(holdout.task_file, seen) | held_by_source
+    refused = _matching(holdout.datasets, {d for task in seen.values() for d in task.datasets})
     held |= {name for name, task in seen.items() if refused and task.wholly_from(refused)}
-    held |= _drawn(number, sorted(name for name in set(seen) - held if seen[name].inputs), seed)
+    held |= _drawn(holdout.number, sorted(name for name in set(seen) - held if seen[name].inputs), seed)
     if seen and not set(seen) - held:
         raise UserError(
             f"data.holdout holds out all {len(seen)} tasks, so nothing is left to train on; name fewer in "
             "tasks, task_file, datasets or number"
         )
-    if whole_datasets:
+    if holdout.whole_datasets:
         refused |= {d for name in held & set(seen) for d in seen[name].datasets}
 
-    inputs: dict[str, frozenset[str]] = {}
-    ids: set[str] = set()
-    for name in sorted(set(seen) - held):
-        keys = seen[name].smallest(without=refused)
-        # At most half of the task: a task of few inputs would else have nothing left to learn from.
-        if chosen := keys[: min(examples_per_task, len(keys) // 2)]:
-            inputs[name] = frozenset(chosen)
-            for key in chosen:
-                ids |= seen[name].inputs[key].ids | seen[name].inputs[key].records
-    evaluated = {n: frozenset(seen[n].smallest()[:max_eval_per_task]) for n in sorted(held & set(seen))}
-    ids.update(r for n, keys in evaluated.items() for key in keys for r in seen[n].inputs[key].records)
+    trained = {name: seen[name] for name in sorted(set(seen) - held)}
+    evaluated = {
+        n: frozenset(seen[n].smallest()[: holdout.max_eval_per_task]) for n in sorted(held & set(seen))
+    }
+    taken: set[str] = {
+        r for n, keys in evaluated.items() for key in keys for r in seen[n].inputs[key].records
+    }
+    inputs, chosen = _draw_inputs(trained, holdout, validation, refused, taken)
+    notes = [
+        *_short_of(trained, inputs, holdout, "holdout"),
+        *_short_of(trained, chosen, validation, "validation"),
+    ]
+    notes += _without_task(given, seen, uses)
+    drawn = [seen[n].inputs[key] for part in (inputs, chosen) for n, keys in part.items() for key in keys]
+    drawn += [i for task in given.values() for i in task.inputs.values()]
+    ids = taken.union(*(i.ids | i.records for i in drawn))
+    instructions = {name: task.instructions.items() for name, task in seen.items()}
     return Holdout(
         tasks=frozenset(held),
         inputs=inputs,
+        validation_inputs=chosen,
         heldout_inputs=evaluated,
+        uses={name: use for name, use in uses.items() if use != "heldout"},
+        source_inputs=frozenset(key for task in given.values() for key in task.inputs),
+        answers=frozenset().union(*(i.answers for i in drawn)),
+        near=near_tasks(held, instructions, holdout.families, similarity=holdout.near_similarity),
         datasets=frozenset(fold(d) for d in refused),
         ids=frozenset(ids),
         copies=frozenset(f"{k:016x}" for n in held & set(seen) for k in seen[n].answered),
+        notes=tuple(notes),
     )
+
+
+def _draw_inputs(
+    trained: Mapping[str, _Task],
+    holdout: HoldoutConfig,
+    validation: ValidationConfig,
+    refused: AbstractSet[str],
+    taken: AbstractSet[str],
+) -> tuple[dict[str, frozenset[str]], dict[str, frozenset[str]]]:
+    """Return task -> keys of the inputs of `seen`, and of `validation`.
+
+    What judges in any task, as the same input or through the same annotated record, chooses in none.
+    """
+    inputs: dict[str, frozenset[str]] = {}
+    rest: dict[str, list[str]] = {}
+    wanted: dict[str, int] = {}
+    for name, task in trained.items():
+        keys = task.smallest(without=refused)
+        judged, chosen = _numbers(task.distinct, len(keys) // 2, holdout, validation)
+        if judged:
+            inputs[name] = frozenset(keys[:judged])
+        rest[name], wanted[name] = keys[judged:], chosen
+    judging: set[str] = set().union(*inputs.values())
+    records = set(taken).union(*(trained[n].inputs[k].records for n, keys in inputs.items() for k in keys))
+    out: dict[str, frozenset[str]] = {}
+    for name, keys in rest.items():
+        free = [k for k in keys if k not in judging and not trained[name].inputs[k].records & records]
+        if found := free[: wanted[name]]:
+            out[name] = frozenset(found)
+    return inputs, out
+
+
+def _numbers(
+    distinct: int, room: int, holdout: HoldoutConfig, validation: ValidationConfig
+) -> tuple[int, int]:
+    """Return how many inputs of a task judge and choose: what is asked for, or their parts of the `room` that there is."""
+    judged, chosen = (
+        s.examples_per_task if s.share is None else round(s.share * distinct) for s in (holdout, validation)
+    )
+    if judged + chosen <= room:
+        return judged, chosen
+    judged = min(room, round(room * judged / (judged + chosen)))
+    return judged, room - judged if chosen else 0
+
+
+def _short_of(
+    trained: Mapping[str, _Task],
+    got: Mapping[str, frozenset[str]],
+    section: HoldoutConfig | ValidationConfig,
+    name: str,
+) -> list[str]:
+    """Say which tasks have fewer inputs than were asked of them."""
+    asked = section.examples_per_task
+    short = {t: len(got.get(t, ())) for t in trained if len(got.get(t, ())) < asked}
+    if not short:
+        return []
+    task = min(short, key=lambda t: (short[t], t))
+    said = (
+        f"data.{name}.examples_per_task={asked} is more than {len(short)} of {len(trained)} trained tasks can give (half of a task's "
+        f"inputs at most), so they give fewer; {task} gives {short[task]} of its {trained[task].distinct} inputs. Ask for fewer, or for a share"
+    )
+    return [said]
+
+
+def _without_task(
+    given: Mapping[str, _Task], seen: Mapping[str, _Task], uses: Mapping[str, SetName]
+) -> list[str]:
+    """Say which tasks of sources that are evaluated whole are trained by no source."""
+    alone = sorted(set(given) - set(seen))
+    if not alone:
+        return []
+    names = ", ".join(n for n, use in uses.items() if use != "heldout")
+    said = (
+        f"the sources {names} are said to hold trained tasks, but no source trains {len(alone)} of their tasks, such as {alone[0]!r}; "
+        "name their tasks as in training with `task`, or set use=heldout if they are new tasks"
+    )
+    return [said]
 
 
 def _named(patterns: Sequence[str], seen: dict[str, _Task]) -> set[str]:

@@ -13,11 +13,16 @@ import xxhash
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import fingerprint
 from sft_dist.core.records import Drop, Example
+from sft_dist.core.sets import SetName
+from sft_dist.core.words import words
 from sft_dist.sources.base import RECORD
 
-Side: TypeAlias = Literal["train", "eval_seen", "eval_heldout"]
+Side: TypeAlias = Literal["train"] | SetName
 
 TASK, DATASET = "task:", "dataset:"  # kinds of an origin; anything else is the id of a parent example
+SHORT_INPUT_WORDS = (
+    4  # an input of fewer words ("Cuba") is the same question only where the answer is the same too
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,31 +31,42 @@ class Holdout:
 
     Attributes:
         tasks: Held out entirely.
-        inputs: Trained task -> keys of the inputs that are for evaluation only.
+        inputs: Trained task -> keys of the inputs of the set `seen`.
+        validation_inputs: Trained task -> keys of the inputs of the set `validation`.
         heldout_inputs: Held-out task -> keys of the inputs that are evaluated.
+        uses: Source -> the set that all of its examples go to; sources that are trained on are not named.
+        source_inputs: Keys of the inputs of those sources.
+        answers: Answer keys of what is evaluated of trained tasks.
+        near: Held-out task -> why it is near: the family or the similar instruction of a trained task. Others are far.
         datasets: Underlying datasets (folded names) of which nothing is trained on.
         ids: Examples that are evaluated and whose descendants are therefore refused, and the annotated records
             ("record:...") that they were made from: no other question about those is trained on.
         copies: Answer keys of the examples of held-out tasks, those that are not evaluated too: the same question with
             the same answer is not trained on, whatever source and task it comes under.
+        notes: What was asked for and could not be given, one sentence each.
     """
 
     tasks: frozenset[str] = frozenset()
     inputs: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    validation_inputs: Mapping[str, frozenset[str]] = field(default_factory=dict)
     heldout_inputs: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    uses: Mapping[str, SetName] = field(default_factory=dict)
+    source_inputs: frozenset[str] = frozenset()
+    answers: frozenset[str] = frozenset()
+    near: Mapping[str, str] = field(default_factory=dict)
     datasets: frozenset[str] = frozenset()
     ids: frozenset[str] = frozenset()
     copies: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready fields, everything sorted."""
         return {
-            "tasks": sorted(self.tasks),
-            "inputs": {t: sorted(self.inputs[t]) for t in sorted(self.inputs)},
-            "heldout_inputs": {t: sorted(self.heldout_inputs[t]) for t in sorted(self.heldout_inputs)},
-            "datasets": sorted(self.datasets),
-            "ids": sorted(self.ids),
-            "copies": sorted(self.copies),
+            **{name: _sorted_keys(getattr(self, name)) for name in _BY_TASK},
+            "uses": dict(sorted(self.uses.items())),
+            "near": dict(sorted(self.near.items())),
+            **{name: sorted(getattr(self, name)) for name in ("tasks", *_KEYS)},
+            "notes": list(self.notes),
         }
 
     @classmethod
@@ -61,14 +77,12 @@ class Holdout:
             UserError: When the fields are not those of a decision.
         """
         try:
-            return cls(
-                tasks=frozenset(fields["tasks"]),
-                inputs={t: frozenset(keys) for t, keys in fields["inputs"].items()},
-                heldout_inputs={t: frozenset(keys) for t, keys in fields["heldout_inputs"].items()},
-                datasets=frozenset(fields["datasets"]),
-                ids=frozenset(fields["ids"]),
-                copies=frozenset(fields["copies"]),
-            )
+            by_task: dict[str, Any] = {
+                n: {t: frozenset(keys) for t, keys in fields[n].items()} for n in _BY_TASK
+            }
+            keys: dict[str, Any] = {n: frozenset(fields[n]) for n in ("tasks", *_KEYS)}
+            named: dict[str, Any] = {n: dict(fields[n]) for n in ("uses", "near")}
+            return cls(**by_task, **keys, **named, notes=tuple(fields["notes"]))
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"this is not a hold-out decision ({error!r}), so what must not be trained on is unknown; "
@@ -82,7 +96,16 @@ class Holdout:
     @cached_property
     def evaluated(self) -> frozenset[str]:
         """Input keys that some task is evaluated on."""
-        return frozenset().union(*self.inputs.values(), *self.heldout_inputs.values())
+        chosen = (self.inputs, self.validation_inputs, self.heldout_inputs)
+        return self.source_inputs.union(*(keys for tasks in chosen for keys in tasks.values()))
+
+
+_BY_TASK = ("inputs", "validation_inputs", "heldout_inputs")
+_KEYS = ("source_inputs", "answers", "datasets", "ids", "copies")
+
+
+def _sorted_keys(by_task: Mapping[str, frozenset[str]]) -> dict[str, list[str]]:
+    return {task: sorted(by_task[task]) for task in sorted(by_task)}
 
 
 def split(example: Example, holdout: Holdout, *, drop_eval_inputs: bool = True) -> Side | Drop:
@@ -95,15 +118,15 @@ def split(example: Example, holdout: Holdout, *, drop_eval_inputs: bool = True) 
             of its own task are never trained on either way.
 
     Returns:
-        "eval_heldout", "eval_seen", "train", or a Drop: `eval_surplus` (of a held-out task, but not among those that
-        are evaluated), `heldout_origin` (descends from what is held out), `eval_record`, `heldout_copy` (question and answer of a held-out task), `eval_input` (another task is
-        evaluated on that input, or this is a prompt without an answer to evaluate).
+        "train", a set, or a Drop: `eval_surplus` (of a held-out task, but not among those that are evaluated),
+        `heldout_origin` (descends from what is held out), `eval_record`, `heldout_copy` (question and answer of a
+        held-out task), `eval_input` (another task or source is evaluated on that input, or this is a prompt without an answer).
     """
     key = input_key(example)
     if example.task in holdout.tasks:
         chosen = holdout.heldout_inputs.get(example.task, frozenset())
         if key in chosen:
-            return _asked(example, "eval_heldout", key)
+            return _asked(example, "heldout", key)
         return Drop(
             "eval_surplus",
             f"task {example.task} is held out and {len(chosen)} other inputs of it are evaluated",
@@ -112,15 +135,29 @@ def split(example: Example, holdout: Holdout, *, drop_eval_inputs: bool = True) 
     for origin in (o for o in example.origin if not o.startswith(RECORD)):
         if why := _refused(origin, holdout):
             return Drop("heldout_origin", why)
+    if use := holdout.uses.get(example.source):
+        return _asked(example, use, key)
     if key in holdout.inputs.get(example.task, frozenset()):
-        return _asked(example, "eval_seen", key)
+        return _asked(example, "seen", key)
+    if key in holdout.validation_inputs.get(example.task, frozenset()):
+        return _asked(example, "validation", key)
     if record := next((o for o in example.origin if o.startswith(RECORD) and o in holdout.ids), None):
         return Drop("eval_record", f"another example made from {record} is evaluated")
-    if drop_eval_inputs and key in holdout.evaluated:
-        return Drop("eval_input", f"input {key} is an evaluation input of another task")
-    if holdout.copies and answer_key(example, key) in holdout.copies:
+    answered = answer_key(example, key)
+    if (
+        drop_eval_inputs
+        and key in holdout.evaluated
+        and (answered in holdout.answers or not _is_short(example))
+    ):
+        return Drop("eval_input", f"input {key} is an evaluation input of another task or source")
+    if answered in holdout.copies:
         return Drop("heldout_copy", f"an example of a held-out task asks input {key} and has the same answer")
     return "train"
+
+
+def _is_short(example: Example) -> bool:
+    """Return whether an input has too few words to be a question of its own: "Cuba" has a currency and a capital."""
+    return len(words(asked_text(example))) < SHORT_INPUT_WORDS
 
 
 def descend(parents: Iterable[Example]) -> tuple[str, ...]:
@@ -134,10 +171,18 @@ def input_key(example: Example) -> str:
 
     Case, white space and Unicode form do not count, so that phrasings of one input fall on one side.
     """
-    texts = [example.input] if example.input else [m.content for m in example.messages if m.role == "user"]
     # \x1f between turns only after folding: it counts as white space itself
-    whole = "\x1f".join(" ".join(fold(t).split()) for t in texts)
+    whole = "\x1f".join(" ".join(fold(t).split()) for t in _asked_texts(example))
     return xxhash.xxh3_64_hexdigest(whole.encode("utf-8", "surrogatepass"))
+
+
+def asked_text(example: Example) -> str:
+    """Return what is asked: INPUT if the record has one, else all user turns."""
+    return "\n".join(_asked_texts(example))
+
+
+def _asked_texts(example: Example) -> list[str]:
+    return [example.input] if example.input else [m.content for m in example.messages if m.role == "user"]
 
 
 def answer_key(example: Example, key: str) -> str:

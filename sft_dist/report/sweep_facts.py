@@ -106,7 +106,7 @@ def read_board(path: Path) -> Board:
         trials=tuple(trials),
         best=folder.best(trials, definition.metric),
         curves=tuple(held_out if in_course else [curve_of(path / t.name, "train_loss") for t in trials]),
-        curve_title="held-out loss" if in_course else "training loss",
+        curve_title="validation loss" if in_course else "training loss",
         importance=importance,
         importance_by=by,
     )

@@ -56,7 +56,8 @@ class Watcher:
         """Show what is new."""
         for line in self._new_lines():
             if line["kind"] == "eval":
-                self._console.print(f"step {line['step']}: held-out loss {line['loss']:.4f}")
+                losses = ", ".join(f"{name} {v:.4f}" for name, v in (line.get("set_loss") or {}).items())
+                self._console.print(f"step {line['step']}: loss on {losses}")
             else:
                 self._last = line
         if not self._last:

@@ -20,10 +20,12 @@ import numpy as np
 
 from sft_dist.config.data import DataConfig
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import atomic_path, checksum, fingerprint
+from sft_dist.core.files import atomic_path, checksum, fingerprint, write_json
+from sft_dist.core.process import logger
 from sft_dist.core.records import BadRecord, Drop, Example, example_to_dict
 from sft_dist.core.rng import derive
 from sft_dist.core.sample import Sample
+from sft_dist.core.sets import NEAR, SETS, SetName
 from sft_dist.filters import build_filters, filters_fingerprint
 from sft_dist.filters.decontamination import ContaminationIndex
 from sft_dist.filters.near_duplicates import NearDuplicates, Sketcher
@@ -56,7 +58,7 @@ from sft_dist.selection.per_record import FilterPool, RecordFilter
 from sft_dist.sources import Source
 from sft_dist.sources.task_files import read_task_list
 
-VERSION = 4
+VERSION = 5
 SAMPLED = 2000  # training examples of each source that show what is template
 LEFTOVER_S = 6 * 3600.0  # since its last write: nobody writes this file any more
 
@@ -72,7 +74,8 @@ def select(
 ) -> Selected:
     """Decide and select, or read back what an earlier call decided on the same input.
 
-    With `write`, writes <folder>/selection.json, selection-<source>.npy, eval/{seen,heldout}.jsonl and rejects/<source>.jsonl.
+    With `write`, writes <folder>/selection.json, selection-<source>.npy, eval/{validation,seen,heldout}.jsonl,
+    eval/near.json and rejects/<source>.jsonl.
 
     Raises:
         UserError: When a held-out name matches nothing, a source has too many unreadable records, a score file is
@@ -91,7 +94,11 @@ def select(
     options = data.filters
     progress("deciding what is held out")
     sizes: Counter[str] = Counter()
-    holdout = decide(_counted(sources, sizes), **data.holdout.model_dump(), seed=seed)
+    holdout = decide(
+        _counted(sources, sizes), data.holdout, data.validation, uses=evaluation_sources(data), seed=seed
+    )
+    for note in holdout.notes:
+        logger().warning("%s", note)
     contamination = ContaminationLog()
     index = None
     if options.leakage is not None and holdout.evaluated:
@@ -113,10 +120,7 @@ def select(
     (folder / STATE).unlink(missing_ok=True)
     _remove_leftovers(folder)
     with ExitStack() as stack:
-        sets: dict[Side, IO[str]] = {
-            "eval_seen": _open(stack, folder / "eval" / "seen.jsonl"),
-            "eval_heldout": _open(stack, folder / "eval" / "heldout.jsonl"),
-        }
+        sets: dict[Side, IO[str]] = {name: _open(stack, folder / "eval" / f"{name}.jsonl") for name in SETS}
         filter_pool = stack.enter_context(
             FilterPool(record_filter, records=sizes.total(), processes=data.processes)
         )
@@ -139,9 +143,15 @@ def select(
                 data, source, selections[name], first_bad
             )  # after the rejects are written: they show why
             write_codes(folder, name, selections[name].codes)
+    write_json(folder / "eval" / NEAR, dict(sorted(holdout.near.items())))
     selected = Selected(holdout=holdout, sources=selections, contaminated=contamination.contaminated())
     write_selected(folder, key, selected)
     return selected
+
+
+def evaluation_sources(data: DataConfig) -> dict[str, SetName]:
+    """Return the set that all examples of a source go to; sources that are trained on are not named."""
+    return {name: s.use for name, s in data.sources.items() if s.use != "train"}
 
 
 def _counted(sources: dict[str, Source], sizes: Counter[str]) -> Iterator[tuple[str, Example]]:
@@ -263,6 +273,8 @@ def _key(data: DataConfig, sources: dict[str, Source], seed: int) -> str:
             "version": VERSION,
             "sources": {n: s.fingerprint() for n, s in sources.items()},
             "holdout": data.holdout.model_dump(mode="json"),
+            "validation": data.validation.model_dump(mode="json"),
+            "uses": evaluation_sources(data),
             "task_file": read_task_list(task_file) if task_file else None,
             "seed": seed,
             "filters": filters_fingerprint(data.filters),

@@ -27,7 +27,7 @@ from sft_dist.train.zero import update
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hooks:
-    """What happens around a step, on every rank. `evaluate` returns the held-out loss, where there is one."""
+    """What happens around a step, on every rank. `evaluate` returns the validation loss, where there is one."""
 
     log: Callable[[StepMetrics], None]
     event: Callable[..., None]

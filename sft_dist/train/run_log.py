@@ -59,7 +59,7 @@ class RunLogger:
             self._write(self._folder.set_status, "running", step=metrics.step, steps=self._steps)
 
     def evaluation(self, step: int, scores: dict[str, Any]) -> None:
-        """Append a held-out loss to metrics.jsonl."""
+        """Append the losses of the evaluation sets to metrics.jsonl."""
         self._line("eval", {"step": step, **scores}, track=True)
 
     def saved(self, saved: Saved) -> None:

@@ -33,6 +33,7 @@ data:
   processes: 1
   sources: {{demo: {{kind: demo, examples_per_task: 40}}}}
   holdout: {{number: 2, examples_per_task: 5}}
+  validation: {{examples_per_task: 5}}
 render: {{template: chatml, train_vocab_size: 512}}
 model:
   shape: {{hidden_size: 32, intermediate_size: 64, layers: 2, heads: 2, max_position_embeddings: 128, tie_word_embeddings: false}}

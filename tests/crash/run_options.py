@@ -17,7 +17,7 @@ from sft_dist.cli import main
 from sft_dist.core.files import read_jsonl
 from sft_dist.core.runfolder import RunFolder
 
-# a learning rate that rises beyond all measure, so that the held-out loss does too and the best step is not the last
+# a learning rate that rises beyond all measure, so that the validation loss does too and the best step is not the last
 KEPT = (
     "optim.lr=1.0 optim.warmup_share=0.9 train.eval_every_steps=4 checkpoint.keep_last=1 checkpoint.keep_best=1 "
     "checkpoint.optimizer_keep_last=1 checkpoint.save_every_steps=null checkpoint.save_every_minutes=null"

@@ -28,7 +28,7 @@ from sft_dist.pack import CostModel
 from sft_dist.shards import ShardWriter, finish_store
 from sft_dist.train import loop, zero
 from sft_dist.train.ema import Ema
-from sft_dist.train.evaluate import held_out_loss
+from sft_dist.train.evaluate import set_losses
 from sft_dist.train.metrics import Meter
 
 STEPS, HALF = 20, 10
@@ -141,7 +141,7 @@ def case_held_out(model: str, scratch: Path, documents: str) -> dict[str, Any]:
     })  # fmt: skip
     engine = cases.engine_of(model, stage=3)
     cost = CostModel(linear_flops_per_token=1.0, attention_flops_per_pair=0.1)
-    found = held_out_loss(config, engine, str(folder), cost, cases.group(1), moved=lambda: None)()
+    found = set_losses(config, engine, {"seen": str(folder)}, cost, cases.group(1), moved=lambda: None)()
     sums = {"even": [0.0, 0.0], "odd": [0.0, 0.0]}
     engine.eval()
     for i, doc in enumerate(docs):

@@ -7,6 +7,7 @@ import pytest
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import Message, example_to_dict, make_example, single_turn
+from sft_dist.core.sets import JUDGES
 from sft_dist.evals.probes import probed, sensitivity
 from sft_dist.evals.splits import Generation, cap_per_task, load_eval_sets, prompt_text, user_text
 
@@ -41,14 +42,14 @@ def test_cap_applies_to_each_task_and_duplicates_count_once():
 
 def test_sets_are_read_and_an_absent_one_is_left_out(tmp_path):
     write(tmp_path / "eval" / "heldout.jsonl", [example("t", "line separator\u2028inside", "ä")])
-    sets = load_eval_sets(tmp_path, max_per_task=5, seed=0)
+    sets = load_eval_sets(tmp_path, JUDGES, max_per_task=5, seed=0)
     assert list(sets) == ["heldout"]
     assert sets["heldout"][0].output == "ä"
 
 
 def test_nothing_to_evaluate_names_the_remedy(tmp_path):
     with pytest.raises(UserError, match=r"examples_per_task.*sft-dist prepare"):
-        load_eval_sets(tmp_path, max_per_task=5, seed=0)
+        load_eval_sets(tmp_path, JUDGES, max_per_task=5, seed=0)
 
 
 def test_a_cut_line_is_named(tmp_path):
@@ -56,7 +57,7 @@ def test_a_cut_line_is_named(tmp_path):
     with (tmp_path / "eval" / "seen.jsonl").open("a") as f:
         f.write('{"id": "ab')
     with pytest.raises(UserError, match=r"seen.jsonl:2 is not an evaluation example"):
-        load_eval_sets(tmp_path, max_per_task=5, seed=0)
+        load_eval_sets(tmp_path, JUDGES, max_per_task=5, seed=0)
 
 
 def test_prompt_text_shows_roles_of_a_conversation():

@@ -7,9 +7,17 @@ from collections import Counter
 
 import pytest
 
+from sft_dist.config.data import HoldoutConfig, ValidationConfig
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import Drop, single_turn
-from sft_dist.holdout import decide, input_key, split
+from sft_dist.holdout import decide as decide_all
+from sft_dist.holdout import input_key, split
+
+
+def decide(found, validation=None, uses=None, *, seed, **options):
+    return decide_all(
+        found, HoldoutConfig(**options), validation and ValidationConfig(**validation), uses=uses, seed=seed
+    )
 
 
 def examples(*tasks, n=10, phrasings=1, origin=(), unlike=""):
@@ -109,11 +117,11 @@ def test_inputs_of_trained_tasks():
     assert {t: len(keys) for t, keys in found.heldout_inputs.items()} == {"held": 2}
     # every phrasing of an input lies on the same side
     assert sides(data, found) == {
-        ("a", "eval_seen"): 12,
+        ("a", "seen"): 12,
         ("a", "train"): 18,
-        ("b", "eval_seen"): 12,
+        ("b", "seen"): 12,
         ("b", "train"): 18,
-        ("held", "eval_heldout"): 6,
+        ("held", "heldout"): 6,
         ("held", "eval_surplus"): 24,
     }
     trained = {input_key(e) for _, e in data if split(e, found) == "train"}
@@ -147,7 +155,7 @@ def test_at_most_half_of_a_task_is_for_evaluation():
 def test_ids_of_evaluated_examples_are_kept_for_their_descendants():
     data = examples("a", n=10, phrasings=2)
     found = decide(data, examples_per_task=3, seed=0)
-    assert found.ids == {e.id for _, e in data if split(e, found) == "eval_seen"}
+    assert found.ids == {e.id for _, e in data if split(e, found) == "seen"}
     assert len(found.ids) == 6
 
 
@@ -171,7 +179,7 @@ def test_of_a_mixed_task_only_the_examples_of_the_dataset_are_refused():
     mixed = examples("t", n=8) + examples("t", n=8, origin=("dataset:gsm8k",), unlike="math ")
     found = decide(mixed, datasets=["gsm8k"], examples_per_task=3, seed=0)
     assert found.tasks == frozenset()
-    assert sides(mixed, found) == {("t", "heldout_origin"): 8, ("t", "eval_seen"): 3, ("t", "train"): 5}
+    assert sides(mixed, found) == {("t", "heldout_origin"): 8, ("t", "seen"): 3, ("t", "train"): 5}
 
 
 def test_whole_datasets_of_held_out_tasks():
@@ -187,7 +195,7 @@ def test_whole_datasets_of_held_out_tasks():
 
 
 def test_an_input_that_another_task_is_evaluated_on_is_not_trained_on():
-    data = examples("a", n=10)
+    data = examples("a", n=10, unlike="one long question about ")
     twin = [
         ("s", single_turn(task="b", source="s", instruction="Else.", input=e.input, output="x"))
         for _, e in data
@@ -197,6 +205,130 @@ def test_an_input_that_another_task_is_evaluated_on_is_not_trained_on():
         if split(e, found) == "train":
             assert input_key(e) not in found.inputs["a"] | found.inputs["b"]
     assert sum(n for (_, side), n in sides(data + twin, found).items() if side == "eval_input") > 0
+
+
+def test_one_word_is_the_same_question_only_with_the_same_answer():
+    def ask(task, answer, given="Cuba", source="s"):
+        return source, single_turn(
+            task=task, source=source, instruction=f"{task}?", input=given, output=answer
+        )
+
+    capital = [ask("capital", "Havana"), ask("capital", "Bern", "Switzerland")]
+    found = decide(
+        [*capital, ask("currency", "peso"), ask("city", "Havana"), ask("none", "x", "y")],
+        tasks=["capital"],
+        seed=0,
+    )
+    assert split(ask("currency", "peso")[1], found) == "train"
+    assert split(ask("city", "Havana")[1], found).reason == "heldout_copy"
+    other = decide(
+        [
+            ask("capital", "Havana", source="test"),
+            ask("capital", "Bern", "Switzerland"),
+            ask("city", "Havana"),
+        ],
+        uses={"test": "seen"},
+        seed=0,
+    )
+    assert split(ask("city", "Havana")[1], other).reason == "eval_input"
+    assert split(ask("currency", "peso")[1], other) == "train"
+
+
+def test_what_chooses_and_what_judges_share_no_input():
+    data = examples("a", "b", n=40, unlike="some long question about ")
+    judged = decide(data, examples_per_task=5, seed=0)
+    both = decide(data, validation={"examples_per_task": 7}, examples_per_task=5, seed=0)
+    assert both.inputs == judged.inputs  # a validation set moves no other
+    assert {t: len(keys) for t, keys in both.validation_inputs.items()} == {"a": 7, "b": 7}
+    assert not both.validation_inputs["a"] & both.inputs["a"]
+    assert sides(data, both) == {
+        (t, side): n for t in "ab" for side, n in (("seen", 5), ("validation", 7), ("train", 28))
+    }
+    assert decide(data[::-1], validation={"examples_per_task": 7}, examples_per_task=5, seed=0) == both
+    by_share = decide(data, validation={"share": 0.1}, share=0.25, seed=0)
+    assert {t: (len(by_share.inputs[t]), len(keys)) for t, keys in by_share.validation_inputs.items()} == {
+        "a": (10, 4),
+        "b": (10, 4),
+    }
+
+
+def test_records_that_judge_in_one_task_choose_in_none():
+    def ask(task, number):
+        return "s", single_turn(
+            task=task, source="s", instruction=f"{task} {number}?", output="x", origin=(f"record:{number}",)
+        )
+
+    data = [ask("a", n) for n in range(30)] + [ask("b", n) for n in range(15, 45)]
+    found = decide(data, validation={"examples_per_task": 6}, examples_per_task=6, seed=0)
+    records = {
+        side: {e.origin[0] for _, e in data if split(e, found) == side} for side in ("seen", "validation")
+    }
+    assert records["validation"]
+    assert not records["seen"] & records["validation"]
+    trained = {e.origin[0] for _, e in data if split(e, found) == "train"}
+    assert not trained & (records["seen"] | records["validation"])
+
+
+def test_asking_for_more_than_there_is_is_said():
+    found = decide(
+        examples("a", n=10) + examples("b", n=100),
+        validation={"examples_per_task": 6},
+        examples_per_task=12,
+        seed=0,
+    )
+    assert (len(found.inputs["a"]), len(found.validation_inputs["a"])) == (3, 2)
+    assert (len(found.inputs["b"]), len(found.validation_inputs["b"])) == (12, 6)
+    assert [note.split(",")[0] for note in found.notes] == [
+        "data.holdout.examples_per_task=12 is more than 1 of 2 trained tasks can give (half of a task's inputs at most)",
+        "data.validation.examples_per_task=6 is more than 1 of 2 trained tasks can give (half of a task's inputs at most)",
+    ]
+    assert "a gives 3 of its 10 inputs" in found.notes[0]
+
+
+def test_sources_that_are_evaluated_whole():
+    train = examples("a", n=20, unlike="the long question number ")
+    test = [("test", e) for _, e in examples("a", "c", n=24, unlike="the long question number ")]
+    test = [
+        (s, single_turn(task=e.task, source=s, instruction="Do.", input=e.input, output=e.output))
+        for s, e in test
+    ]
+    found = decide(train + test, uses={"test": "validation"}, seed=0)
+    assert sides(test, found) == {("a", "validation"): 24, ("c", "validation"): 24}
+    assert sides(train, found) == {("a", "eval_input"): 20}
+    assert "no source trains 1 of their tasks, such as 'c'" in found.notes[0]
+    found = decide(examples("b") + test, uses={"test": "heldout"}, max_eval_per_task=4, seed=0)
+    assert found.tasks == {"a", "c"}
+    assert sides(test, found) == {(t, s): n for t in "ac" for s, n in (("heldout", 4), ("eval_surplus", 20))}
+
+
+def test_held_out_tasks_are_near_or_far():
+    def asks(task, instruction):
+        return [
+            ("s", single_turn(task=task, source="s", instruction=instruction, input=f"{n}", output="x"))
+            for n in range(3)
+        ]
+
+    data = [
+        *asks("animal", "Which of these is an animal?"),
+        *asks("city", "Which of these is a city?"),
+        *asks("sum", "Add the numbers."),
+        *asks("product", "Multiply what follows, and write the result in words."),
+        *asks("mood", "Is the reviewer happy with the film?"),
+    ]
+    held = ["city", "product", "mood"]
+    found = decide(data, tasks=held, seed=0)
+    assert found.near == {"city": "its instruction is like that of the trained task animal (ROUGE-L 0.67)"}
+    declared = decide(data, tasks=held, families={"arithmetic": ["sum", "prod*"], "place": ["city"]}, seed=0)
+    assert declared.near == {
+        "city": "its instruction is like that of the trained task animal (ROUGE-L 0.67)",
+        "product": "the trained task sum is of its family, arithmetic",
+    }
+    apart = decide(data, tasks=held, families={"place": ["city"], "zoo": ["animal"]}, seed=0)
+    assert apart.near == {}  # two declared families decide, whatever the wording
+    with pytest.raises(
+        UserError, match=r"families\.arithmetic names 'summ', which no source holds.*Did you mean 'sum'"
+    ):
+        decide(data, tasks=held, families={"arithmetic": ["summ"]}, seed=0)
 
 
 def test_real_tasks(shared_data):
@@ -219,5 +351,5 @@ def test_real_tasks(shared_data):
     assert len(found.heldout_inputs) == 16
     assert all(len(keys) == 5 for keys in found.heldout_inputs.values())
     counts = Counter(side for (_, side), n in sides(data, found).items() for _ in range(n))
-    assert counts["eval_heldout"] >= 80
+    assert counts["heldout"] >= 80
     assert not {e.task for _, e in data if split(e, found) == "train"} & found.tasks

@@ -6,9 +6,15 @@ import json
 
 import pytest
 
+from sft_dist.config.data import HoldoutConfig
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import Drop, Message, make_example, single_turn
-from sft_dist.holdout import Holdout, decide, descend, input_key, split
+from sft_dist.holdout import Holdout, descend, input_key, split
+from sft_dist.holdout import decide as decide_all
+
+
+def decide(found, *, seed, **options):
+    return decide_all(found, HoldoutConfig(**options), seed=seed)
 
 
 def example(task="t", given="x", *, instruction="Do.", output="o", origin=()):
@@ -23,8 +29,8 @@ def key(given):
 
 HOLDOUT = Holdout(
     tasks=frozenset({"held"}),
-    inputs={"t": frozenset({key("seen")})},
-    heldout_inputs={"held": frozenset({key("unseen")})},
+    inputs={"t": frozenset({key("what all have seen")})},
+    heldout_inputs={"held": frozenset({key("what nobody saw before")})},
     datasets=frozenset({"squad"}),
     ids=frozenset({"f" * 32}),
 )
@@ -60,9 +66,9 @@ def test_input_key_without_an_input_is_all_user_turns():
     "e, side",
     [
         (example(given="fresh"), "train"),
-        (example(given="seen"), "eval_seen"),
-        (example(given="SEEN", instruction="Another phrasing."), "eval_seen"),
-        (example(task="held", given="unseen"), "eval_heldout"),
+        (example(given="what all have seen"), "seen"),
+        (example(given="What all have SEEN", instruction="Another phrasing."), "seen"),
+        (example(task="held", given="what nobody saw before"), "heldout"),
     ],
 )
 def test_sides(e, side):
@@ -77,13 +83,25 @@ def test_sides(e, side):
             "eval_surplus",
             "task held is held out and 1 other inputs of it are evaluated",
         ),
-        (example(task="other", given="seen"), "eval_input", "is an evaluation input of another task"),
-        (example(task="t", given="unseen"), "eval_input", "is an evaluation input of another task"),
+        (
+            example(task="other", given="what all have seen"),
+            "eval_input",
+            "is an evaluation input of another task",
+        ),
+        (
+            example(task="t", given="what nobody saw before"),
+            "eval_input",
+            "is an evaluation input of another task",
+        ),
         (example(origin=("dataset:wiki", "dataset:SQuAD")), "heldout_origin", "dataset SQuAD is held out"),
         (example(origin=("task:held",)), "heldout_origin", "made from the held-out task held"),
         (example(origin=("held",)), "heldout_origin", "made from the held-out task held"),
         (example(origin=("0" * 32, "f" * 32)), "heldout_origin", "made from the evaluation example ffff"),
-        (example(given="seen", origin=("task:held",)), "heldout_origin", "made from the held-out task held"),
+        (
+            example(given="what all have seen", origin=("task:held",)),
+            "heldout_origin",
+            "made from the held-out task held",
+        ),
     ],
 )
 def test_drops(e, reason, detail):
@@ -94,18 +112,20 @@ def test_drops(e, reason, detail):
 
 
 def test_evaluation_inputs_of_other_tasks_may_be_trained_on():
-    assert split(example(task="other", given="seen"), HOLDOUT, drop_eval_inputs=False) == "train"
-    assert split(example(task="t", given="seen"), HOLDOUT, drop_eval_inputs=False) == "eval_seen"
+    assert (
+        split(example(task="other", given="what all have seen"), HOLDOUT, drop_eval_inputs=False) == "train"
+    )
+    assert split(example(task="t", given="what all have seen"), HOLDOUT, drop_eval_inputs=False) == "seen"
 
 
 def test_descendants_of_what_is_held_out_are_refused_whatever_their_task():
-    for parent in (example(task="held", given="unseen"), example(origin=("dataset:squad",))):
+    for parent in (example(task="held", given="what nobody saw before"), example(origin=("dataset:squad",))):
         child = example(task="mine", given="new", origin=descend([example(), parent]))
         assert split(child, HOLDOUT).reason == "heldout_origin"
         grandchild = example(task="mine", given="newer", origin=descend([child]))
         assert split(grandchild, HOLDOUT).reason == "heldout_origin"
     assert split(example(task="mine", given="new", origin=descend([example()])), HOLDOUT) == "train"
-    seen = example(given="seen")
+    seen = example(given="what all have seen")
     holdout = Holdout(inputs=HOLDOUT.inputs, ids=frozenset({seen.id}))
     assert split(example(given="new", origin=descend([seen])), holdout).reason == "heldout_origin"
 

@@ -164,10 +164,10 @@ def test_slices_build_a_store_together(sft: Sft, project: Path) -> None:
     code, out, _ = sft(*words, "--slice", "1/2")
     assert code == 0
     assert "the store is closed when all slices are" in out
-    assert not (project / "data/eval/store").exists()  # several slices would take one another's files away
+    assert not (project / "data/eval/stores").exists()  # several slices would take one another's files away
     assert sft(*words, "--slice", "0/2")[0] == 0
     assert (project / "data/stores/records/manifest.json").is_file()
-    assert (project / "data/eval/store/manifest.json").is_file()
+    assert (project / "data/eval/stores/seen/manifest.json").is_file()
     assert sft(*words, "--verify")[0] == 0
 
 

@@ -28,7 +28,8 @@ def test_a_run_that_shares_rows_is_the_run_that_does_not(sft: Sft, project: Path
     whole, shared = lines(project, "whole"), lines(project, "shared")
     assert shared.keys() == whole.keys() >= {("train", 3), ("eval", 2), ("eval", 3)}
     for key, line in whole.items():
-        assert shared[key]["loss"] == pytest.approx(line["loss"], rel=1e-5)
+        loss = "loss" if key[0] == "train" else "set_loss"
+        assert shared[key][loss] == pytest.approx(line[loss], rel=1e-5)
         assert shared[key]["task_loss"] == pytest.approx(line["task_loss"], rel=1e-5)
         if key[0] == "train":
             assert shared[key]["grad_norm"] == pytest.approx(line["grad_norm"], rel=1e-5)

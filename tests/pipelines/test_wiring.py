@@ -24,7 +24,7 @@ from sft_dist.pack import CostModel
 from sft_dist.pipelines.evaluate.command import _Work
 from sft_dist.pipelines.train import planning, worker
 from sft_dist.pipelines.train.resume import remaining
-from sft_dist.train.evaluate import held_out_loss
+from sft_dist.train.evaluate import set_losses
 from sft_dist.train.run_log import RunLogger
 
 Sft = Callable[..., tuple[int, str, str]]
@@ -87,7 +87,7 @@ def test_optim_train_and_checkpoint_reach_loop_saver_and_tracker(
         [
             "optim.lr=1.0", "optim.schedule=wsd", "optim.decay_steps=2", "optim.min_lr_share=0.5", "optim.warmup_steps=2", "optim.clip=0.3",
             "train.eval_every_steps=7", "train.max_skipped_steps=3", "train.profile=[2,3]", "seed=9", "checkpoint.save_every_steps=4",
-            "checkpoint.save_every_minutes=5", "checkpoint.keep_last=6", "checkpoint.keep_best=1", "checkpoint.optimizer_keep_last=2",
+            "checkpoint.save_every_minutes=5", "checkpoint.keep_last=6", "checkpoint.keep_best=1", "data.validation.share=0.1", "checkpoint.optimizer_keep_last=2",
             "wandb.mode=offline", "wandb.project=p", "wandb.entity=e", "wandb.group=g", "wandb.tags=[t]",
         ],
         project / "my.yaml",
@@ -169,7 +169,7 @@ def metrics(step: int) -> StepMetrics:
     )  # fmt: skip
 
 
-def test_the_held_out_loss_looks_at_as_many_tokens_as_it_may(sft: Sft, project: Path, group: None) -> None:
+def test_the_validation_loss_looks_at_as_many_tokens_as_it_may(sft: Sft, project: Path, group: None) -> None:
     assert sft("prepare", "my.yaml")[0] == 0
 
     def passes(eval_tokens: int) -> int:
@@ -186,8 +186,13 @@ def test_the_held_out_loss_looks_at_as_many_tokens_as_it_may(sft: Sft, project: 
         words = [f"train.eval_tokens={eval_tokens}", "pack.seq_len=64", "train.micro_rows=1"]
         config = load_config(words, project / "my.yaml")
         sequence = SequenceGroup(size=1, place=0, data_rank=0, data_ranks=1, group=None)
-        evaluate = held_out_loss(
-            config, Engine(), "data/eval/store", COST, sequence, moved=lambda: moves.append(1)
+        evaluate = set_losses(
+            config,
+            Engine(),
+            {"validation": "data/eval/stores/seen"},
+            COST,
+            sequence,
+            moved=lambda: moves.append(1),
         )
         assert evaluate()["loss"] == pytest.approx(1.0)
         assert len(moves) == len(calls)  # a long evaluation is not taken for a hang
@@ -195,6 +200,38 @@ def test_the_held_out_loss_looks_at_as_many_tokens_as_it_may(sft: Sft, project: 
 
     assert (passes(1), passes(64), passes(130)) == (1, 1, 2)
     assert passes(1_000_000) > 2  # all there is
+
+
+def test_each_set_has_a_curve_and_validation_alone_chooses(sft: Sft, project: Path, group: None) -> None:
+    words = [
+        "data.sources.records.share=null",
+        "data.holdout.tasks=[chats]",
+        "data.holdout.examples_per_task=3",
+        "data.validation.share=0.2",
+    ]
+    code, out, _ = sft("check", "my.yaml", *words)
+    assert code == 0
+    assert "passes an epoch: records 1" in out
+    assert "held out, far (1): chats" in out
+    assert sft("prepare", "my.yaml", *words)[0] == 0
+    stores = {c: f"data/eval/stores/{c}" for c in ("validation", "seen", "heldout_far")}
+    assert sorted(p.name for p in Path("data/eval/stores").iterdir()) == sorted(stores)
+
+    class Engine:
+        device = torch.device("cpu")
+        train = eval = staticmethod(lambda: None)
+        passes = 0
+
+        def __call__(self, *inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            self.passes += 1
+            return torch.zeros(()), torch.full((len(inputs[4]),), float(self.passes))
+
+    config = load_config(["pack.seq_len=512", "train.micro_rows=8", *words], project / "my.yaml")
+    sequence = SequenceGroup(size=1, place=0, data_rank=0, data_ranks=1, group=None)
+    found = set_losses(config, Engine(), stores, COST, sequence, moved=lambda: None)()
+    assert found["set_loss"] == {"validation": 1.0, "seen": 2.0, "heldout_far": 3.0}  # a pass each
+    assert found["loss"] == 1.0
+    assert found["task_loss"] == {"first": 2.0, "second": 2.0, "chats": 3.0}
 
 
 def test_evaluation_takes_so_many_examples_of_a_task(sft: Sft, project: Path) -> None:

@@ -12,7 +12,7 @@ BASE = {"name": "run", "eval": {"metric": "exact_match"}, "launch": {"nproc": 1}
 
 
 def definition(**changed) -> Definition:
-    """Two learning rates by three warm-ups, ranked by held-out loss."""
+    """Two learning rates by three warm-ups, ranked by validation loss."""
     values = {
         "method": "grid",
         "metric": "eval_loss",
@@ -40,7 +40,7 @@ def add(
     settings: dict[str, str] | None = None,
     **facts,
 ) -> Path:
-    """Write one trial and its run folder; `curve` holds held-out losses by step."""
+    """Write one trial and its run folder; `curve` holds validation losses by step."""
     run = folder.run(number).path
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.json").write_text(json.dumps(BASE))

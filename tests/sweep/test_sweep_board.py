@@ -30,19 +30,19 @@ def test_the_best_comes_first_and_what_has_no_result_last(tmp_path):
     board = read_board(sweep_of_six(tmp_path / "lr").path)
     assert [t.name for t in board.trials] == [f"trial-00{i}" for i in (4, 1, 0, 2, 3, 5)]
     assert board.best.name == "trial-004"
-    assert board.curve_title == "held-out loss"
+    assert board.curve_title == "validation loss"
 
 
 def test_a_metric_that_is_maximised_turns_the_order(tmp_path):
     folder = sweep_of_six(tmp_path / "lr")
-    folder.define(definition(metric="heldout"))
+    folder.define(definition(metric="validation"))
     assert read_board(folder.path).best.name == "trial-000"
 
 
 def test_the_page_names_the_best_every_failure_its_reason_and_its_path(tmp_path):
     folder = sweep_of_six(tmp_path / "lr")
     text = page_of(folder.path)
-    assert "The best is trial-004 (optim.lr=0.001, optim.schedule=linear): held-out loss 0.5." in text
+    assert "The best is trial-004 (optim.lr=0.001, optim.schedule=linear): validation loss 0.5." in text
     assert "3 finished, 1 pruned, 1 failed, 1 waiting" in text
     assert "the loss was not finite 10 steps in a row &lt;&amp;&gt;" in text
     assert str(folder.run(3).path) in text

@@ -149,7 +149,7 @@ def test_pruning_needs_evaluations_in_course():
     with pytest.raises(UserError, match=r"sweep\.method=optuna"):
         define(None, ["sweep.pruning=median", RATES])
     with pytest.raises(UserError, match=r"sweep\.metric=eval_loss"):
-        define(None, [*words, "sweep.metric=heldout"])
+        define(None, [*words, "sweep.metric=validation"])
 
 
 def test_a_runs_folder_is_left_alone(tmp_path):

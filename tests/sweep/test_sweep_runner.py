@@ -58,7 +58,7 @@ def test_a_failed_trial_stops_no_other_and_is_named(tmp_path):
     assert states(folder) == [("finished", 1), ("failed", 1), ("finished", 2), ("failed", 2), ("finished", 1)]
     assert f"trial-001  how=fatal  failed: planted fatal ({folder.path}/logs/trial-001.log)" in said
     assert "trial-003  how=broken  failed: planted broken" in said
-    assert "trial-000  how=ok  finished: held-out loss 0" in said
+    assert "trial-000  how=ok  finished: validation loss 0" in said
     assert not overlap(folder)
 
 

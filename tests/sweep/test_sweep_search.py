@@ -58,7 +58,7 @@ def test_the_direction_follows_the_metric():
     """The best of six scores lies at 0.9: the model looks there, and not at 0.1, where the lowest is."""
     space = {"x": "interval(0.0,1.0)"}
     past = [finished(i, x, x=str(x)) for i, x in enumerate((0.1, 0.3, 0.5, 0.7, 0.8, 0.9))]
-    highest = replace(SEARCH, metric="heldout", space=space, trials=4)
+    highest = replace(SEARCH, metric="validation", space=space, trials=4)
     drawn = [float(suggest(highest, past, n)["x"]) for n in range(6, 16)]
     assert sum(drawn) / len(drawn) > 0.6
     lowest = [float(suggest(replace(highest, metric="eval_loss"), past, n)["x"]) for n in range(6, 16)]

@@ -98,17 +98,17 @@ def test_a_trial_without_a_figure_has_failed(built, monkeypatch):
     trained(monkeypatch, "finished", [])
     found = run_here(folder, 0)
     assert found.state == "failed"
-    assert "no held-out loss" in found.reason
+    assert "no validation loss" in found.reason
 
 
 def test_a_metric_of_generations_evaluates_the_trial(built, monkeypatch):
-    folder = define(None, [*RATES, "sweep.metric=heldout"])
+    folder = define(None, [*RATES, "sweep.metric=validation"])
     trained(monkeypatch, "finished", [(50, 1.0)])
 
     def evaluate(run, console):
         (run.path / "eval").mkdir()
         (run.path / "eval" / "scores.json").write_text(
-            json.dumps({"heldout": {"macro": {"exact_match": 0.75}}})
+            json.dumps({"validation": {"macro": {"exact_match": 0.75}}})
         )
 
     monkeypatch.setattr(sweep_task, "evaluate", evaluate)

@@ -27,10 +27,9 @@ class RunMetric:
 
 
 RUN_METRICS: dict[str, RunMetric] = {
-    "eval_loss": RunMetric("held-out loss", "minimize"),
+    "eval_loss": RunMetric("validation loss", "minimize"),
     "train_loss": RunMetric("training loss", "minimize"),
-    "seen": RunMetric("score on trained tasks", "maximize", evaluated=True),
-    "heldout": RunMetric("score on held-out tasks", "maximize", evaluated=True),
+    "validation": RunMetric("score on the validation set", "maximize", evaluated=True),
     "tokens_per_s": RunMetric("tokens a second", "maximize"),
 }
 
@@ -55,7 +54,7 @@ def curve_of(run_dir: Path, metric: str) -> Curve:
 def metric_of(run_dir: Path, metric: str) -> float | None:
     """Return the figure of a run that has ended; None when its files do not hold it.
 
-    A loss is that of the model at the end: the last held-out loss, the mean over the last 5 % of training steps.
+    A loss is that of the model at the end: the last validation loss, the mean over the last 5 % of training steps.
     """
     if RUN_METRICS[metric].evaluated:
         return _score(run_dir, metric)

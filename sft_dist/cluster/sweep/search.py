@@ -28,7 +28,7 @@ RANDOM_AT_MOST = 10  # Optuna's own default
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """A trial as the search sees it: its record, and its held-out losses step by step."""
+    """A trial as the search sees it: its record, and its validation losses step by step."""
 
     trial: Trial
     curve: Curve
@@ -53,7 +53,7 @@ def suggest(definition: Definition, past: Sequence[Past], number: int) -> dict[s
 
 
 def hopeless(definition: Definition, past: Sequence[Past], live: Past, total_steps: int) -> bool:
-    """Say whether a live trial should be stopped, by its held-out losses up to now.
+    """Say whether a live trial should be stopped, by its validation losses up to now.
 
     Args:
         definition: Of the sweep; `pruning` says by which rule.

@@ -9,9 +9,10 @@ from typing import Any
 
 from sft_dist.config import RunConfig
 from sft_dist.core.records import Example
-from sft_dist.evals.splits import load_eval_sets
+from sft_dist.core.sets import SETS
+from sft_dist.evals.splits import has_sets, load_eval_sets
 from sft_dist.mix import Corpus
-from sft_dist.pipelines.data.prepare import Prepared, has_eval, prepare
+from sft_dist.pipelines.data.prepare import Prepared, prepare
 from sft_dist.pipelines.train.planning import cost_model, make_planner, open_corpus
 from sft_dist.report.card import counts as card_counts
 from sft_dist.report.card import write as card
@@ -94,7 +95,9 @@ def gather(
     after = card_counts.balance(card_counts.shares(tasks, drawn=True))
     progress("comparing texts")
     folder = Path(config.data.dir)
-    evaluation = load_eval_sets(folder, max_per_task=None, seed=config.seed) if has_eval(folder) else {}
+    evaluation = (
+        load_eval_sets(folder, SETS, max_per_task=None, seed=config.seed) if has_sets(folder, SETS) else {}
+    )
     return CardFacts(
         name=config.name,
         sources=tuple(sources),

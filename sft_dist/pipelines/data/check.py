@@ -153,5 +153,5 @@ def _summary(
         for name, store in zip(corpus.source_names, corpus.stores, strict=True)
     }
     ranks = ranks_of(config.launch.nproc) * config.launch.nodes
-    summary = summarise(config, planner, prepared.selected.sources, rendered, exact=exact, ranks=ranks)
+    summary = summarise(config, planner, prepared.selected, rendered, exact=exact, ranks=ranks)
     return replace(summary, warnings=(*summary.warnings, *marks))

@@ -1,7 +1,8 @@
 """Raw sources -> one token store a source, evaluation sets, rejects. Builds only what is missing.
 
 <data.dir>/selection*                 which record goes where (selection/assign.py)
-<data.dir>/eval/{seen,heldout}.jsonl  evaluation examples; eval/store: the same, tokenised
+<data.dir>/eval/<set>.jsonl           examples of the sets validation, seen, heldout; eval/near.json: held-out tasks that are near
+<data.dir>/eval/stores/<curve>/       the same, tokenised, a store for each curve of the training log
 <data.dir>/tokenizer/                 with render.train_vocab_size only
 <data.dir>/stores/<source>/           manifest.json, shards, index
 <data.dir>/rejects/<source>*.jsonl    dropped and unreadable records with their reason
@@ -20,7 +21,9 @@ from sft_dist.config import RunConfig
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import fingerprint
 from sft_dist.core.locks import take_lock
-from sft_dist.evals.splits import SETS, load_eval_sets
+from sft_dist.core.records import Example
+from sft_dist.core.sets import CURVES, SETS, CurveName, curve_of
+from sft_dist.evals.splits import has_sets, load_eval_sets, near_tasks
 from sft_dist.filters import filters_fingerprint
 from sft_dist.pipelines.data.renderer import make_renderer
 from sft_dist.render.renderer import Renderer
@@ -31,7 +34,7 @@ from sft_dist.shards import Store, remove_manifest
 from sft_dist.shards.staging import publish_stores
 from sft_dist.sources import Source, open_source
 
-EVAL_STORE = "eval/store"
+EVAL_STORES = "eval/stores"
 
 Progress = Callable[[str], None]
 
@@ -43,14 +46,14 @@ class Prepared:
     Attributes:
         stores: Folder of each source's store.
         keys: The key of each store, part by part.
-        eval_store: Folder of the tokenised evaluation examples, None when nothing is evaluated.
+        eval_stores: Folder of the tokenised examples of each curve (`core.sets.CURVES`) that has any.
         renderer: How conversations become tokens.
         selected: What became of every record.
     """
 
     stores: dict[str, Path]
     keys: dict[str, dict[str, str]]
-    eval_store: Path | None
+    eval_stores: dict[CurveName, Path]
     renderer: Renderer
     selected: Selected
 
@@ -129,13 +132,12 @@ def prepare(
             ):
                 progress(f"copying {name} to {url}")
                 publish_stores(store, url)
-        eval_store: Path | None = folder / EVAL_STORE
         if build and part[0] == 0:
-            eval_store = _eval_store(folder, config, renderer, progress)
+            _build_eval_stores(folder, config, renderer, progress)
     return Prepared(
         stores=stores,
         keys={n: keys[n] for n in stores},
-        eval_store=eval_store if eval_store and eval_store.is_dir() else None,
+        eval_stores={c: path for c in CURVES if (path := folder / EVAL_STORES / c).is_dir()},
         renderer=renderer,
         selected=selected,
     )
@@ -172,15 +174,6 @@ def store_url(config: RunConfig, source: str) -> str | None:
     return f"{config.data.remote.rstrip('/')}/{source}" if config.data.remote else None
 
 
-def has_eval(folder: Path) -> bool:
-    """True when anything was held out for evaluation."""
-    return any(
-        (folder / "eval" / f"{name}.jsonl").stat().st_size
-        for name in SETS
-        if (folder / "eval" / f"{name}.jsonl").is_file()
-    )
-
-
 def _texts(sources: dict[str, Source], selected: Selected) -> Iterator[str]:
     for name, source in sources.items():
         for example in training_examples(source, selected.sources[name]):
@@ -215,26 +208,32 @@ def _is_current(store: Path, key: dict[str, str], *, rebuild: bool, verify: bool
     return True
 
 
-def _eval_store(folder: Path, config: RunConfig, renderer: Renderer, progress: Progress) -> Path | None:
-    """Tokenise the evaluation examples, for the held-out loss during training. Small: rebuilt whenever its key moved."""
-    store = folder / EVAL_STORE
-    if not has_eval(folder):
-        shutil.rmtree(store, ignore_errors=True)
-        return None
-    sets = load_eval_sets(folder, max_per_task=config.eval.max_examples_per_task, seed=config.seed)
-    examples = [e for members in sets.values() for e in members]
-    key = {"examples": fingerprint([e.id for e in examples]), "render": renderer.fingerprint}
-    if not _is_current(store, key, rebuild=True, verify=False, command=""):
-        job = StoreBuild(
-            name="eval",
-            examples=ExampleList(examples),
-            tasks=tuple(sorted({e.task for e in examples})),
-            renderer=renderer,
-            rejects=folder / "eval" / "rejects",  # a source may be named eval
-            store=store,
-            key=key,
-            processes=1,
-            progress=progress,
-        )
-        job.run((0, 1))
-    return store
+def _build_eval_stores(folder: Path, config: RunConfig, renderer: Renderer, progress: Progress) -> None:
+    """Tokenise the evaluation sets, for the losses during training. Small: rebuilt whenever their key moved."""
+    examples: dict[CurveName, list[Example]] = {curve: [] for curve in CURVES}
+    near = near_tasks(folder)
+    for name in (n for n in SETS if has_sets(folder, [n])):
+        (members,) = load_eval_sets(
+            folder, [name], max_per_task=config.eval.max_examples_per_task, seed=config.seed
+        ).values()
+        for example in members:
+            examples[curve_of(name, example.task, near)].append(example)
+    for curve, kept in examples.items():
+        store = folder / EVAL_STORES / curve
+        if not kept:
+            shutil.rmtree(store, ignore_errors=True)
+            continue
+        key = {"examples": fingerprint([e.id for e in kept]), "render": renderer.fingerprint}
+        if not _is_current(store, key, rebuild=True, verify=False, command=""):
+            job = StoreBuild(
+                name=curve,
+                examples=ExampleList(kept),
+                tasks=tuple(sorted({e.task for e in kept})),
+                renderer=renderer,
+                rejects=folder / "eval" / "rejects",  # a source may have the name of a curve
+                store=store,
+                key=key,
+                processes=1,
+                progress=progress,
+            )
+            job.run((0, 1))

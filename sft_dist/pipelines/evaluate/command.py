@@ -24,13 +24,13 @@ from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_json
 from sft_dist.core.records import Example
 from sft_dist.core.runfolder import RunFolder
+from sft_dist.core.sets import JUDGES, VALIDATION, SetName
 from sft_dist.evals.baselines import Baselines, TrainingPair, training_pairs
 from sft_dist.evals.generate import collect_generations, generate_part, load_model, part_folder
 from sft_dist.evals.loss import collect_losses, loss_part
 from sft_dist.evals.probes import probed, sensitivity
 from sft_dist.evals.score import score_examples, scores, write_results
-from sft_dist.evals.splits import load_eval_sets
-from sft_dist.pipelines.data.prepare import has_eval
+from sft_dist.evals.splits import has_sets, load_eval_sets
 from sft_dist.pipelines.data.renderer import make_renderer
 from sft_dist.render.renderer import Renderer
 from sft_dist.selection.assign import select
@@ -56,7 +56,7 @@ class _Work:
                 "restore them, or train again"
             )
         self.sets = load_eval_sets(
-            folder.path, max_per_task=config.eval.max_examples_per_task, seed=config.seed
+            folder.path, _sets(config), max_per_task=config.eval.max_examples_per_task, seed=config.seed
         )
         self.examples = [e for members in self.sets.values() for e in members]
         self.variants = probed(self.examples, seed=config.seed)
@@ -78,6 +78,11 @@ class _Work:
         return part_folder(self.root, "loss", self.model, self.renderer.fingerprint, [e.id for e in examples])
 
 
+def _sets(config: RunConfig) -> tuple[SetName, ...]:
+    """Return the sets that are generated on: those that judge, and what chooses where trials are ranked by its score."""
+    return (VALIDATION, *JUDGES) if config.sweep.metric == VALIDATION else JUDGES
+
+
 def evaluate(folder: RunFolder, console: Console) -> dict[str, Any]:
     """Evaluate the exported model of a run; write eval/generations.jsonl and eval/scores.json.
 
@@ -89,7 +94,7 @@ def evaluate(folder: RunFolder, console: Console) -> dict[str, Any]:
         RuntimeError: When the ranks failed.
     """
     config = load_run_config(folder.path)
-    if not has_eval(folder.path):
+    if not has_sets(folder.path, _sets(config)):
         console.print("nothing is held out (data.holdout), so there is nothing to evaluate")
         return {}
     if not any((folder.export / name).is_file() for name in ("config.json", "adapter_config.json")):

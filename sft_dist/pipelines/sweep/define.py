@@ -46,6 +46,11 @@ def define(file: Path | None, overrides: Sequence[str]) -> SweepFolder:
     points = corners(space)
     base = load_config([*fixed, *_texts(points[0])], file)
     sweep = base.sweep
+    if sweep.metric in ("eval_loss", "validation") and not base.data.validates:
+        raise UserError(
+            f"sweep.metric={sweep.metric} ranks trials by the validation set, and there is none, so nothing could be ranked; set "
+            "data.validation.share=0.02, or sweep.metric=train_loss or tokens_per_s"
+        )
     if sweep.method == "optuna":
         check_installed()
     else:
@@ -163,7 +168,7 @@ def _validate(
             )
         if pruning and config.train.eval_every_steps is None:
             raise UserError(
-                "sweep.pruning looks at held-out losses during training, but train.eval_every_steps is not set, so there would be none "
+                "sweep.pruning looks at validation losses during training, but train.eval_every_steps is not set, so there would be none "
                 "before the end; set it to a tenth of the steps or so"
             )
     if wrong:

@@ -111,7 +111,7 @@ def _fail(folder: SweepFolder, trial: Trial, error: Exception) -> None:
 
 
 def past(folder: SweepFolder, definition: Definition) -> list[Past]:
-    """Return every trial with the course of its held-out loss, for the search."""
+    """Return every trial with the course of its validation loss, for the search."""
     return [Past(t, folder.curve(t, definition.metric)) for t in folder.trials()]
 
 

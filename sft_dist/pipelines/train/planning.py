@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from sft_dist.core.errors import UserError
 from sft_dist.mix import Corpus, Mixture, SourceMix
 from sft_dist.pack import CostModel
 from sft_dist.pipelines.config_warnings import config_warnings
-from sft_dist.selection.files import Selection
+from sft_dist.selection.files import Selected
 from sft_dist.shards import Store
 
 # Stands in for a model that is not at hand (a hub id on a login node): only the balance of rows depends on it.
@@ -29,6 +29,9 @@ DEFAULT_SHAPE = {
     "intermediate_size": 14336,
     "vocab_size": 128256,
 }
+
+
+NAMED = 20  # held-out tasks that `check` lists
 
 
 def open_corpus(stores: Mapping[str, Path], keys: Mapping[str, Mapping[str, Any]] | None = None) -> Corpus:
@@ -183,6 +186,23 @@ class Summary:
     )
     exact: bool = True
     warnings: tuple[str, ...] = ()
+    passes: Mapping[str, float] = field(default_factory=dict)  # over each source, in the first epoch
+    held_out: Mapping[str, str | None] = field(
+        default_factory=dict
+    )  # task -> why it is near; None: it is far
+
+    def set_lines(self) -> tuple[str, ...]:
+        """Return, in words, the passes over each source and the tasks that are never trained on."""
+        passes = ", ".join(f"{name} {n:.3g}" for name, n in self.passes.items())
+        lines = [f"passes an epoch: {passes}"]
+        for kind, tasks in (
+            ("near", [t for t, why in self.held_out.items() if why]),
+            ("far", [t for t, why in self.held_out.items() if not why]),
+        ):
+            if tasks:
+                more = f" and {len(tasks) - NAMED:,} more" if len(tasks) > NAMED else ""
+                lines.append(f"held out, {kind} ({len(tasks):,}): {', '.join(tasks[:NAMED])}{more}")
+        return tuple(lines)
 
     def line(self) -> str:
         """Return the figures in words."""
@@ -200,7 +220,7 @@ class Summary:
 def summarise(
     config: RunConfig,
     planner: Planner,
-    selections: Mapping[str, Selection],
+    selected: Selected,
     rendered: Mapping[str, Counter[str]],
     *,
     exact: bool = True,
@@ -211,7 +231,7 @@ def summarise(
     Args:
         config: The run's config.
         planner: Plans its epochs.
-        selections: What became of every record, by source.
+        selected: What became of every record.
         rendered: Drops while rendering, by source and reason.
         exact: False when the lengths are those of a sample.
         ranks: Of the whole run, for the warnings.
@@ -220,7 +240,7 @@ def summarise(
     counts = first.counts
     lengths = np.concatenate([r.lengths for step in range(min(16, first.n_steps)) for r in first.rows(step)])
     drops: Counter[str] = Counter(counts.dropped)
-    for name, selection in selections.items():
+    for name, selection in selected.sources.items():
         drops.update(selection.dropped)
         drops["unreadable"] += selection.unreadable
         drops.update(rendered.get(name, {}))
@@ -234,7 +254,9 @@ def summarise(
         drops={r: n for r, n in drops.items() if n},
         squares_per_token=float((lengths.astype(np.float64) ** 2).sum() / max(1, lengths.sum())),
         exact=exact,
-        warnings=config_warnings(config, ranks=ranks, steps=steps),
+        warnings=(*selected.holdout.notes, *config_warnings(config, ranks=ranks, steps=steps)),
+        passes=first.passes(),
+        held_out={task: selected.holdout.near.get(task) for task in sorted(selected.holdout.heldout_inputs)},
     )
 
 

@@ -94,8 +94,8 @@ def resume(
     return position, facts["losses"]
 
 
-def held_out_losses(folder: RunFolder) -> dict[int, float]:
-    """Return the held-out losses that were measured before, by step; the same on every rank."""
+def validation_losses(folder: RunFolder) -> dict[int, float]:
+    """Return the validation losses that were measured before, by step; the same on every rank."""
     lines = read_jsonl(folder.metrics) if dist.get_rank() == 0 else []
     return from_rank_0(
         {m["step"]: m["loss"] for m in lines if m.get("kind") == "eval" and finite(m["loss"]) is not None}

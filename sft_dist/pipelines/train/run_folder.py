@@ -13,7 +13,7 @@ from sft_dist.config.load import config_from_json, config_to_json, load_run_conf
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import write_json, write_text
 from sft_dist.core.runfolder import RunFolder
-from sft_dist.evals.splits import SETS
+from sft_dist.core.sets import NEAR, SETS
 from sft_dist.pipelines.data.prepare import Prepared, store_url
 from sft_dist.shards import Store
 from sft_dist.train.zero import check_extra
@@ -95,7 +95,7 @@ def _stores(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
             n: {"path": str(p.resolve()), "key": prepared.keys[n], "url": store_url(config, n)}
             for n, p in prepared.stores.items()
         },
-        "eval_store": str(prepared.eval_store.resolve()) if prepared.eval_store else None,
+        "eval_stores": {curve: str(path.resolve()) for curve, path in prepared.eval_stores.items()},
         "tokenizer": trained
         if config.render.train_vocab_size
         else config.model.tokenizer or config.model.path,
@@ -108,11 +108,8 @@ def _stores(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
 
 def _freeze_evaluation(config: RunConfig, folder: RunFolder) -> None:
     """Copy the evaluation sets into the run folder, once."""
-    for name in SETS:
-        source, copy = (
-            Path(config.data.dir) / "eval" / f"{name}.jsonl",
-            folder.path / "eval" / f"{name}.jsonl",
-        )
+    for name in (NEAR, *(f"{name}.jsonl" for name in SETS)):
+        source, copy = Path(config.data.dir) / "eval" / name, folder.path / "eval" / name
         if source.is_file() and not copy.exists():
             write_text(copy, source.read_text(encoding="utf-8"))
 

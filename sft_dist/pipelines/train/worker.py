@@ -42,12 +42,12 @@ from sft_dist.pipelines.config_warnings import config_warnings
 from sft_dist.pipelines.train.engine import TrainingSetup, build_engine, export_base, exports_adapter
 from sft_dist.pipelines.train.oom_message import oom_message
 from sft_dist.pipelines.train.planning import cost_of, make_planner, open_corpus, plan_facts, total_steps
-from sft_dist.pipelines.train.resume import held_out_losses, remaining, resume
+from sft_dist.pipelines.train.resume import remaining, resume, validation_losses
 from sft_dist.render.tokenizer import TextTokenizer
 from sft_dist.shards.staging import stage
 from sft_dist.train import loop, zero
 from sft_dist.train.environment import environment
-from sft_dist.train.evaluate import held_out_loss
+from sft_dist.train.evaluate import set_losses
 from sft_dist.train.guard import Heartbeat, Policy, SpikeDetector, StopSignals
 from sft_dist.train.metrics import Meter, peak_flops
 from sft_dist.train.profile import Profiler
@@ -125,7 +125,7 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat) -> str:
         SpikeDetector(policy, losses),
         heartbeat,
         remote,
-        stores["eval_store"],
+        stores["eval_stores"],
     )
     if state == "finished" and config.train.export:
         export_checkpoint(
@@ -215,7 +215,7 @@ def _loop(
     spikes: SpikeDetector,
     heartbeat: Heartbeat,
     remote: Remote | None,
-    eval_store: str | None,
+    eval_stores: dict[str, str],
 ) -> tuple[Position, str, str]:
     """Wire the loop to the run folder: what is logged, saved and evaluated, and when."""
     engine, is_main = parts.engine, dist.get_rank() == 0
@@ -223,8 +223,8 @@ def _loop(
     requests = StopSignals(folder, is_main=is_main)
     requests.listen()
     evaluator = None
-    if eval_store:
-        evaluator = held_out_loss(config, engine, eval_store, cost, parts.sequence, moved=heartbeat.progress)
+    if eval_stores:
+        evaluator = set_losses(config, engine, eval_stores, cost, parts.sequence, moved=heartbeat.progress)
     useful = with_backward(cost, engine.module.hf)
     with (
         Tracker.start(
@@ -258,7 +258,8 @@ def _loop(
                 return None
             scores = evaluator()
             lines.evaluation(step, scores)
-            return float(scores["loss"])
+            chosen_by: float | None = scores["loss"]  # of the validation set; what judges chooses nothing
+            return chosen_by
 
         saver = Saver(
             engine,
@@ -269,7 +270,7 @@ def _loop(
             ),
             report=lines.saved,
             saved_at=start if start.step else None,
-            losses=held_out_losses(folder),
+            losses=validation_losses(folder),
             remote=remote,
             moved=heartbeat.progress,
             settle=parts.ema.settle if parts.ema is not None else lambda: None,

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from sft_dist.report.card.facts import RARE, REPEATED, SourceFacts
 from sft_dist.report.formatting import DASH, count, percent
 
-SET_NAMES = {"seen": "unseen inputs of trained tasks", "heldout": "held-out tasks"}
+SET_NAMES = {
+    "validation": "validation inputs of trained tasks",
+    "seen": "unseen inputs of trained tasks",
+    "heldout": "held-out tasks",
+}
 
 # Reason of a drop -> what it means.
 REASONS = {
