@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code: 0, 2 for a user's mistake, 1 for a failure of ours or the machine's."""
-    from rich.console import Console
+    from sft_dist.core.terminal import SafeConsole, plain
 
     # rich would fold lines at 80 columns in a log file
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+    console: Console = SafeConsole(highlight=False, width=None if sys.stdout.isatty() else 240)
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(options, "config") or any(word.startswith("-") for word in rest)):
@@ -38,19 +38,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.command(options, console))
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(plain(f"error: {error}\n"))
         return 2
     except RuntimeError as error:
         if os.environ.get("SFT_TRACEBACK"):
             raise
-        sys.stderr.write(f"failed: {error}\n")
+        sys.stderr.write(plain(f"failed: {error}\n"))
         return 1
     except OSError as error:
         if os.environ.get("SFT_TRACEBACK"):
             raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = "; what is whole is kept: make room and run the same command again" if full else ""
-        sys.stderr.write(f"failed: {error.filename or 'a file'}: {error.strerror or error}{remedy}\n")
+        sys.stderr.write(plain(f"failed: {error.filename or 'a file'}: {error.strerror or error}{remedy}\n"))
         return 1
     except KeyboardInterrupt:
         return 130

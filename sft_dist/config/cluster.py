@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
@@ -36,15 +36,20 @@ def _check_options(value: tuple[str, ...]) -> tuple[str, ...]:
 class LaunchConfig(Section):
     """Processes of one run. On Slurm the batch script sets nodes and addresses from the allocation."""
 
-    nproc: PositiveInt | Literal["auto"] = Field(
+    nproc: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
         default="auto", description="Ranks a node; auto: one a GPU, one on a machine without."
     )
-    nodes: PositiveInt = Field(
+    nodes: int = Field(
         default=1,
+        ge=1,
+        le=100_000,
         description="Nodes; more than one is started by slurm/train.sbatch or launch/multi_node.sh.",
     )
-    port: PositiveInt | None = Field(
-        default=None, description="Rendezvous port; null: a free one (one node) or from the job id."
+    port: int | None = Field(
+        default=None,
+        ge=1024,
+        le=65535,
+        description="Rendezvous port; null: a free one (one node) or from the job id.",
     )
     stage_dir: str | None = Field(
         default=None,

@@ -17,13 +17,28 @@ from sft_dist.config.construct import SetConfig
 from sft_dist.config.other_trainers import OTHER_TRAINERS_KEYS
 from sft_dist.config.root import RunConfig
 from sft_dist.config.sources import SourceConfig
+from sft_dist.config.yaml_file import MAX_DEPTH, read_yaml
 from sft_dist.core.errors import UserError, nearest
 from sft_dist.core.process import resource
 
 DEFAULT_EXPERIMENT = "demo"
+MAX_OVERRIDE = 20_000  # characters
 
 # mappings whose entries are of several kinds: path -> (the union, the field that tells them apart)
 TAGGED = {("data", "sources"): (SourceConfig, "kind"), ("construct", "sets"): (SetConfig, "method")}
+
+# what pydantic says of these names no remedy
+WORDS = {
+    "int_parsing": "this is not a whole number; write one, such as 4",
+    "int_type": "this is not a whole number; write one, such as 4",
+    "int_from_float": "this is not a whole number; leave the part behind the point out",
+    "float_parsing": "this is not a number; write one, such as 0.1 or 1.0e-5",
+    "float_type": "this is not a number; write one, such as 0.1 or 1.0e-5",
+    "finite_number": "this is infinite or not a number; write a finite one",
+    "bool_parsing": "this is neither true nor false; write one of them",
+    "bool_type": "this is neither true nor false; write one of them",
+    "string_type": "this is not a text; put quotes around it",
+}
 
 
 def load_config(overrides: Sequence[str] = (), file: Path | None = None) -> RunConfig:
@@ -93,9 +108,10 @@ def compose(overrides: Sequence[str], file: Path | None) -> dict[str, Any]:
     if own is not None:
         picks = own.pop("defaults", [])
         args = [*_group_picks(picks, groups, file), "+user_file=own", *args]
-        ConfigStore.instance().store(group="user_file", name="own", node=own, package="_global_")
     GlobalHydra.instance().clear()
     try:
+        if own is not None:
+            ConfigStore.instance().store(group="user_file", name="own", node=own, package="_global_")
         with initialize_config_dir(config_dir=str(conf), version_base="1.3"):
             cfg = hydra_compose(config_name="config", overrides=args)
         values = OmegaConf.to_container(cfg, resolve=True)
@@ -115,6 +131,11 @@ def group_choices(group: str) -> list[str]:
 def _prefixed(override: str, groups: set[str]) -> str:
     """Let value overrides through to pydantic, which refuses unknown keys with a better message than Hydra."""
     key = override.split("=", 1)[0]
+    if len(override) > MAX_OVERRIDE or max(map(override.count, "[{(")) > MAX_DEPTH:
+        raise UserError(
+            f"the override of {key[:40]!r} is longer than {MAX_OVERRIDE:,} characters or holds more than {MAX_DEPTH} brackets; "
+            "write such a value into a YAML file"
+        )
     if "=" not in override and not override.startswith("~"):
         raise UserError(
             f"{override!r} is neither a command's file nor an override; write overrides as key=value, such as train.epochs=2"
@@ -131,28 +152,9 @@ def _prefixed(override: str, groups: set[str]) -> str:
 
 
 def _read_user_file(file: Path) -> dict[str, Any]:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """As PyYAML's, but of two sources by one name the first is not lost without a word."""
-
-        def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-            node = super().compose_mapping_node(anchor)
-            seen: set[str] = set()
-            for key in (k for k, _ in node.value if isinstance(k, yaml.ScalarNode) and k.value != "<<"):
-                if key.value in seen:
-                    raise yaml.YAMLError(
-                        f"{key.value!r} stands twice, again on line {key.start_mark.line + 1}"
-                    )
-                seen.add(key.value)
-            return node
-
     if not file.is_file():
         raise UserError(f"the config file {file} does not exist, so there is nothing to run; check the path")
-    try:
-        values = yaml.load(file.read_text(encoding="utf-8-sig"), Loader=Loader)  # noqa: S506  a safe loader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not readable as YAML: {error}") from None
+    values = read_yaml(file)
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -216,6 +218,8 @@ def _explain(error: dict[str, Any]) -> str:
         message = "this is a section of its own, not one value; write {} for its defaults, or name its keys"
     elif kind == "tuple_type":
         message = "this is a list; put brackets around it, as in [x]"
+    elif kind in WORDS:
+        message = WORDS[kind]
     shown = json.dumps(error.get("input"), default=str)
     return f"  {path}={shown if len(shown) < 80 else shown[:77] + '...'}: {message}"
 

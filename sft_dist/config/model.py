@@ -12,21 +12,26 @@ from sft_dist.config.base import RESUMABLE, Section
 class ShapeConfig(Section):
     """A Llama-type model to train from scratch."""
 
-    hidden_size: PositiveInt = 256
-    intermediate_size: PositiveInt = 688
-    layers: PositiveInt = 6
-    heads: PositiveInt = 4
+    hidden_size: int = Field(default=256, ge=1, le=1 << 20)
+    intermediate_size: int = Field(default=688, ge=1, le=1 << 22)
+    layers: int = Field(default=6, ge=1, le=10_000)
+    heads: int = Field(default=4, ge=1, le=1 << 16)
     kv_heads: PositiveInt | None = Field(default=None, description="Key-value heads; null: as many as heads.")
     max_position_embeddings: PositiveInt = 4096
     rope_theta: PositiveFloat = 10000.0
     tie_word_embeddings: bool = True
-    initializer_range: PositiveFloat = 0.02
+    initializer_range: float = Field(default=0.02, gt=0, le=1)
 
     @model_validator(mode="after")
     def _check(self) -> ShapeConfig:
         if self.hidden_size % self.heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of heads={self.heads}; change one of them"
+            )
+        if self.hidden_size // self.heads % 2:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} with heads={self.heads} makes heads of {self.hidden_size // self.heads}, and rotary "
+                "positions turn pairs, so the size of a head must be even; change one of them"
             )
         if self.heads % (self.kv_heads or self.heads):
             raise ValueError(

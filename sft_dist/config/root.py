@@ -66,9 +66,9 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=,-]*", self.name):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=,-]{0,127}", self.name):
             raise ValueError(
-                f"name={self.name!r} cannot be a folder name; use letters, digits, '.', '_', '=' and '-'"
+                f"name={self.name[:60]!r} cannot be a folder name; use up to 128 letters, digits, '.', '_', '=' and '-'"
             )
         if self.train.tokens_per_step % self.pack.seq_len:
             rows = max(1, round(self.train.tokens_per_step / self.pack.seq_len))

@@ -45,9 +45,9 @@ class SweepConfig(Section):
     @field_validator("name")
     @classmethod
     def _name(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=,-]*", value):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=,-]{0,127}", value):
             raise ValueError(
-                f"{value!r} cannot be a folder name; use letters, digits, '.', '_', '=', ',' and '-'"
+                f"{value[:60]!r} cannot be a folder name; use up to 128 letters, digits, '.', '_', '=', ',' and '-'"
             )
         return value
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -15,6 +15,8 @@ from pydantic import (
 )
 
 from sft_dist.config.base import ANYTIME, RESUMABLE, Section
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LossConfig(Section):
@@ -51,8 +53,8 @@ class OptimConfig(Section):
         description="adamw, or muon (ZeRO stage 0) for the matrices of the layers with adamw for the rest.",
     )
     lr: PositiveFloat = Field(default=1e-5, description="Peak learning rate.")
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: PositiveFloat = 1e-8
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0, lt=1)
     weight_decay: NonNegativeFloat = Field(
         default=0.0, description="Of matrices; vectors and norms have none."
     )
@@ -96,7 +98,7 @@ class OptimConfig(Section):
     @field_validator("name", mode="before")
     @classmethod
     def _present(cls, name: Any) -> Any:
-        if name in ABSENT_OPTIMIZERS:
+        if isinstance(name, str) and name in ABSENT_OPTIMIZERS:
             raise ValueError(f"optim.name={name} is not supported: {ABSENT_OPTIMIZERS[name]}")
         return name
 
@@ -182,8 +184,12 @@ class TrainConfig(Section):
         default=None,
         description="First and last optimizer step of a trace in profile/ of the run folder; null: none.",
     )
-    threads_per_rank: PositiveInt | None = Field(
-        json_schema_extra=ANYTIME, default=None, description="CPU threads a rank; null: cores over ranks."
+    threads_per_rank: int | None = Field(
+        json_schema_extra=ANYTIME,
+        default=None,
+        ge=1,
+        le=1024,
+        description="CPU threads a rank; null: cores over ranks.",
     )
 
     @model_validator(mode="after")
@@ -243,7 +249,9 @@ class DeepSpeedConfig(Section):
         default=False,
         description="Reduce gradients in 4 bits (ZeRO++, stage 3, GPU only); rounds the gradient.",
     )
-    timeout_minutes: PositiveInt = Field(default=30, description="Of a collective, before the run is ended.")
+    timeout_minutes: int = Field(
+        default=30, ge=1, le=10_080, description="Of a collective, before the run is ended."
+    )
     extra: dict[str, Any] = Field(
         default_factory=dict,
         description="Further DeepSpeed keys, merged last; derived and unknown keys are refused.",

@@ -57,9 +57,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
             aside.unlink()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a whole text file atomically."""
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Write a whole text file atomically; a private one can be read by its owner alone, from its first byte."""
     with atomic_path(path) as aside:
+        if private:
+            os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+            aside.chmod(0o600)
         aside.write_text(text, encoding="utf-8")
 
 

@@ -251,6 +251,7 @@ def _weights(
             dtype=dtype,
             attn_implementation=attn,
             output_loading_info=True,
+            use_safetensors=True,  # pytorch_model.bin is a pickle, which may run code
             **({"quantization_config": quantisation} if quantisation else {}),
         )
     except torch.OutOfMemoryError:

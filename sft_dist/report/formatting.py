@@ -19,6 +19,12 @@ def esc(value: object) -> str:
     return html.escape(_FORBIDDEN.sub("\ufffd", str(value)))
 
 
+def markdown_text(value: object) -> str:
+    """Return text that Markdown shows as it is: no HTML, no picture or link that a reader's browser would fetch."""
+    text = _FORBIDDEN.sub("\ufffd", str(value)).replace("&", "&amp;").replace("<", "&lt;")
+    return text.replace("](", "]\\(").replace("![", "!\\[")
+
+
 def percent(share: float, digits: int = 1) -> str:
     """0.8317 -> "83.2"."""
     return f"{100 * share:.{digits}f}" if math.isfinite(share) else DASH

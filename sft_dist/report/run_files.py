@@ -24,6 +24,13 @@ from numpy.typing import NDArray
 
 from sft_dist.core.errors import UserError
 
+MARKS = (
+    "config.json",
+    "status.json",
+    "metrics.jsonl",
+    "plan.json",
+    "eval/scores.json",
+)  # one of them makes a run folder
 MADE_BY = {
     "config.json": "sft-dist train",
     "env.json": "sft-dist train",
@@ -109,11 +116,16 @@ def read_run_files(run_dir: Path) -> RunFiles:
     """Read a run folder.
 
     Raises:
-        UserError: When the folder does not exist.
+        UserError: When the folder does not exist, or is no run folder.
     """
     if not run_dir.is_dir():
         raise UserError(
             f"{run_dir} is not a folder, so there is no run to report on; name a folder under run_root, such as runs/demo"
+        )
+    if not any((run_dir / name).is_file() for name in MARKS):
+        raise UserError(
+            f"{run_dir} is no run folder (it has none of {', '.join(MARKS)}), so nothing is read from it or written into it; "
+            "name a folder under run_root, such as runs/demo"
         )
     problems: dict[str, str] = {}
     lines = _lines(run_dir, "metrics.jsonl", problems)

@@ -21,7 +21,10 @@ from rich.progress import (
 from sft_dist.cluster.slurm.job_chain import FOLDER
 from sft_dist.core.errors import UserError
 from sft_dist.core.runfolder import SILENT_S, RunFolder
+from sft_dist.report.formatting import duration
+from sft_dist.report.run_files import MARKS
 
+SHOWN = (("lr", "lr"), ("norm", "grad_norm"))  # title -> field of metrics.jsonl, beside loss and speed
 QUIET_EVERY_S = 20.0  # without a terminal, a line this often
 
 
@@ -67,11 +70,18 @@ class Watcher:
         loss = self._last["loss"]
         figures = f"loss {loss:.4f}" if loss is not None else "loss not finite"
         figures += f" · {self._last['tokens_per_s']:,.0f} tok/s" + (f" · MFU {mfu:.1%}" if mfu else "")
+        figures += "".join(
+            f" · {title} {float(self._last[name]):.3g}"
+            for title, name in SHOWN
+            if self._last.get(name) is not None
+        )
         self._progress.update(self._bar, description="training", total=total, completed=step, figures=figures)
         due = time.monotonic() - self._said > QUIET_EVERY_S or step == total
         if not self._console.is_terminal and due and step != self._shown:
             self._said, self._shown = time.monotonic(), step
-            self._console.print(f"step {step} of {total}: {figures}")
+            left = (total - step) * (self._last.get("step_s") or 0) if total else 0
+            eta = f" · {duration(left)} left" if left else ""
+            self._console.print(f"step {step} of {total}: {figures}{eta}")
 
     def _new_lines(self) -> list[dict[str, Any]]:
         path = self._folder.metrics
@@ -98,6 +108,11 @@ def watch(run_dir: Path, console: Console) -> str:
     if not run_dir.is_dir():
         raise UserError(
             f"{run_dir} is not a folder, so there is no run to follow; name one under run_root, such as runs/demo"
+        )
+    if not any((run_dir / name).is_file() for name in (*MARKS, f"{FOLDER}/jobs.json")):
+        raise UserError(
+            f"{run_dir} is no run folder (it has none of {', '.join(MARKS)}), so there is no run to follow; "
+            "name one under run_root, such as runs/demo"
         )
     folder = RunFolder(run_dir)
     told = False

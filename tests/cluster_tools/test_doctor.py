@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
-import time
+from contextlib import suppress
 
 import pytest
 
 from sft_dist.cluster.doctor import checks
 from sft_dist.cluster.doctor.diagnose import checks_of, compare_versions, diagnose_steps
-from sft_dist.cluster.doctor.rendezvous import RendezvousClient, RendezvousServer
+from sft_dist.cluster.doctor.rendezvous import (
+    RendezvousClient,
+    RendezvousServer,
+    make_secret,
+    read_secret,
+)
 from sft_dist.cluster.local_ranks import free_port
 from sft_dist.pipelines.cluster.doctor import Place, _unseen
 from sft_dist.pipelines.cluster.doctor_step import rounds
@@ -65,25 +71,59 @@ def test_a_broken_package_is_one_failed_check(tmp_path, monkeypatch):
     assert "torch" in versions
 
 
-def test_the_silent_node_is_missed_and_the_clock_is_compared():
-    port = free_port()
-    desk = RendezvousServer(port, "job.1")
-    visitor = RendezvousClient("127.0.0.1", port, index=1, token="job.1", wait_s=5)
+def test_the_silent_node_is_missed_and_the_clock_is_compared(tmp_path):
+    port, secret = free_port(), tmp_path / "secret"
+    desk = RendezvousServer(port, make_secret(secret))
+    visitor = RendezvousClient("127.0.0.1", port, index=1, secret_file=secret, wait_s=5)
     assert abs(visitor.clock_offset_s()) < 0.5
     visitor.send(1, {"host": "a"})
-    began = time.monotonic()
     assert desk.collect(1, {1, 2}, wait_s=0.5) == {1: {"host": "a"}}  # 2 never came
-    assert 0.4 < time.monotonic() - began < 3
     threading.Timer(0.1, desk.broadcast, [{"verdict": 1}]).start()
     assert visitor.receive(5) == {"verdict": 1}
     assert desk.address == "127.0.0.1"
 
 
-def test_a_stranger_is_not_heard():
-    port = free_port()
-    desk = RendezvousServer(port, "job.1")
-    RendezvousClient("127.0.0.1", port, index=1, token="another", wait_s=5).send(1, {})
+def test_a_stranger_is_not_heard_and_gives_no_orders(tmp_path):
+    port, ours, theirs = free_port(), tmp_path / "secret", tmp_path / "guessed"
+    desk = RendezvousServer(port, make_secret(ours))
+    make_secret(theirs)
+    with pytest.raises(OSError, match=r"hung up|signed|reset"):
+        RendezvousClient("127.0.0.1", port, index=1, secret_file=theirs, wait_s=0.2)
+    assert desk.collect(1, {1}, wait_s=0.2) == {}
+    forged = free_port()
+    impostor = RendezvousServer(forged, theirs.read_text())
+    with pytest.raises(OSError, match=r"hung up|signed|reset"):
+        RendezvousClient("127.0.0.1", forged, index=1, secret_file=ours, wait_s=0.2)
+    assert impostor.collect(1, {1}, wait_s=0.2) == {}
+
+
+def test_a_line_without_end_or_heard_before_is_not_read(tmp_path):
+    port, secret = free_port(), tmp_path / "secret"
+    desk = RendezvousServer(port, make_secret(secret))
+    with socket.create_connection(("127.0.0.1", port)) as stranger:
+        stranger.settimeout(10)
+        stranger.sendall(b"0" * 32 + b"\n" + b"x" * (1 << 21))
+        with suppress(ConnectionError):
+            while stranger.recv(1 << 16):
+                pass
+    visitor = RendezvousClient("127.0.0.1", port, index=1, secret_file=secret, wait_s=5)
+    visitor._line._sent -= 1  # as one who repeats what was overheard
+    visitor.send(1, {})
     assert desk.collect(1, {1}, wait_s=0.3) == {}
+
+
+def test_a_secret_that_others_can_read_is_not_believed(tmp_path):
+    secret = tmp_path / "secret"
+    make_secret(secret)
+    assert secret.stat().st_mode & 0o777 == 0o600
+    secret.chmod(0o644)
+    with pytest.raises(OSError, match="read by others"):
+        read_secret(secret)
+
+
+def test_alone_it_listens_on_loopback(tmp_path):
+    desk = RendezvousServer(0, "s", alone=True)
+    assert desk._server.getsockname()[0] == "127.0.0.1"
 
 
 def test_rounds_meet_every_pair_once():

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
 from sft_dist.cli import main
-from sft_dist.cluster.slurm.job_chain import CONFIG, chain, files
-from sft_dist.cluster.slurm.sbatch import Job, environment, options, render, sbatch
+from sft_dist.cluster.slurm.job_chain import CONFIG, chain, files, send, shown
+from sft_dist.cluster.slurm.sbatch import SECRETS_FILE, Job, environment, options, render, sbatch
 from sft_dist.cluster.slurm.site import load_site
 from sft_dist.config.cluster import SiteProfile
 from sft_dist.config.load import load_config
@@ -343,3 +344,29 @@ def test_what_is_told_can_be_pasted(tmp_path, monkeypatch, capsys):
     assert main(["submit", *words]) == 2
     assert "cancel it with: scancel 71, or" in capsys.readouterr().err
     assert (tmp_path / "asked").read_text() == "-h -j 71,71,71 -o %F\n"
+
+
+def test_a_line_end_in_an_option_is_refused():
+    job = Job(kind="train", name="x", folder=Path("/runs\n#SBATCH --uid=0"))
+    with pytest.raises(UserError, match="would run as shell"):
+        render(SiteProfile(), job)
+
+
+def test_secrets_stand_in_a_private_file_alone_and_a_dry_run_hides_them(tmp_path, monkeypatch):
+    site = SiteProfile(env={"WANDB_API_KEY": "s3cr3t 'x'", "HF_TOKEN": "t0k3n", "NCCL_DEBUG": "WARN"})
+    jobs = {"train": Job(kind="train", name="x", folder=tmp_path / "slurm")}
+    texts = files(site, jobs, {"name": "x"})
+    told = shown(tmp_path, texts)
+    for secret in ("s3cr3t", "t0k3n"):
+        assert secret not in texts["train.sbatch"]
+        assert secret not in told
+    assert "WANDB_API_KEY=(hidden)" in told
+    assert "NCCL_DEBUG=WARN" in texts["train.sbatch"]
+    monkeypatch.setattr("sft_dist.cluster.slurm.job_chain.sbatch", lambda *_: "1")
+    send(tmp_path, texts, jobs)
+    file = tmp_path / "slurm" / SECRETS_FILE
+    assert file.stat().st_mode & 0o777 == 0o600
+    read = subprocess.run(
+        ["bash", "-c", f"set -a; . {file}; set +a; env"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "WANDB_API_KEY=s3cr3t 'x'\n" in read

@@ -5,6 +5,7 @@ In the run folder: slurm/config.yaml (what was submitted, resolved), one .sbatch
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from sft_dist.cluster.slurm.sbatch import Job, cancel, render, sbatch
+from sft_dist.cluster.slurm.sbatch import SECRETS_FILE, Job, cancel, render, sbatch, secrets
 from sft_dist.config.cluster import SiteProfile
 from sft_dist.core.errors import BusyError, UserError
 from sft_dist.core.files import read_json, write_json, write_text
@@ -70,7 +71,8 @@ def chain(
 def files(site: SiteProfile, jobs: Mapping[str, Job], config: Mapping[str, Any]) -> dict[str, str]:
     """Return what is written beside the run: the resolved config and an sbatch file a job, by name."""
     text = yaml.safe_dump(_escaped(dict(config)), sort_keys=False, allow_unicode=True)
-    return {CONFIG: text} | {f"{name}.sbatch": render(site, job) for name, job in jobs.items()}
+    hidden = {SECRETS_FILE: secret} if (secret := secrets(site)) else {}
+    return {CONFIG: text} | hidden | {f"{name}.sbatch": render(site, job) for name, job in jobs.items()}
 
 
 def send(run_dir: Path, texts: Mapping[str, str], jobs: Mapping[str, Job]) -> dict[str, str]:
@@ -81,7 +83,7 @@ def send(run_dir: Path, texts: Mapping[str, str], jobs: Mapping[str, Job]) -> di
     """
     folder = run_dir / FOLDER
     for name, text in texts.items():
-        write_text(folder / name, text)
+        write_text(folder / name, text, private=name == SECRETS_FILE)
     numbers: dict[str, str] = {}
     for name in jobs:
         after = [f"--dependency=afterok:{list(numbers.values())[-1]}"] if numbers else []
@@ -104,7 +106,9 @@ def follow(numbers: Mapping[str, str], **lines: str) -> str:
 
 def shown(run_dir: Path, texts: Mapping[str, str]) -> str:
     """Return what a dry run shows: every file that would be written."""
-    files = [f"---- {run_dir / FOLDER / name}\n{text.rstrip()}" for name, text in texts.items()]
+    hidden = re.sub(r"=.*", "=(hidden)", texts.get(SECRETS_FILE, ""))
+    masked = {name: hidden if name == SECRETS_FILE else text for name, text in texts.items()}
+    files = [f"---- {run_dir / FOLDER / name}\n{text.rstrip()}" for name, text in masked.items()]
     return "\n".join([*files, "---- dry run: none of these was written, nothing was submitted"])
 
 

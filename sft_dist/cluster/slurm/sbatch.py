@@ -11,10 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from sft_dist.config.base import CONTROL
 from sft_dist.config.cluster import ContainerProfile, QueueProfile, SiteProfile
 from sft_dist.core.errors import UserError
 from sft_dist.core.process import resource
 
+# Names of variables whose values are secrets: they go into a file of mode 0600, never into a job file or on a screen.
+SECRET = re.compile(
+    r"(^|_)(KEY|APIKEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)(_|$)", re.IGNORECASE
+)
+SECRETS_FILE = "secrets.env"  # beside the job files
 Kind = Literal["train", "prepare", "evaluate", "sweep"]  # slurm/<kind>.sbatch
 RANKS: tuple[Kind, ...] = ("train", "sweep")  # jobs that train: on GPUs, signalled before their time limit
 SUBMIT_S = 60.0  # a busy controller answers late
@@ -53,7 +59,13 @@ def render(site: SiteProfile, job: Job) -> str:
     Everything that the job needs stands in the file, of which Slurm keeps a copy: a requeue repeats it as it was.
     """
     slurm = resource("slurm")
-    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in options(site, job))]
+    chosen = options(site, job)
+    if odd := [option for option in chosen if CONTROL.search(option)]:
+        raise UserError(
+            f"the sbatch option {odd[0]!r} holds a control character, and what follows a line end would run as shell; "
+            "use a folder, name or option without"
+        )
+    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in chosen)]
     lines += ["", *environment(site, job, slurm.parent), ""]
     command = shlex.join([str(slurm / f"{job.kind}.sbatch"), *job.arguments])
     return "\n".join([*lines, f"exec bash {command}", ""])
@@ -103,10 +115,18 @@ def environment(site: SiteProfile, job: Job, root: Path) -> list[str]:
         values |= _container(site.container, job, root, srun)
     if srun:
         values["SRUN_OPTIONS"] = " ".join(srun)
-    values |= site.env | dict(job.exports)
+    values |= {k: v for k, v in site.env.items() if not SECRET.search(k)} | dict(job.exports)
     if site.scratch:
         lines.append(f'export LOCAL_SCRATCH="{site.scratch}"')  # $USER and $SLURM_JOB_ID are the job's
+    if secrets(site):
+        file = shlex.quote(str(job.folder / SECRETS_FILE))
+        lines.append(f"set -a; . {file} || exit 2; set +a  # mode 0600: the values are secrets")
     return [*lines, *(f"export {name}={shlex.quote(value)}" for name, value in values.items())]
+
+
+def secrets(site: SiteProfile) -> str:
+    """Return the shell lines that set the profile's secret variables; empty when it has none."""
+    return "".join(f"{k}={shlex.quote(v)}\n" for k, v in site.env.items() if SECRET.search(k))
 
 
 def sbatch(file: Path, *options: str) -> str:

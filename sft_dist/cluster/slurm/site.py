@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import get_args
 
 import pydantic
-import yaml
 
 from sft_dist.config.cluster import SiteProfile
+from sft_dist.config.yaml_file import read_yaml
 from sft_dist.core.errors import UserError, nearest
 
 VARIABLE = "SFT_DIST_CLUSTERS"
@@ -42,12 +42,7 @@ def load_site(name: str) -> SiteProfile:
     file = Path(name).expanduser() if is_path else profiles() / f"{name}.yaml"
     if not file.is_file():
         raise UserError(_missing(name, file, is_path))
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"the site profile {file} is not readable as YAML ({' '.join(str(error).split())}), so nothing can be submitted; correct it"
-        ) from None
+    values = read_yaml(file)
     if not isinstance(values, dict | None):
         raise UserError(
             f"the site profile {file} holds a {type(values).__name__}, not a mapping; see docs/cluster.md for its keys"

@@ -19,6 +19,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from rich.console import Console
@@ -27,7 +28,7 @@ from rich.table import Table
 from sft_dist.cluster.doctor import checks
 from sft_dist.cluster.doctor.checks import Check
 from sft_dist.cluster.doctor.diagnose import checks_of, compare_versions, diagnose_steps
-from sft_dist.cluster.doctor.rendezvous import RendezvousClient, RendezvousServer
+from sft_dist.cluster.doctor.rendezvous import RendezvousClient, RendezvousServer, make_secret
 from sft_dist.cluster.local_ranks import free_port, gpus, ranks_of
 from sft_dist.config import RunConfig
 from sft_dist.config.load import config_to_json
@@ -89,12 +90,30 @@ def doctor(config: RunConfig, console: Console, *, as_json: bool) -> int:
     place = Place.find()
     if place.index:
         return _visit(config, place)
+    secret = _secret_file(config, place)
     try:
-        desk = RendezvousServer(place.port, place.token)
+        shared = make_secret(secret) if len(place.names) > 1 else token_hex()  # nobody else takes part
+        desk = RendezvousServer(place.port, shared, alone=not place.several)
     except OSError as error:
         raise RuntimeError(
-            f"port {place.port} cannot be opened here ({error.strerror}), so no node could report; run it again in a moment"
+            f"{error.filename or f'port {place.port}'} cannot be opened here ({error.strerror}), so no node could report; "
+            "run it again in a moment"
         ) from None
+    try:
+        return _preside(config, console, place, desk, as_json=as_json)
+    finally:
+        secret.unlink(missing_ok=True)
+
+
+def _secret_file(config: RunConfig, place: Place) -> Path:
+    """Return where node 0 leaves the secret of this examination: on the disk that all nodes share."""
+    return Path(config.run_root).expanduser().absolute() / f".doctor-{place.token}.secret"
+
+
+def _preside(
+    config: RunConfig, console: Console, place: Place, desk: RendezvousServer, *, as_json: bool
+) -> int:
+    """Be the first node: collect what all found, run the common step, print the table."""
     others = set(range(1, len(place.names)))
     own = _examine(config, place, 0.0)
     parts = {0: own} | desk.collect(1, others, WAIT_S)
@@ -123,7 +142,11 @@ def _visit(config: RunConfig, place: Place) -> int:
     """Be any node but the first."""
     try:
         visitor = RendezvousClient(
-            place.address, place.port, index=place.index, token=place.token, wait_s=WAIT_S
+            place.address if place.several else "127.0.0.1",
+            place.port,
+            index=place.index,
+            secret_file=_secret_file(config, place),
+            wait_s=WAIT_S,
         )
         visitor.send(1, _examine(config, place, visitor.clock_offset_s()))
         answer = visitor.receive(WAIT_S + STEP_S)

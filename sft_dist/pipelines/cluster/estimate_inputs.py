@@ -14,6 +14,18 @@ from sft_dist.config import RunConfig
 from sft_dist.core.errors import UserError
 
 GIB = 1 << 30
+# The largest sizes that are believed in a config.json, well above every published model.
+LARGEST = {
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 24,
+    "num_hidden_layers": 10_000,
+    "num_attention_heads": 1 << 16,
+    "num_key_value_heads": 1 << 16,
+    "head_dim": 1 << 16,
+    "vocab_size": 1 << 26,
+    "max_position_embeddings": 1 << 40,
+    "moe_intermediate_size": 1 << 24,
+}
 
 
 def model_config(config: RunConfig) -> Mapping[str, Any]:
@@ -45,8 +57,36 @@ def model_config(config: RunConfig) -> Mapping[str, Any]:
                 f"give a folder, or run: hf download {path} config.json"
             )
         file = Path(found)
-    raw = json.loads(file.read_text(encoding="utf-8"))
-    return raw.get("text_config") or raw
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{file} is not JSON ({error}), so the model's size is unknown; fetch it again"
+        ) from None
+    text = (raw.get("text_config") or raw) if isinstance(raw, dict) else raw
+    if not isinstance(text, dict):
+        raise UserError(
+            f"{file} holds a {type(text).__name__}, not the settings of a model; fetch it again or correct model.path"
+        )
+    _check_sizes(text, file)
+    return text
+
+
+def _check_sizes(text: Mapping[str, Any], file: Path) -> None:
+    """Refuse sizes that no model has.
+
+    Raises:
+        UserError: For a size that is no whole number, below 1, or far beyond every model that exists.
+    """
+    for name, most in LARGEST.items():
+        value = text.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise UserError(
+                f"{file} says {name}={str(value)[:40]}, and a model has 1 to {most:,} of it, so nothing can be estimated; "
+                "the file is damaged or of another kind: fetch it again or correct model.path"
+            )
 
 
 def shape_of(config: RunConfig, text: Mapping[str, Any]) -> Shape:

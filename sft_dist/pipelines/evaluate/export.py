@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from sft_dist.checkpoint.export import export_checkpoint
@@ -23,7 +24,8 @@ def export(folder: RunFolder, checkpoint: str | None, out: Path | None) -> Path:
     config = load_run_config(folder.path)
     latest = folder.checkpoints / "LATEST"
     name = checkpoint or (latest.read_text().strip() if latest.is_file() else "")
-    if not name or not (folder.checkpoints / name).is_dir():
+    # the name is one of our folders, never a path: `..` would lead out of the run
+    if not re.fullmatch(r"step-\d{8,}", name) or not (folder.checkpoints / name).is_dir():
         have = sorted(p.name for p in folder.checkpoints.glob("step-*"))
         raise UserError(
             f"{folder.path} has no checkpoint {name or '(none is complete)'}; it has: {', '.join(have) or 'none'}"

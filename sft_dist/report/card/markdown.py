@@ -21,7 +21,7 @@ from sft_dist.report.card.wording import (
     skipped_lines,
     warning,
 )
-from sft_dist.report.formatting import clip, count, decimal, leaf, percent
+from sft_dist.report.formatting import clip, count, decimal, leaf, markdown_text, percent
 
 SHOWN_TASKS = 200
 SHOWN_VERBS = 20
@@ -239,7 +239,9 @@ def _samples(facts: CardFacts) -> Iterable[str]:
 
 def _turns(e: Example) -> Iterable[str]:
     for m in e.messages:
-        quoted = "\n".join(f"> {line}".rstrip() for line in clip(m.content, 600).splitlines() or [""])
+        quoted = "\n".join(
+            f"> {line}".rstrip() for line in markdown_text(clip(m.content, 600)).splitlines() or [""]
+        )
         yield f"> **{m.role}**\n>\n{quoted}"
 
 
@@ -253,4 +255,4 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]], *, text: int = 1
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+    return markdown_text(" ".join(text.split())).replace("|", "\\|").replace("*", "\\*")
