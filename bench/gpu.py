@@ -419,6 +419,7 @@ def resumed(work):
 
     from sft_dist.checkpoint import io
     from sft_dist.checkpoint.background import Saver
+    from sft_dist.config.train import CheckpointConfig
     from sft_dist.core.records import Position
 
     batches = make_rows(512, True, 2, 1, REDUCED["tiny"]["vocab_size"])
@@ -431,7 +432,7 @@ def resumed(work):
             io.load(parts.engine, start)
         losses = [loss for *_, loss in steps_of(parts.engine, batches, steps)]
         saved = Position(step=steps, epoch=0, epoch_step=steps)
-        saver = Saver(parts.engine, root, facts={}, keep=io.RetentionPolicy(last=9), report=lambda _: None)
+        saver = Saver(parts.engine, root, facts={}, keep=CheckpointConfig(keep_last=9), report=lambda _: None)
         saver.begin(saved)
         saver.finish()
         weights = torch.cat(
@@ -458,6 +459,7 @@ def checkpointed(work, reduced):
     """Seconds of a checkpoint, and how long training stands still."""
     from sft_dist.checkpoint import io
     from sft_dist.checkpoint.background import Saver
+    from sft_dist.config.train import CheckpointConfig
     from sft_dist.core.records import Position
 
     name = "tiny" if reduced else "qwen3-0.6b"
@@ -465,7 +467,7 @@ def checkpointed(work, reduced):
     list(steps_of(parts.engine, make_rows(512, False, 1, 1, 300), 1))
     root, told = work / "big", []
     for step in (1, 2):  # the first pins its memory
-        saver = Saver(parts.engine, root, facts={}, keep=io.RetentionPolicy(last=1), report=told.append)
+        saver = Saver(parts.engine, root, facts={}, keep=CheckpointConfig(keep_last=1), report=told.append)
         saver.begin(Position(step=step, epoch=0, epoch_step=step))
         saver.finish()
     size = sum(f.stat().st_size for f in told[-1].folder.iterdir())

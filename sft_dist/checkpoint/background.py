@@ -26,8 +26,8 @@ import torch
 import torch.distributed as dist
 
 from sft_dist.checkpoint import io as store
-from sft_dist.checkpoint.io import RetentionPolicy
 from sft_dist.checkpoint.remote import Remote
+from sft_dist.config.train import CheckpointConfig
 from sft_dist.core import process
 from sft_dist.core.collectives import gather_to_main
 from sft_dist.core.records import Position
@@ -68,7 +68,7 @@ class Saver:
         engine: The DeepSpeed engine.
         root: The folder of checkpoints.
         facts: What every checkpoint carries.
-        keep: Which of them stay.
+        keep: The section `checkpoint`, which says how many of them stay.
         report: Told on every rank what became of each.
         saved_at: The checkpoint that training started from.
         losses: Held-out loss by step, as far as it was measured before; the same on every rank.
@@ -87,7 +87,7 @@ class Saver:
         root: Path,
         *,
         facts: Mapping[str, Any],
-        keep: RetentionPolicy,
+        keep: CheckpointConfig,
         report: Callable[[Saved], None],
         saved_at: Position | None = None,
         losses: Mapping[int, float] | None = None,
@@ -148,7 +148,7 @@ class Saver:
         if loss is None or not math.isfinite(loss):
             return False
         self._losses[step] = loss
-        return step in sorted(self._losses, key=lambda s: (self._losses[s], -s))[: self._keep.best]
+        return step in sorted(self._losses, key=lambda s: (self._losses[s], -s))[: self._keep.keep_best]
 
     def _advance(self, current: _Checkpoint, *, failed: bool) -> None:
         """End the phase on all ranks, report, start the next."""

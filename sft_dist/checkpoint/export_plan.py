@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from sft_dist.checkpoint.io import read_parameter
+from sft_dist.config.model import LoraConfig
 from sft_dist.core.errors import UserError
 from sft_dist.model import adapters
 from sft_dist.model import weight_files as files
-from sft_dist.model.adapters import Lora
 from sft_dist.model.weight_files import BaseFiles, Names
 
 
@@ -57,7 +57,7 @@ class Base:
     trust_remote_code: bool = False
     rope_scaling: Mapping[str, Any] | None = None
     vocab_multiple: int | None = None
-    lora: Lora | None = None
+    lora: LoraConfig | None = None
     kind: str = "master"
 
 

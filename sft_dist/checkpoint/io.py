@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sft_dist.checkpoint import slices
+from sft_dist.config.train import CheckpointConfig
 from sft_dist.core.collectives import from_rank_0, gather
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import checksum, fsync_path, read_json, replace_folder, write_json, write_text
@@ -34,21 +35,6 @@ WEIGHTS_ONLY = "it holds weights only (checkpoint.optimizer_keep_last dropped th
 
 WEIGHTS = ("master", "ema")  # kinds of slices that are weights; the others are the optimizer's state
 Parts = dict[str, dict[str, torch.Tensor]]  # tensors by kind of file ("weights", "optimizer") and key
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RetentionPolicy:
-    """Which checkpoints stay.
-
-    Attributes:
-        last: The newest ones.
-        best: Besides them, those with the lowest validation loss.
-        optimizer_last: Only so many of the newest keep the optimizer's state; None: all.
-    """
-
-    last: int
-    best: int = 0
-    optimizer_last: int | None = None
 
 
 def folder_name(step: int) -> str:
@@ -112,29 +98,29 @@ def commit(aside: Path, final: Path, index: Mapping[str, Any], files: Mapping[st
     write_text(final.parent / "LATEST", final.name + "\n")
 
 
-def prune(root: Path, newest_name: str, keep: RetentionPolicy, losses: Mapping[int, float]) -> None:
+def prune(root: Path, newest_name: str, keep: CheckpointConfig, losses: Mapping[int, float]) -> None:
     """Remove what `keep` does not want, after `newest_name` was committed.
 
     Args:
         root: The folder of checkpoints.
         newest_name: The one that was just written; later steps are of a run that was set back, and go.
-        keep: What stays.
+        keep: The section `checkpoint`: keep_last, keep_best, optimizer_keep_last.
         losses: Held-out loss by step, of the steps where it was measured.
     """
     found = _whole(root)
     past = [p for p in found if p.name <= newest_name]
     measured = [p for p in past if _step(p) in losses]
-    best = sorted(measured, key=lambda p: (losses[_step(p)], -_step(p)))[: keep.best]
+    best = sorted(measured, key=lambda p: (losses[_step(p)], -_step(p)))[: keep.keep_best]
     if best:
         write_text(root / "BEST", best[0].name + "\n")
-    stay = {*past[-keep.last :], *best}
+    stay = {*past[-keep.keep_last :], *best}
     for old in found:
         if old not in stay:
             gone = old.with_name(f".removing-{old.name}")
             shutil.rmtree(gone, ignore_errors=True)  # of a run that died in it, and came by here again
             old.rename(gone)  # a removal that is cut short must not leave half a checkpoint under its name
-    if keep.optimizer_last is not None:
-        for old in past[: -keep.optimizer_last]:
+    if keep.optimizer_keep_last is not None:
+        for old in past[: -keep.optimizer_keep_last]:
             if old in stay:
                 drop_optimizer(old)
     for left in (*root.glob(".removing-*"), *root.glob(".saving-*")):  # also of runs that died

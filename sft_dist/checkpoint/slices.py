@@ -56,19 +56,22 @@ def parameter_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
 
 
 def allocate_states(engine: Any) -> None:
-    """Create moments where the optimizer has not yet (it does so lazily), with step 0."""
+    """Create the states that the optimizer makes at its first step (config/optimizers.py), with step 0."""
     optimizer = torch_optimizer(engine)
-    muon = {id(p) for g in optimizer.param_groups if g.get("use_muon") for p in g["params"]}
-    for group, flat in enumerate(_flat_tensors(engine)):
+    groups = optimizer.param_groups
+    of_tensor = {id(p): g for g in groups for p in g["params"]}
+    for i, flat in enumerate(_flat_tensors(engine)):
         state = optimizer.state[flat]
-        if id(flat) in muon:
-            state.setdefault("momentum_buffer", torch.zeros_like(flat))
-        elif not state:
-            on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
-            with _resident(engine, group):
+        # ZeRO-3 lends the optimizer one flat tensor at a time; under ZeRO all groups have the same states
+        group = of_tensor.get(id(flat), groups[0])
+        if all(name in state for name in group["states"]):
+            continue
+        with _resident(engine, i):
+            if group["counts_steps"]:
+                on_device = group.get("fused") or group.get("capturable")
                 state["step"] = torch.zeros((), device=flat.device if on_device else "cpu")
-                state["exp_avg"] = torch.zeros_like(flat)
-                state["exp_avg_sq"] = torch.zeros_like(flat)
+            for name in group["states"]:
+                state[name] = torch.zeros_like(flat)
 
 
 def flat_states(engine: Any) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:

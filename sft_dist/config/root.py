@@ -12,6 +12,7 @@ from sft_dist.config.cluster import LaunchConfig, SubmitConfig
 from sft_dist.config.construct import ConstructConfig
 from sft_dist.config.data import DataConfig, MixConfig, PackConfig, RenderConfig
 from sft_dist.config.model import LoraConfig, ModelConfig
+from sft_dist.config.optimizers import OPTIMIZERS
 from sft_dist.config.sweep import SweepConfig
 from sft_dist.config.train import (
     CheckpointConfig,
@@ -76,9 +77,9 @@ class RunConfig(Section):
                 f"train.tokens_per_step={self.train.tokens_per_step} is not a multiple of pack.seq_len={self.pack.seq_len}, "
                 f"so a global batch would not be whole rows; use {rows * self.pack.seq_len}"
             )
-        if self.optim.name == "muon" and self.deepspeed.stage:
+        if OPTIMIZERS[self.optim.name].matrices and self.deepspeed.stage:
             raise ValueError(
-                f"optim.name=muon with deepspeed.stage={self.deepspeed.stage}: muon needs whole matrices and ZeRO cuts them; "
+                f"optim.name={self.optim.name} with deepspeed.stage={self.deepspeed.stage}: it needs whole matrices and ZeRO cuts them; "
                 "DeepSpeed's own gathers them, but puts its update in the gradient's place before the norm is taken, so that "
                 "optim.clip and the logged norm would be wrong. Use deepspeed.stage=0 with model.dtype=float32, or optim.name=adamw"
             )

@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from sft_dist.config.base import ANYTIME, RESUMABLE, Section
+from sft_dist.config.optimizers import ABSENT, OPTIMIZERS
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -36,21 +37,11 @@ class LossConfig(Section):
     )
 
 
-# Optimizers that are asked for elsewhere, and why they are not here.
-ABSENT_OPTIMIZERS = {
-    "adamw_8bit": "its states have one scale for 256 elements of a rank's partition, and a checkpoint that any number of "
-    "ranks can read cannot be cut there; use optim.name=adamw with deepspeed.offload_optimizer=cpu to save the same memory",
-    "schedule_free": "it evaluates and exports other weights than it trains, and ZeRO keeps the two apart in no public way; "
-    "use optim.schedule=wsd or constant, with optim.ema_decay for averaged weights",
-}
-
-
 class OptimConfig(Section):
     """The optimizer and its schedule."""
 
-    name: Literal["adamw", "muon"] = Field(
-        default="adamw",
-        description="adamw, or muon (ZeRO stage 0) for the matrices of the layers with adamw for the rest.",
+    name: str = Field(
+        default="adamw", description="; ".join(f"{name}: {o.about}" for name, o in OPTIMIZERS.items()) + "."
     )
     lr: PositiveFloat = Field(default=1e-5, description="Peak learning rate.")
     betas: tuple[Share, Share] = (0.9, 0.95)
@@ -95,11 +86,13 @@ class OptimConfig(Section):
     )
     ema_every_steps: PositiveInt = Field(default=10, description="Steps between updates of the average.")
 
-    @field_validator("name", mode="before")
+    @field_validator("name")
     @classmethod
-    def _present(cls, name: Any) -> Any:
-        if isinstance(name, str) and name in ABSENT_OPTIMIZERS:
-            raise ValueError(f"optim.name={name} is not supported: {ABSENT_OPTIMIZERS[name]}")
+    def _known(cls, name: str) -> str:
+        if name in ABSENT:
+            raise ValueError(f"optim.name={name} is not supported: {ABSENT[name]}")
+        if name not in OPTIMIZERS:
+            raise ValueError(f"{name!r} is no optimizer; use one of {', '.join(OPTIMIZERS)}")
         return name
 
     @model_validator(mode="after")

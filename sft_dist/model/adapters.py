@@ -9,33 +9,19 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sft_dist.config.model import LoraConfig
 from sft_dist.core.errors import UserError
 
 NAME = "default"  # of the one adapter, as peft calls it
 BASE, SAVED = ".base_layer.", f".modules_to_save.{NAME}."
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Lora:
-    """What is adapted and how; the fields of `lora` in the config that say so."""
-
-    rank: int
-    alpha: float
-    dropout: float = 0.0
-    target_modules: tuple[str, ...] = ()
-    modules_to_save: tuple[str, ...] = ()
-    dora: bool = False
-    rslora: bool = False
-    quantize_base: str | None = None
-
-
-def add(hf: Any, lora: Lora, seed: int) -> None:
+def add(hf: Any, lora: LoraConfig, seed: int) -> None:
     """Put adapters into a model, in place: only they and `modules_to_save` are trained. Collective under ZeRO-3.
 
     Args:
@@ -54,12 +40,12 @@ def add(hf: Any, lora: Lora, seed: int) -> None:
         inject_adapter_in_model(settings, hf)
 
 
-def peft_config(hf: Any, lora: Lora) -> Any:
+def peft_config(hf: Any, lora: LoraConfig) -> Any:
     """Return peft's own config: targets are a pattern over the decoder's Linear modules, other towers untouched."""
-    from peft import LoraConfig
+    import peft
 
     _check_saved(hf, lora)
-    return LoraConfig(
+    return peft.LoraConfig(
         **_common(lora),
         lora_dropout=lora.dropout,
         target_modules=_targets(hf, lora.target_modules),
@@ -67,7 +53,7 @@ def peft_config(hf: Any, lora: Lora) -> Any:
     )
 
 
-def _common(lora: Lora) -> dict[str, Any]:
+def _common(lora: LoraConfig) -> dict[str, Any]:
     """Return what shapes and scales an adapter, in training and merging alike."""
     return {"r": lora.rank, "lora_alpha": lora.alpha, "use_dora": lora.dora, "use_rslora": lora.rslora}
 
@@ -88,7 +74,7 @@ def _targets(hf: Any, wanted: tuple[str, ...]) -> str:
     return rf"{prefix}\.(?:.*\.)?(?:{names})".replace(r"\.", "[.]") if prefix else rf"(?:.*[.])?(?:{names})"
 
 
-def _check_saved(hf: Any, lora: Lora) -> None:
+def _check_saved(hf: Any, lora: LoraConfig) -> None:
     names = [n for n, _ in hf.named_modules()]
     for wanted in lora.modules_to_save:
         if not any(n == wanted or n.endswith(f".{wanted}") for n in names):
@@ -110,7 +96,7 @@ def _check_saved(hf: Any, lora: Lora) -> None:
         )
 
 
-def quantisation(lora: Lora | None, dtype: torch.dtype, device: str) -> Any:
+def quantisation(lora: LoraConfig | None, dtype: torch.dtype, device: str) -> Any:
     """Return how the base is quantised while it is loaded (QLoRA, arXiv 2305.14314); None: not at all.
 
     Raises:
@@ -156,7 +142,7 @@ def trained_modules(parameters: Mapping[str, Any]) -> dict[str, list[str]]:
     return found
 
 
-def merged(weight_OI: Tensor, tensors: Mapping[str, Tensor], lora: Lora) -> Tensor:
+def merged(weight_OI: Tensor, tensors: Mapping[str, Tensor], lora: LoraConfig) -> Tensor:
     """Return a base weight with its adapter merged in, in fp32, by peft's own layer.
 
     Args:

@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from sft_dist.config.model import LoraConfig
 from sft_dist.core.errors import UserError
 from sft_dist.core.process import logger
 from sft_dist.model import activation_memory, adapters, attention, partition, rope, support, vocabulary
-from sft_dist.model.adapters import Lora
 from sft_dist.model.packed import PackedLM
 from sft_dist.model.trainable import set_trainable
 from sft_dist.model.ulysses import SequenceGroup
@@ -114,7 +114,7 @@ def load_packed(
     vocab_multiple: int | None = None,
     trainable: Sequence[str] = (),
     freeze: Sequence[str] = (),
-    lora: Lora | None = None,
+    lora: LoraConfig | None = None,
     seed: int = 0,
 ) -> Loaded:
     """Load a model for packed training.

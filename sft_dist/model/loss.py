@@ -28,13 +28,13 @@ Shapes: N targets of a micro-batch, C targets of a chunk, E model width, V vocab
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sft_dist.config.train import LossConfig
 from sft_dist.core.errors import UserError
 
 # Logits of one chunk. On CPU 64 MiB in fp32: small beside everything else, large enough for the matrix product. On a GPU
@@ -43,22 +43,7 @@ from sft_dist.core.errors import UserError
 CHUNK_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 27}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LossOptions:
-    """What is added to plain cross-entropy; the defaults add nothing.
-
-    Attributes:
-        label_smoothing: Share of the target's mass that is spread over the vocabulary.
-        z_loss: Coefficient of the squared log-sum-exp.
-        dft: Weight each target by its own probability, as a constant.
-    """
-
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
-    dft: bool = False
-
-
-PLAIN = LossOptions()
+PLAIN = LossConfig()
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -72,7 +57,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         targets_N: Tensor,
         weights_N: Tensor,
         softcap: float | None,
-        options: LossOptions,
+        options: LossConfig,
     ) -> tuple[Tensor, Tensor]:
         N, V = h_NE.size(0), weight_VE.size(0)
         smoothing, z = options.label_smoothing, options.z_loss
@@ -135,7 +120,7 @@ def weighted_cross_entropy(
     targets_N: Tensor,
     weights_N: Tensor,
     softcap: float | None = None,
-    options: LossOptions = PLAIN,
+    options: LossConfig = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """Return (what is minimised, a scalar sum in fp32; plain cross-entropy of each target [N], no gradient).
 
@@ -159,7 +144,7 @@ class LossHead(nn.Linear):
     """
 
     softcap: float | None = None
-    options: LossOptions = PLAIN
+    options: LossConfig = PLAIN
 
     @classmethod
     def adopt(cls, head: nn.Module, softcap: float | None) -> None:

@@ -15,7 +15,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sft_dist.core.errors import UserError
+from sft_dist.core.records import StepMetrics
 
 MARKS = (
     "config.json",
@@ -42,10 +43,9 @@ MADE_BY = {
 }
 """What the report reads -> the command that makes it."""
 
-STEP_FIELDS = (
-    "step", "loss", "grad_norm", "lr", "tokens", "target_tokens", "tokens_per_s", "mfu", "fill", "imbalance",
-    "step_s", "data_wait_s", "memory_bytes", "skipped",
-)  # fmt: skip
+STEP_FIELDS = tuple(
+    f.name for f in fields(StepMetrics) if not f.name.endswith("_loss")
+)  # these hold several figures
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

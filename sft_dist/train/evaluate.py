@@ -87,8 +87,8 @@ def set_losses(
                 _, nll_N = engine(*held.arrive())
                 curve.meter.add(held, nll_N)
                 moved()
-        sums = curve.meter.reduce(stop=False, save=False)
-        return sums.loss / weight, sums.task_loss
+        sums = curve.meter.reduce()
+        return sums.total["loss"] / weight, sums.task_loss
 
     @torch.no_grad()
     def evaluate() -> dict[str, Any]:

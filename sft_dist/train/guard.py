@@ -12,12 +12,12 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal, Self
 
 import numpy as np
 
+from sft_dist.config.train import TrainConfig
 from sft_dist.core.process import current
 from sft_dist.core.records import Batch
 from sft_dist.core.runfolder import RunFolder
@@ -119,21 +119,6 @@ class Heartbeat:
                 return
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Policy:
-    """What happens to a step whose loss or gradient is not finite, or whose loss is a spike.
-
-    Attributes:
-        on_nonfinite: skip its update, or stop the run before it.
-        on_spike: off, skip or stop.
-        spike_deviations: How far above the running median a loss is a spike, in robust standard deviations.
-    """
-
-    on_nonfinite: Literal["skip", "stop"] = "skip"
-    on_spike: Literal["off", "skip", "stop"] = "off"
-    spike_deviations: float = 10.0
-
-
 class SpikeDetector:
     """Says before the update what is wrong with a step, from the loss of the global batch.
 
@@ -142,9 +127,13 @@ class SpikeDetector:
 
     The spread is the median absolute deviation x 1.4826, the standard deviation of normal data (Hampel, "The Influence
     Curve and its Role in Robust Estimation", 1974): a spike that got through does not hide the next one.
+
+    Args:
+        policy: The section `train`: on_nonfinite, on_spike, spike_deviations.
+        losses: Of the last steps before, oldest first.
     """
 
-    def __init__(self, policy: Policy, losses: Iterable[float] = ()) -> None:
+    def __init__(self, policy: TrainConfig, losses: Iterable[float] = ()) -> None:
         self._policy = policy
         self._losses = deque(losses, maxlen=WINDOW_STEPS)
 

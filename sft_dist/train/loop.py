@@ -15,13 +15,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sft_dist.checkpoint.background import Saver
+from sft_dist.config.train import CheckpointConfig, TrainConfig
 from sft_dist.core.collectives import gather
 from sft_dist.core.records import Batch, Position, StepMetrics, StepPlan
 from sft_dist.core.rng import derive
 from sft_dist.model.packed import MicroBatch, upload
 from sft_dist.train import stop_messages
 from sft_dist.train.guard import Heartbeat, SpikeDetector, StopSignals, example_losses, worst_examples
-from sft_dist.train.metrics import Meter, step_metrics
+from sft_dist.train.metrics import Meter, Step, step_metrics
 from sft_dist.train.zero import update
 
 
@@ -34,23 +35,14 @@ class Hooks:
     evaluate: Callable[[int], float | None]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Schedule:
-    """When things happen, in optimizer steps (and minutes); None is never."""
-
-    total_steps: int
-    save_every_steps: int | None
-    save_every_minutes: float | None
-    eval_every_steps: int | None
-    max_skipped_steps: int
-
-
 def run(
     engine: Any,
     work: Iterable[tuple[Position, StepPlan, Callable[[], list[Batch]]]],
     *,
     start: Position,
-    schedule: Schedule,
+    total_steps: int,
+    train: TrainConfig,
+    checkpoint: CheckpointConfig,
     lr_of: Callable[[int], float],
     meter: Meter,
     requests: StopSignals,
@@ -70,7 +62,9 @@ def run(
         work: For every global batch from `start` on: the position after it, its plan, and a function that collates
             this rank's micro-batches. Taken, run and sent to the device in a thread, one step ahead.
         start: Position to start from.
-        schedule: When things happen.
+        total_steps: Optimizer steps of the whole run.
+        train: The section of that name: when to evaluate, how many skipped steps end the run.
+        checkpoint: The section of that name: when to save.
         lr_of: Learning rate of a zero-based optimizer step.
         meter: Adds up and reduces.
         requests: Stop and save requests.
@@ -101,10 +95,12 @@ def run(
         losses = [micro_step(engine, batch, scale, meter) for batch in batches]
         stop, save = requests.poll()
         written, failed = saver.flags()
-        overdue = rank == 0 and time.monotonic() - last_save > 60 * (schedule.save_every_minutes or math.inf)
+        overdue = rank == 0 and time.monotonic() - last_save > 60 * (
+            checkpoint.save_every_minutes or math.inf
+        )
         sums = meter.reduce(stop=stop, save=save or overdue, written=written, failed=failed)
-        saver.agree(sums.written, sums.failed)
-        loss = sums.loss / plan.target_weight  # the same on all ranks
+        saver.agree(sums.ranks["written"], sums.ranks["failed"])
+        loss = sums.total["loss"] / plan.target_weight  # the same on all ranks
         cause, norm = _update(engine, clip, spikes, loss, batches[0])
         if cause:
             names = worst_examples(
@@ -117,26 +113,29 @@ def run(
         position, skipped = after, skipped + 1 if cause else 0
         hooks.log(
             step_metrics(
-                plan,
-                sums,
-                step=position.step,
-                lr=lr,
-                grad_norm=norm,
-                skipped=bool(cause),
-                step_s=time.monotonic() - began + waited_s,
-                data_wait_s=waited_s,
-                useful_flops=useful_flops(sums.tokens, sums.targets, sums.pairs),
-                peak_flops=peak_flops,
-                device=engine.device,
+                Step(
+                    plan=plan,
+                    sums=sums,
+                    step=position.step,
+                    lr=lr,
+                    grad_norm=norm,
+                    skipped=bool(cause),
+                    step_s=time.monotonic() - began + waited_s,
+                    data_wait_s=waited_s,
+                    useful_flops=useful_flops(*(int(sums.total[n]) for n in ("tokens", "targets", "pairs"))),
+                    peak_flops=peak_flops,
+                    device=engine.device,
+                )
             )
         )
         heartbeat.progress()
-        if skipped >= schedule.max_skipped_steps:
+        if skipped >= train.max_skipped_steps:
             saver.finish()
             return _fatal(position, stop_messages.skipped(skipped, position.step, saver.saved_at), hooks)
-        due = sums.save or sums.stop or _every(position.step, schedule.save_every_steps)
-        last = sums.stop or position.step == schedule.total_steps  # the last evaluation comes after the loop
-        if _every(position.step, schedule.eval_every_steps) and not last:
+        stopping = sums.ranks["stop"] > 0
+        due = sums.ranks["save"] > 0 or stopping or _every(position.step, checkpoint.save_every_steps)
+        last = stopping or position.step == total_steps  # the last evaluation comes after the loop
+        if _every(position.step, train.eval_every_steps) and not last:
             due |= saver.scored(position.step, hooks.evaluate(position.step))
             engine.train()
             heartbeat.progress()
@@ -144,7 +143,7 @@ def run(
             last_save = time.monotonic()
             saver.begin(position, {"losses": spikes.losses})
             requests.served()
-        if sums.stop:
+        if stopping:
             saver.finish()
             hooks.event("stopped", step=position.step, reason=requests.reason)
             return _ended(position, "stopped", saver)

@@ -1,14 +1,18 @@
-"""What a step measured: summed over ranks in one reduction, turned into one line of metrics.jsonl.
+"""Micro-batches -> sums over all ranks in one reduction -> what a step measured, one line of metrics.jsonl.
 
-Layout of the reduced vector (fp64): [loss sum, tokens, targets, pairs, stop, save, written, failed] + loss sums by task
-and by source + weights by task and by source. The loss is plain cross-entropy, whatever options of it are trained on.
+The reduced vector (fp64) holds, in this order: the loss sum, `COUNTED`, `FLAGS`, loss sums by task and by source, weights by task and
+by source. The loss is plain cross-entropy, whatever options of it are trained on.
+
+A figure more in the step line: an entry in `STEP_METRICS`, a field of core.records.StepMetrics, and, where it is
+counted over micro-batches, an entry in `COUNTED`.
 """
 
 from __future__ import annotations
 
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,21 +24,30 @@ from sft_dist.core.records import Batch, StepMetrics, StepPlan
 from sft_dist.model.packed import MicroBatch
 from sft_dist.pack import devices
 
-FIXED = 8
+# What is counted of each micro-batch, on the host.
+COUNTED: dict[str, Callable[[Batch], int]] = {
+    "tokens": lambda batch: len(batch.input_ids) - batch.padding,
+    "targets": lambda batch: len(batch.target_ids),
+    "pairs": lambda batch: batch.doc_cost_tokens,
+}
+# What a rank says once a step; the sum is the number of ranks that say so.
+FLAGS = ("stop", "save", "written", "failed")
+PLACES = {name: place for place, name in enumerate(("loss", *COUNTED, *FLAGS))}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sums:
-    """The reduced figures of one global batch; how many ranks have ended their part of a checkpoint, or failed in it."""
+    """The reduced figures of one global batch.
 
-    loss: float
-    tokens: int
-    targets: int
-    pairs: int
-    stop: bool
-    save: bool
-    written: int
-    failed: int
+    Attributes:
+        total: The loss sum and each of `COUNTED`, over all ranks.
+        ranks: Of each flag, how many ranks raised it.
+        task_loss: Mean loss per target token of each task present in the batch.
+        source_loss: The same of each source.
+    """
+
+    total: dict[str, float]
+    ranks: dict[str, int]
     task_loss: dict[str, float]
     source_loss: dict[str, float]
 
@@ -45,8 +58,10 @@ class Meter:
     def __init__(self, tasks: Sequence[str], device: torch.device, sources: Sequence[str] = ()) -> None:
         self._names = [*tasks, *sources]
         self._n_tasks = len(tasks)
-        self._sums = torch.zeros(FIXED + 2 * len(self._names), dtype=torch.float64, device=device)
-        self._counts = [0, 0, 0]  # tokens, targets, pairs: known on the host
+        self._vector = torch.zeros(len(PLACES) + 2 * len(self._names), dtype=torch.float64, device=device)
+        first, n = len(PLACES), len(self._names)
+        self._losses, self._weights = self._vector[first : first + n], self._vector[first + n :]
+        self._counts = dict.fromkeys(COUNTED, 0)
 
     def codes(self, batch: Batch) -> NDArray[np.int64]:
         """Return places in the vector of names for each target, [K, N]: that of its task, and that of its source.
@@ -63,65 +78,45 @@ class Meter:
         """Add one micro-batch that was uploaded with its `codes`; nothing here waits for the device."""
         batch, weights_N = micro.batch, micro.weights_N
         loss_N = (nll_N * weights_N).double()
-        self._sums[0] += loss_N.sum()
-        self._counts[0] += len(batch.input_ids) - batch.padding
-        self._counts[1] += len(batch.target_ids)
-        self._counts[2] += batch.doc_cost_tokens
-        n = len(self._names)
+        self._vector[0] += loss_N.sum()
+        for name, count in COUNTED.items():
+            self._counts[name] += count(batch)
         for codes_N in micro.codes_KN:
-            self._sums[FIXED : FIXED + n].index_add_(0, codes_N, loss_N)
-            self._sums[FIXED + n :].index_add_(0, codes_N, weights_N.double())
+            self._losses.index_add_(0, codes_N, loss_N)
+            self._weights.index_add_(0, codes_N, weights_N.double())
 
-    def reduce(
-        self, *, stop: bool = False, save: bool = False, written: bool = False, failed: bool = False
-    ) -> Sums:
-        """Sum over ranks (one collective), and start anew."""
-        known = torch.tensor(
-            [*self._counts, stop, save, written, failed], dtype=torch.float64, pin_memory=self._sums.is_cuda
-        )
-        self._sums[1:FIXED].copy_(known, non_blocking=True)
-        self._counts = [0, 0, 0]
-        dist.all_reduce(self._sums)
-        values = self._sums.tolist()
-        self._sums.zero_()
-        n, n_tasks = len(self._names), self._n_tasks
+    def reduce(self, **flags: bool) -> Sums:
+        """Sum over ranks (one collective), and start anew.
+
+        Args:
+            flags: Of `FLAGS`, those that this rank raises.
+        """
+        on_host = [*self._counts.values(), *(flags.get(name, False) for name in FLAGS)]
+        known = torch.tensor(on_host, dtype=torch.float64, pin_memory=self._vector.is_cuda)
+        self._vector[1 : len(PLACES)].copy_(known, non_blocking=True)
+        self._counts = dict.fromkeys(COUNTED, 0)
+        dist.all_reduce(self._vector)
+        values = self._vector.tolist()
+        self._vector.zero_()
+        first, n = len(PLACES), len(self._names)
         means = [
-            (name, loss / weight if weight > 0 else None)
-            for name, loss, weight in zip(
-                self._names, values[FIXED : FIXED + n], values[FIXED + n :], strict=True
-            )
+            loss / weight if weight > 0 else None
+            for loss, weight in zip(values[first : first + n], values[first + n :], strict=True)
         ]
+        named = [(name, mean) for name, mean in zip(self._names, means, strict=True)]
         return Sums(
-            loss=values[0],
-            tokens=int(values[1]),
-            targets=int(values[2]),
-            pairs=int(values[3]),
-            stop=values[4] > 0,
-            save=values[5] > 0,
-            written=int(values[6]),
-            failed=int(values[7]),
-            task_loss={name: mean for name, mean in means[:n_tasks] if mean is not None},
-            source_loss={name: mean for name, mean in means[n_tasks:] if mean is not None},
+            total={name: values[PLACES[name]] for name in ("loss", *COUNTED)},
+            ranks={name: int(values[PLACES[name]]) for name in FLAGS},
+            task_loss={name: mean for name, mean in named[: self._n_tasks] if mean is not None},
+            source_loss={name: mean for name, mean in named[self._n_tasks :] if mean is not None},
         )
 
 
-def step_metrics(
-    plan: StepPlan,
-    sums: Sums,
-    *,
-    step: int,
-    lr: float,
-    grad_norm: float,
-    skipped: bool,
-    step_s: float,
-    data_wait_s: float,
-    useful_flops: float,
-    peak_flops: float | None,
-    device: torch.device,
-) -> StepMetrics:
-    """Return the line of a step.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """What is known of a step after its update.
 
-    Args:
+    Attributes:
         plan: Of its global batch.
         sums: Over all ranks.
         step: Optimizer steps done, this one included.
@@ -134,26 +129,45 @@ def step_metrics(
         peak_flops: Of all devices together, or None.
         device: This rank's.
     """
-    return StepMetrics(
-        step=step,
-        epoch=plan.epoch,
-        loss=sums.loss / plan.target_weight,
-        grad_norm=grad_norm,
-        lr=lr,
-        tokens=sums.tokens,
-        target_tokens=sums.targets,
-        tokens_per_s=sums.tokens / step_s,
-        mfu=useful_flops / step_s / peak_flops if peak_flops else None,
-        fill=plan.fill,
-        imbalance=plan.imbalance,
-        step_s=step_s,
-        data_wait_s=data_wait_s,
-        memory_bytes=memory_bytes(device),
-        skipped=skipped,
-        task_loss=sums.task_loss,
-        source_loss=sums.source_loss,
-        target_tokens_per_s=sums.targets / step_s,
-    )
+
+    plan: StepPlan
+    sums: Sums
+    step: int
+    lr: float
+    grad_norm: float
+    skipped: bool
+    step_s: float
+    data_wait_s: float
+    useful_flops: float
+    peak_flops: float | None
+    device: torch.device
+
+
+STEP_METRICS: dict[str, Callable[[Step], Any]] = {
+    "step": lambda s: s.step,
+    "epoch": lambda s: s.plan.epoch,
+    "loss": lambda s: s.sums.total["loss"] / s.plan.target_weight,
+    "grad_norm": lambda s: s.grad_norm,
+    "lr": lambda s: s.lr,
+    "tokens": lambda s: int(s.sums.total["tokens"]),
+    "target_tokens": lambda s: int(s.sums.total["targets"]),
+    "tokens_per_s": lambda s: s.sums.total["tokens"] / s.step_s,
+    "target_tokens_per_s": lambda s: s.sums.total["targets"] / s.step_s,
+    "mfu": lambda s: s.useful_flops / s.step_s / s.peak_flops if s.peak_flops else None,
+    "fill": lambda s: s.plan.fill,
+    "imbalance": lambda s: s.plan.imbalance,
+    "step_s": lambda s: s.step_s,
+    "data_wait_s": lambda s: s.data_wait_s,
+    "memory_bytes": lambda s: memory_bytes(s.device),
+    "skipped": lambda s: s.skipped,
+    "task_loss": lambda s: s.sums.task_loss,
+    "source_loss": lambda s: s.sums.source_loss,
+}
+
+
+def step_metrics(step: Step) -> StepMetrics:
+    """Return the line of a step."""
+    return StepMetrics(**{name: value(step) for name, value in STEP_METRICS.items()})
 
 
 def peak_flops(device: torch.device) -> float | None:

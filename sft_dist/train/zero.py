@@ -10,8 +10,9 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
+from sft_dist.config.train import DeepSpeedConfig, OptimConfig
 from sft_dist.core.errors import UserError, nearest
 
 # Keys that we derive: letting `deepspeed.extra` set them would make the loss or the schedule wrong.
@@ -63,62 +64,50 @@ DERIVED = {
 
 
 def zero_config(
-    *,
-    stage: int,
-    dtype: str,
-    clip: float | None,
-    overlap_comm: bool | Literal["auto"],
-    reduce_bucket_size: int,
-    prefetch_bucket_size: int,
-    persistence_threshold: int,
-    max_live_parameters: int,
-    sub_group_size: int,
-    communication_dtype: str | None,
-    extra: Mapping[str, Any],
-    offload_optimizer: str = "none",
-    offload_params: str = "none",
-    nvme_path: str | None = None,
-    hpz_partition_size: int = 1,
-    quantized_weights: bool = False,
-    quantized_gradients: bool = False,
-    whole_mlp: bool = False,
-    ranks: int = 1,
+    section: DeepSpeedConfig, *, dtype: str, clip: float | None, whole_mlp: bool = False, ranks: int = 1
 ) -> dict[str, Any]:
     """Return the DeepSpeed config.
 
-    Args are the fields of `DeepSpeedConfig`; `whole_mlp`: gather a feed-forward layer as one, for `model.mlp_tiles`; and
-    `ranks` of the run.
+    Args:
+        section: `deepspeed` of the run's config.
+        dtype: float32 or bfloat16, of the weights in forward and backward.
+        clip: Largest global gradient norm; None: no clipping.
+        whole_mlp: Gather a feed-forward layer as one, for `model.mlp_tiles` (stage 3).
+        ranks: Of the run.
 
     Raises:
         UserError: When `extra` sets a key that we derive, or this machine lacks what a field needs.
     """
-    check_extra(extra)
-    _check_machine(offload_optimizer, quantized_weights, quantized_gradients)
+    check_extra(section.extra)
+    _check_machine(section)
+    stage = section.stage
     zero: dict[str, Any] = {
         "stage": stage,
-        "overlap_comm": _overlaps(stage, ranks) if overlap_comm == "auto" else overlap_comm and stage >= 2,
+        "overlap_comm": _overlaps(stage, ranks)
+        if section.overlap_comm == "auto"
+        else section.overlap_comm and stage >= 2,
         "contiguous_gradients": True,
         "reduce_scatter": True,
-        "reduce_bucket_size": reduce_bucket_size,
+        "reduce_bucket_size": section.reduce_bucket_size,
     }
     if stage == 3:
         zero |= {
-            "stage3_prefetch_bucket_size": prefetch_bucket_size,
-            "stage3_param_persistence_threshold": persistence_threshold,
-            "stage3_max_live_parameters": max_live_parameters,
-            "stage3_max_reuse_distance": max_live_parameters,
-            "sub_group_size": sub_group_size,
+            "stage3_prefetch_bucket_size": section.prefetch_bucket_size,
+            "stage3_param_persistence_threshold": section.persistence_threshold,
+            "stage3_max_live_parameters": section.max_live_parameters,
+            "stage3_max_reuse_distance": section.max_live_parameters,
+            "sub_group_size": section.sub_group_size,
             "stage3_gather_16bit_weights_on_model_save": False,
-            "zero_hpz_partition_size": hpz_partition_size,
-            "zero_quantized_weights": quantized_weights,
-            "zero_quantized_gradients": quantized_gradients,
+            "zero_hpz_partition_size": section.hpz_partition_size,
+            "zero_quantized_weights": section.quantized_weights,
+            "zero_quantized_gradients": section.quantized_gradients,
         }
         if whole_mlp:
             zero["leaf_module"] = {"name_suffixes": ["mlp"]}
-    if offload_optimizer != "none":
-        zero["offload_optimizer"] = _offload(offload_optimizer, nvme_path)
-    if offload_params != "none":
-        zero["offload_param"] = _offload(offload_params, nvme_path)
+    if section.offload_optimizer != "none":
+        zero["offload_optimizer"] = _offload(section.offload_optimizer, section.nvme_path)
+    if section.offload_params != "none":
+        zero["offload_param"] = _offload(section.offload_params, section.nvme_path)
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,  # unused: the true batch is counted in tokens
         "gradient_accumulation_steps": 1,
@@ -137,12 +126,12 @@ def zero_config(
         config["data_types"] = {
             "grad_accum_dtype": "fp32"
         }  # else micro-steps add up in bf16: 1e-2 error at 64 of them
-    if communication_dtype is not None:
-        config["communication_data_type"] = communication_dtype
-    config = _merged(config, extra)
+    if section.communication_dtype is not None:
+        config["communication_data_type"] = section.communication_dtype
+    config = _merged(config, section.extra)
     _check_schema(config)
-    if extra:
-        _check_known(config, extra)
+    if section.extra:
+        _check_known(config, section.extra)
     return config
 
 
@@ -224,14 +213,14 @@ def _offload(device: str, nvme_path: str | None) -> dict[str, Any]:
     return target | {"nvme_path": nvme_path} if device == "nvme" else target
 
 
-def _check_machine(offload_optimizer: str, quantized_weights: bool, quantized_gradients: bool) -> None:
-    if (quantized_weights or quantized_gradients) and device_type() == "cpu":
-        name = "quantized_weights" if quantized_weights else "quantized_gradients"
+def _check_machine(section: DeepSpeedConfig) -> None:
+    if (section.quantized_weights or section.quantized_gradients) and device_type() == "cpu":
+        name = "quantized_weights" if section.quantized_weights else "quantized_gradients"
         raise UserError(
             f"deepspeed.{name} needs DeepSpeed's CUDA quantiser, and this run has no GPU, so nothing could be sent; "
             f"set deepspeed.{name}=false"
         )
-    if offload_optimizer == "nvme":
+    if section.offload_optimizer == "nvme":
         from deepspeed.ops.op_builder import AsyncIOBuilder
 
         if not AsyncIOBuilder().is_compatible(verbose=False):
@@ -302,16 +291,14 @@ def make_engine(
     module: Any,
     config: Mapping[str, Any],
     groups: Sequence[Mapping[str, Any]],
-    *,
-    betas: tuple[float, float],
-    eps: float,
+    optim: OptimConfig,
 ) -> Any:
     """Return the DeepSpeed engine; the optimizer is torch's own, so no compiled op is needed, offload to NVMe excepted."""
     import deepspeed
 
     from sft_dist.train.optim import make_optimizer  # torch, which `check` does without
 
-    optimizer = make_optimizer(groups, betas=betas, eps=eps)
+    optimizer = make_optimizer(groups, optim)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=dict(config))
     if engine.zero_optimization_stage() == 0:
         engine.enable_backward_allreduce = False  # `update` reduces, so that it can look before it steps

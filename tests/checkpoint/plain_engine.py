@@ -10,8 +10,9 @@ from torch import nn
 
 from sft_dist.checkpoint import io as store
 from sft_dist.checkpoint.background import Saved, Saver
-from sft_dist.checkpoint.io import RetentionPolicy
+from sft_dist.config.train import CheckpointConfig, OptimConfig
 from sft_dist.core.records import Position
+from sft_dist.train.optim import make_optimizer, parameter_groups
 
 
 class PlainEngine:
@@ -25,7 +26,10 @@ class PlainEngine:
         self.module.hf = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2, bias=False))
         if frozen:
             self.module.hf.get_parameter(frozen).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW([p for p in self.module.parameters() if p.requires_grad], lr=0.1)
+        optim = OptimConfig()
+        self.optimizer = make_optimizer(parameter_groups(self.module, optim), optim)
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.1
 
     def zero_optimization_stage(self) -> int:
         return 0
@@ -57,7 +61,7 @@ def save(engine: PlainEngine, root: Path, step: int, *, losses: Any = None, **ke
         engine,
         root,
         facts={"plan_hash": 1},
-        keep=RetentionPolicy(**{"last": 2, **keep}),
+        keep=CheckpointConfig(**{"keep_last": 2, **keep}),
         report=outcomes.append,
         losses=losses,
     )

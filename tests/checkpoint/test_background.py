@@ -15,7 +15,7 @@ from plain_engine import PlainEngine, at, equal, flip, newest, save
 from sft_dist.checkpoint import background
 from sft_dist.checkpoint import io as store
 from sft_dist.checkpoint.background import Saved, Saver
-from sft_dist.checkpoint.io import RetentionPolicy
+from sft_dist.config.train import CheckpointConfig
 from sft_dist.core.errors import UserError
 
 
@@ -32,7 +32,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
 
     monkeypatch.setattr(store, "save_file", slow)
     outcomes: list[Saved] = []
-    saver = Saver(engine, root, facts={}, keep=RetentionPolicy(last=9), report=outcomes.append)
+    saver = Saver(engine, root, facts={}, keep=CheckpointConfig(keep_last=9), report=outcomes.append)
     then = engine.state()
     saver.begin(at(1))
     engine.step()  # the loop goes on
@@ -55,7 +55,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
 
 def test_phases_go_on_only_when_all_ranks_have_ended(engine: PlainEngine, root: Path) -> None:
     """As the loop does it: flags into the reduction, its sums back."""
-    saver = Saver(engine, root, facts={}, keep=RetentionPolicy(last=9), report=lambda saved: None)
+    saver = Saver(engine, root, facts={}, keep=CheckpointConfig(keep_last=9), report=lambda saved: None)
     saver.begin(at(1))
     for _ in range(500):
         written, failed = saver.flags()
@@ -85,12 +85,12 @@ def test_waiting_for_the_disk_of_another_rank_is_progress_for_a_while(
         engine,
         root,
         facts={},
-        keep=RetentionPolicy(last=9),
+        keep=CheckpointConfig(keep_last=9),
         report=lambda _: None,
         moved=lambda: moves.append(1),
     )
     monkeypatch.setattr(background, "PATIENCE_S", patience_s)
-    monkeypatch.setattr(background, "_to_main", lambda value: [value])
+    monkeypatch.setattr(background, "gather_to_main", lambda value: [value])
     monkeypatch.setattr(background.dist, "all_reduce", all_reduce)
     monkeypatch.setattr(background.dist, "get_world_size", lambda: 2)
     saver.begin(at(1))
@@ -104,7 +104,9 @@ def test_what_changes_the_state_beside_the_loop_is_waited_for(engine: PlainEngin
         for p in engine.module.parameters():
             p.data.fill_(7.0)
 
-    saver = Saver(engine, root, facts={}, keep=RetentionPolicy(last=9), report=lambda _: None, settle=settle)
+    saver = Saver(
+        engine, root, facts={}, keep=CheckpointConfig(keep_last=9), report=lambda _: None, settle=settle
+    )
     saver.begin(at(1))
     saver.finish()
     other = PlainEngine(seed=1)
@@ -115,11 +117,23 @@ def test_what_changes_the_state_beside_the_loop_is_waited_for(engine: PlainEngin
 def test_the_best_stay_and_an_evaluation_among_them_saves(engine: PlainEngine, root: Path) -> None:
     losses = {1: 2.0, 2: 1.0, 3: 3.0, 5: 1.5}
     for step in (1, 2, 3, 4, 5, 6):
-        save(engine, root, step, last=1, best=2, losses={s: v for s, v in losses.items() if s <= step})
+        save(
+            engine,
+            root,
+            step,
+            keep_last=1,
+            keep_best=2,
+            losses={s: v for s, v in losses.items() if s <= step},
+        )
     assert sorted(p.name for p in root.glob("step-*")) == ["step-00000002", "step-00000005", "step-00000006"]
     assert (root / "BEST").read_text() == "step-00000002\n"
     saver = Saver(
-        engine, root, facts={}, keep=RetentionPolicy(last=1, best=2), report=lambda saved: None, losses=losses
+        engine,
+        root,
+        facts={},
+        keep=CheckpointConfig(keep_last=1, keep_best=2),
+        report=lambda saved: None,
+        losses=losses,
     )
     assert not saver.scored(7, 1.8)
     assert saver.scored(8, 1.2)
@@ -133,14 +147,14 @@ def test_a_removal_that_was_cut_short_does_not_stop_later_ones(engine: PlainEngi
     (root / ".removing-step-00000001").mkdir(parents=True)
     (root / ".removing-step-00000001" / "left").touch()
     for step in (1, 2, 3):
-        save(engine, root, step, last=1)
+        save(engine, root, step, keep_last=1)
     assert sorted(p.name for p in root.iterdir()) == ["LATEST", "step-00000003"]
 
 
 def test_weights_outlive_the_optimizer_state(engine: PlainEngine, root: Path) -> None:
     before = engine.state()
     for step in (1, 2, 3):
-        save(engine, root, step, last=3, optimizer_last=1)
+        save(engine, root, step, keep_last=3, optimizer_keep_last=1)
     old, new = root / "step-00000001", root / "step-00000003"
     assert sorted(p.name for p in old.iterdir()) == ["index.json", "rank-00000.weights.safetensors"]
     assert (new / "rank-00000.optimizer.safetensors").is_file()

@@ -16,9 +16,9 @@ from torch import Tensor
 from sft_dist.checkpoint import export, io
 from sft_dist.checkpoint.export import export_checkpoint
 from sft_dist.checkpoint.export_plan import Base
+from sft_dist.config.model import LoraConfig
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_json
-from sft_dist.model.adapters import Lora
 from sft_dist.model.load import load_packed
 
 IDS = torch.tensor([[5, 9, 3, 77, 20, 1, 64, 8, 30, 31, 32]])
@@ -105,10 +105,12 @@ def test_every_family_comes_back_with_the_names_of_its_base(family: str, tmp_pat
 
 
 LORAS = {
-    "lora": Lora(rank=4, alpha=8.0),
-    "dora": Lora(rank=4, alpha=8.0, dora=True),
-    "rslora": Lora(rank=4, alpha=8.0, rslora=True, target_modules=("q_proj", "up_proj")),
-    "saved": Lora(rank=2, alpha=8.0, target_modules=("v_proj",), modules_to_save=("lm_head", "embed_tokens")),
+    "lora": LoraConfig(rank=4, alpha=8.0),
+    "dora": LoraConfig(rank=4, alpha=8.0, dora=True),
+    "rslora": LoraConfig(rank=4, alpha=8.0, rslora=True, target_modules=("q_proj", "up_proj")),
+    "saved": LoraConfig(
+        rank=2, alpha=8.0, target_modules=("v_proj",), modules_to_save=("lm_head", "embed_tokens")
+    ),
 }
 
 
@@ -252,7 +254,7 @@ def test_the_text_part_of_an_image_text_model_is_trained_and_exported_whole(
 
 
 def test_lora_leaves_the_towers_of_an_image_text_model_alone(tmp_path: Path) -> None:
-    lora = Lora(rank=2, alpha=4.0)
+    lora = LoraConfig(rank=2, alpha=4.0)
     base = families.save_image_text("Qwen2_5_VLForConditionalGeneration", tmp_path / "base")
     hf = trained(base, lora=lora)
     assert all("language_model" in n for n, p in hf.named_parameters() if p.requires_grad)

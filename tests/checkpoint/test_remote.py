@@ -11,8 +11,8 @@ from plain_engine import PlainEngine, at, equal, newest
 
 from sft_dist.checkpoint import io as store
 from sft_dist.checkpoint.background import Saved, Saver
-from sft_dist.checkpoint.io import RetentionPolicy
 from sft_dist.checkpoint.remote import Remote
+from sft_dist.config.train import CheckpointConfig
 from sft_dist.core.errors import UserError
 
 
@@ -29,7 +29,7 @@ def save(engine: PlainEngine, root: Path, remote: Remote, *steps: int, **keep: i
         engine,
         root,
         facts={},
-        keep=RetentionPolicy(**{"last": 2, **keep}),
+        keep=CheckpointConfig(**{"keep_last": 2, **keep}),
         report=outcomes.append,
         remote=remote,
     )
@@ -97,7 +97,7 @@ def test_the_index_comes_after_all_files_and_latest_after_the_index(
 
 
 def test_dropped_optimizer_state_is_dropped_there_too(engine: PlainEngine, root: Path, url: str) -> None:
-    save(engine, root, Remote(url), 1, 2, optimizer_last=1)
+    save(engine, root, Remote(url), 1, 2, optimizer_keep_last=1)
     assert listing(url) == [
         "LATEST",
         "step-00000001/index.json",

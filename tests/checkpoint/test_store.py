@@ -30,7 +30,7 @@ def test_a_checkpoint_restores_weights_moments_step_and_position(engine: PlainEn
 
 def test_only_the_last_ones_are_kept(engine: PlainEngine, root: Path) -> None:
     for step in (1, 2, 3):
-        save(engine, root, step, last=2)
+        save(engine, root, step, keep_last=2)
     assert sorted(p.name for p in root.iterdir()) == ["LATEST", "step-00000002", "step-00000003"]
 
 
@@ -71,7 +71,7 @@ def test_a_run_that_was_set_back_keeps_what_it_saves_now(engine: PlainEngine, ro
     flip(root / "step-00000022/rank-00000.weights.safetensors")
     assert newest(root)[0] is None  # damaged once more: the run starts all the same
     save(engine, root, 30)
-    save(engine, root, 2, last=1)
+    save(engine, root, 2, keep_last=1)
     assert newest(root) == ("step-00000002", [])
     assert (root / "LATEST").read_text() == "step-00000002\n"
 
@@ -129,7 +129,7 @@ def child(root, n):
     for owner, names in ((os, ("mkdir", "rename", "replace", "fsync", "unlink", "rmdir")), (store, ("save_file",))):
         for name in names:
             setattr(owner, name, deadly(name, getattr(owner, name), n))
-    save(engine, root, 2, last=2, best=1, losses={1: 2.0, 2: 1.0}, optimizer_last=1)
+    save(engine, root, 2, keep_last=2, keep_best=1, losses={1: 2.0, 2: 1.0}, optimizer_keep_last=1)
     os._exit(0)
 engine = PlainEngine(); engine.step(); engine.step()
 for n in range(1, 100):
@@ -165,7 +165,7 @@ def test_dying_at_any_write_leaves_a_whole_checkpoint(engine: PlainEngine, root:
             assert equal(loaded.state(), first)
         assert io.read_json(copy / "step-00000001/index.json")["parameters"]  # exportable throughout
         survived.append(found)
-        save(loaded, copy, 3, last=1)  # the next save removes what the dead one left
+        save(loaded, copy, 3, keep_last=1)  # the next save removes what the dead one left
         assert sorted(p.name for p in copy.iterdir() if p.name != "BEST") == ["LATEST", "step-00000003"]
     assert survived == sorted(survived)  # the new one appears at one moment and stays
     assert len(survived) > 12

@@ -21,6 +21,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sft_dist.config.train import DeepSpeedConfig, OptimConfig
 from sft_dist.core.records import Batch
 from sft_dist.model.load import load_packed
 from sft_dist.model.packed import to_inputs
@@ -69,19 +70,16 @@ def batch_of(lengths: list[int], vocab: int, targets: int) -> Batch:
 
 
 def measure(case: dict[str, Any]) -> dict[str, int]:
-    settings = zero.zero_config(
+    section = DeepSpeedConfig(
         stage=case["stage"],
-        dtype=case["dtype"],
-        clip=1.0,
         overlap_comm=False,
         reduce_bucket_size=case["reduce_bucket_size"],
         prefetch_bucket_size=case["prefetch_bucket_size"],
         persistence_threshold=case["persistence_threshold"],
-        max_live_parameters=10**9,
         sub_group_size=case["sub_group_size"],
-        communication_dtype=None,
         extra=case.get("extra", {}),
     )
+    settings = zero.zero_config(section, dtype=case["dtype"], clip=1.0)
     loaded = load_packed(
         case["model"],
         dtype=case["dtype"],
@@ -93,8 +91,8 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
         freeze=case.get("freeze", ()),
     )
     with LiveBytes() as memory:
-        groups = parameter_groups(loaded.module, 0.0)
-        engine = zero.make_engine(loaded.module, settings, groups, betas=(0.9, 0.95), eps=1e-8)
+        groups = parameter_groups(loaded.module, OptimConfig())
+        engine = zero.make_engine(loaded.module, settings, groups, OptimConfig())
         vocab = loaded.module.hf.config.vocab_size
         inputs = to_inputs(batch_of(case["lengths"], vocab, case["targets"]), "cpu")
         engine.train()  # gradient checkpointing acts in training mode only

@@ -23,8 +23,7 @@ import torch.distributed as dist
 from sft_dist.batch import sequence_shard
 from sft_dist.checkpoint import io as store
 from sft_dist.checkpoint.background import Saved, Saver
-from sft_dist.checkpoint.io import RetentionPolicy
-from sft_dist.config.train import OptimConfig
+from sft_dist.config.train import CheckpointConfig, DeepSpeedConfig, OptimConfig, TrainConfig
 from sft_dist.core.records import Batch, Position, Row, StepPlan
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.model import ulysses
@@ -32,7 +31,7 @@ from sft_dist.model.load import load_packed
 from sft_dist.model.packed import to_inputs
 from sft_dist.model.ulysses import SequenceGroup
 from sft_dist.train import loop, zero
-from sft_dist.train.guard import Heartbeat, Policy, SpikeDetector, StopSignals
+from sft_dist.train.guard import Heartbeat, SpikeDetector, StopSignals
 from sft_dist.train.metrics import Meter
 from sft_dist.train.optim import parameter_groups
 from sft_dist.train.schedule import lr_at
@@ -135,22 +134,23 @@ def engine_of(
     clip: float | None = 1.0,
     checkpointing: Any = False,
     sp: int = 1,
+    whole_mlp: bool = False,
     change: Callable[[Any], None] = lambda module: None,
-    grouping: Mapping[str, Any] = MappingProxyType({}),
+    optim: Mapping[str, Any] = MappingProxyType({}),
     **zero_options: Any,
 ) -> Any:
     config = zero.zero_config(
-        stage=stage,
+        DeepSpeedConfig(
+            stage=stage,
+            reduce_bucket_size=5000,
+            prefetch_bucket_size=5000,
+            persistence_threshold=100,
+            sub_group_size=20000,
+            **zero_options,
+        ),
         dtype=dtype,
         clip=clip,
-        overlap_comm=True,
-        reduce_bucket_size=5000,
-        prefetch_bucket_size=5000,
-        persistence_threshold=100,
-        max_live_parameters=10**9,
-        sub_group_size=20000,
-        communication_dtype=None,
-        **{"extra": {}, **zero_options},
+        whole_mlp=whole_mlp,
     )
     loaded = load_packed(
         model,
@@ -162,8 +162,8 @@ def engine_of(
         sequence=group(sp),
     )
     change(loaded.module)
-    groups = parameter_groups(loaded.module, decay, **grouping)
-    return zero.make_engine(loaded.module, config, groups, betas=(0.9, 0.95), eps=1e-8)
+    settings = OptimConfig(weight_decay=decay, **optim)
+    return zero.make_engine(loaded.module, config, parameter_groups(loaded.module, settings), settings)
 
 
 class SaverAt(Saver):
@@ -210,7 +210,7 @@ def train(
     start: Position = ZERO,
     work: Iterator[Any] | None = None,
     save_at: tuple[int, ...] = (),
-    policy: Policy | None = None,
+    policy: TrainConfig | None = None,
     requests: StopSignals | None = None,
     **made: Any,
 ) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def train(
         engine,
         folder / "checkpoints",
         facts={"seed": SEED},
-        keep=RetentionPolicy(last=9),
+        keep=CheckpointConfig(keep_last=9),
         report=report,
         saved_at=start,
     )
@@ -252,13 +252,9 @@ def train(
             engine,
             watched(),
             start=start,
-            schedule=loop.Schedule(
-                total_steps=steps,
-                save_every_steps=1,
-                save_every_minutes=None,
-                eval_every_steps=None,
-                max_skipped_steps=3,
-            ),
+            total_steps=steps,
+            train=TrainConfig(max_skipped_steps=3),
+            checkpoint=CheckpointConfig(save_every_steps=1, save_every_minutes=None),
             lr_of=lambda step: lr_at(
                 step,
                 OptimConfig(lr=1e-3, schedule="constant", warmup_steps=4),
@@ -274,7 +270,7 @@ def train(
                 evaluate=lambda step: None,
             ),
             saver=saver,
-            spikes=SpikeDetector(policy or Policy(), [4.9] * 16),
+            spikes=SpikeDetector(policy or TrainConfig(), [4.9] * 16),
             seed=SEED,
             clip=1.0,
             useful_flops=lambda tokens, targets, pairs: 3.0 * tokens + 5.0 * targets + 7.0 * pairs,
@@ -414,7 +410,7 @@ def case_bad(model: str, scratch: Path, stage: str, cause: str, action: str) -> 
     bad, good = engine_of(model, stage=int(stage)), engine_of(model, stage=int(stage))
     folder = scratch / f"bad-s{stage}-{cause}-{action}"
     planted = {"poison" if cause == "nonfinite" else "spike": 4}
-    policy = Policy(**{f"on_{cause}": action})
+    policy = TrainConfig(**{f"on_{cause}": action})
     save_at = (4,) if action == "stop" else ()
     out = train(bad, folder, steps=7, policy=policy, save_at=save_at, **planted)
     if action == "stop":

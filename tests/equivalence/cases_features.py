@@ -18,10 +18,11 @@ from waits import Waits
 from sft_dist.checkpoint import io as store
 from sft_dist.checkpoint import slices
 from sft_dist.config.root import RunConfig
+from sft_dist.config.train import LossConfig
 from sft_dist.core.files import read_json
 from sft_dist.core.records import Position, Span, Tokens
 from sft_dist.model import activation_memory
-from sft_dist.model.loss import LossHead, LossOptions
+from sft_dist.model.loss import LossHead
 from sft_dist.model.neftune import add_noise
 from sft_dist.model.packed import to_inputs, upload
 from sft_dist.pack import CostModel
@@ -36,7 +37,7 @@ STEPS, HALF = 20, 10
 
 def smooth(module: Any) -> None:
     for head in (m for m in module.modules() if isinstance(m, LossHead)):
-        head.options = LossOptions(label_smoothing=0.1, z_loss=1e-3, dft=True)
+        head.options = LossConfig(label_smoothing=0.1, z_loss=1e-3, dft=True)
 
 
 # Name -> what engine_of gets. `nvme_path` is filled in.
@@ -62,8 +63,8 @@ FEATURES: dict[str, dict[str, Any]] = {
     },
     "neftune": {"change": lambda module: add_noise(module, 5.0)},
     "loss_options": {"change": smooth},
-    "layer_decay": {"grouping": {"layer_lr_decay": 0.5}},
-    "muon": {"grouping": {"muon": True}},
+    "layer_decay": {"optim": {"layer_lr_decay": 0.5}},
+    "muon": {"optim": {"name": "muon"}},
 }
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from sft_dist.config.model import LoraConfig
 from sft_dist.model import attention
-from sft_dist.model.adapters import Lora
 from sft_dist.model.load import load_packed
 from sft_dist.model.packed import PackedLM, to_inputs
 from sft_dist.pack import CostModel
@@ -124,8 +124,12 @@ SMALL = {
         {"trainable": ("layers[4:]",)},
         {"trainable": ("head",)},
         {"trainable": ("*norm*",)},
-        {"lora": Lora(rank=4, alpha=8)},
-        {"lora": Lora(rank=16, alpha=8, target_modules=("q_proj", "v_proj"), modules_to_save=("lm_head",))},
+        {"lora": LoraConfig(rank=4, alpha=8)},
+        {
+            "lora": LoraConfig(
+                rank=16, alpha=8, target_modules=("q_proj", "v_proj"), modules_to_save=("lm_head",)
+            )
+        },
     ],
     ids=["all", "no embeddings", "upper half", "head", "norms", "lora", "lora and head"],
 )

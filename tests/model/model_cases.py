@@ -21,8 +21,8 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
 
 from sft_dist.checkpoint import io as store
+from sft_dist.config.model import LoraConfig
 from sft_dist.core.records import Position
-from sft_dist.model.adapters import Lora
 from sft_dist.model.load import load_packed
 from sft_dist.model.packed import to_inputs
 from sft_dist.train import zero
@@ -30,11 +30,17 @@ from sft_dist.train import zero
 STEPS, SAVE_AT, LR = 4, 2, 1e-2
 # mode -> (family, options of load_packed)
 MODES: dict[str, tuple[str, dict[str, Any]]] = {
-    "lora": ("llama", {"lora": Lora(rank=4, alpha=8.0), "gradient_checkpointing": True}),
-    "dora": ("qwen3", {"lora": Lora(rank=4, alpha=8.0, dora=True, target_modules=("q_proj", "down_proj"))}),
+    "lora": ("llama", {"lora": LoraConfig(rank=4, alpha=8.0), "gradient_checkpointing": True}),
+    "dora": (
+        "qwen3",
+        {"lora": LoraConfig(rank=4, alpha=8.0, dora=True, target_modules=("q_proj", "down_proj"))},
+    ),
     "saved": (
         "qwen3",
-        {"lora": Lora(rank=4, alpha=8.0, rslora=True, modules_to_save=("lm_head",)), "vocab_multiple": 100},
+        {
+            "lora": LoraConfig(rank=4, alpha=8.0, rslora=True, modules_to_save=("lm_head",)),
+            "vocab_multiple": 100,
+        },
     ),
     "frozen": ("qwen3", {"freeze": ("embeddings", "layers[:1]")}),
     "grown": ("llama", {"vocab_multiple": 48, "min_vocab_size": 130}),

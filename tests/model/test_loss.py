@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sft_dist.config.train import LossConfig
 from sft_dist.core.errors import UserError
 from sft_dist.model import loss
-from sft_dist.model.loss import LossOptions
 
 
 def inputs(n: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -27,7 +27,7 @@ def plain(
     t: Tensor,
     weights: Tensor,
     softcap: float | None,
-    options: LossOptions = loss.PLAIN,
+    options: LossConfig = loss.PLAIN,
 ) -> Tensor:
     """The formula as the papers write it: all logits, torch's own cross-entropy and smoothing, autograd."""
     logits = F.linear(h, w).float()
@@ -39,11 +39,11 @@ def plain(
 
 
 OPTIONS = {
-    "plain": LossOptions(),
-    "label_smoothing": LossOptions(label_smoothing=0.1),
-    "z_loss": LossOptions(z_loss=0.01),
-    "dft": LossOptions(dft=True),
-    "all": LossOptions(label_smoothing=0.1, z_loss=0.01, dft=True),
+    "plain": LossConfig(),
+    "label_smoothing": LossConfig(label_smoothing=0.1),
+    "z_loss": LossConfig(z_loss=0.01),
+    "dft": LossConfig(dft=True),
+    "all": LossConfig(label_smoothing=0.1, z_loss=0.01, dft=True),
 }
 
 
@@ -51,7 +51,7 @@ OPTIONS = {
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_equal_to_the_plain_formula(
-    monkeypatch: pytest.MonkeyPatch, chunk: int, softcap: float | None, options: LossOptions
+    monkeypatch: pytest.MonkeyPatch, chunk: int, softcap: float | None, options: LossConfig
 ) -> None:
     monkeypatch.setitem(loss.CHUNK_LOGITS, "cpu", 50 * chunk)
     h, w, t, weights = inputs(20)

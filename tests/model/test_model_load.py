@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from sft_dist.config.model import LoraConfig
 from sft_dist.core.errors import UserError
 from sft_dist.model import isolation_check, partition, support
 from sft_dist.model import load as load_module
 from sft_dist.model import weight_files as files
-from sft_dist.model.adapters import Lora
 from sft_dist.model.initial import create_initial
 from sft_dist.model.load import attention_needs, load_packed, read_config
 from sft_dist.model.packed import to_inputs
@@ -257,10 +257,12 @@ def test_new_tokens_that_nothing_trains_are_warned_of(
 ) -> None:
     grown = {"min_vocab_size": 53, "vocab_multiple": 8}
     monkeypatch.setattr(logging.getLogger("sft_dist"), "propagate", True)
-    load(model, lora=Lora(rank=2, alpha=4.0), **grown)
+    load(model, lora=LoraConfig(rank=2, alpha=4.0), **grown)
     assert "3 tokens of the tokenizer are new to the model, and nothing trains" in caplog.text
     caplog.clear()
-    load(model, lora=Lora(rank=2, alpha=4.0, modules_to_save=("embed_tokens", "lm_head")), **grown)
+    load(model, lora=LoraConfig(rank=2, alpha=4.0, modules_to_save=("embed_tokens", "lm_head")), **grown)
     load(model, **grown)
-    load(model, lora=Lora(rank=2, alpha=4.0), vocab_multiple=8)  # rows, and no token that has one of them
+    load(
+        model, lora=LoraConfig(rank=2, alpha=4.0), vocab_multiple=8
+    )  # rows, and no token that has one of them
     assert "are new to the model" not in caplog.text

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sft_dist.config.model import LoraConfig
 from sft_dist.core.errors import UserError
 from sft_dist.model import attention, isolation_check, support
-from sft_dist.model.adapters import Lora
 from sft_dist.model.load import attention_needs, load_packed
 from sft_dist.model.packed import PackedLM, to_inputs
 
@@ -96,7 +96,7 @@ def test_logits_that_are_scaled_unknown_to_us_are_caught(tmp_path: Path) -> None
 
 def test_adapters_learn_in_every_family(model: Path) -> None:
     """Of LoRA's two halves one starts at zero: at the first step only that one has a gradient, and no base weight has."""
-    module = packed(model, lora=Lora(rank=2, alpha=4.0))
+    module = packed(model, lora=LoraConfig(rank=2, alpha=4.0))
     module(*to_inputs(cases.pack(DOCS, list(range(len(DOCS)))), "cpu"))[0].backward()
     moved = {
         n for n, p in module.hf.named_parameters() if p.grad is not None and float(p.grad.abs().sum()) > 0

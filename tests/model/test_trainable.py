@@ -8,8 +8,8 @@ from typing import Any
 import families
 import pytest
 
+from sft_dist.config.model import LoraConfig
 from sft_dist.core.errors import UserError
-from sft_dist.model.adapters import Lora
 from sft_dist.model.load import load_packed
 
 
@@ -58,9 +58,9 @@ def test_a_tied_head_is_the_embedding(llama: Path) -> None:
         ({"freeze": ("embedings",)}, "model.freeze has 'embedings', which matches no parameter.*use embeddings, head"),
         ({"trainable": ("layers[7:]",)}, r"model.trainable has 'layers\[7:\]', which matches no parameter"),
         ({"freeze": ("*",)}, "leave nothing to train"),
-        ({"lora": Lora(rank=2, alpha=2.0, target_modules=("wq",))}, "'wq', which is no Linear of this model's decoder.*it has: .*q_proj"),
-        ({"lora": Lora(rank=2, alpha=2.0, target_modules=("lm_head",))}, "lora.modules_to_save"),
-        ({"lora": Lora(rank=2, alpha=2.0, modules_to_save=("head",))}, "'head', which is no module of this model"),
+        ({"lora": LoraConfig(rank=2, alpha=2.0, target_modules=("wq",))}, "'wq', which is no Linear of this model's decoder.*it has: .*q_proj"),
+        ({"lora": LoraConfig(rank=2, alpha=2.0, target_modules=("lm_head",))}, "lora.modules_to_save"),
+        ({"lora": LoraConfig(rank=2, alpha=2.0, modules_to_save=("head",))}, "'head', which is no module of this model"),
     ],
 )  # fmt: skip
 def test_what_matches_nothing_is_refused(qwen3: Path, options: dict[str, Any], message: str) -> None:
@@ -70,14 +70,14 @@ def test_what_matches_nothing_is_refused(qwen3: Path, options: dict[str, Any], m
 
 def test_a_tied_matrix_is_not_torn_apart(llama: Path) -> None:
     with pytest.raises(UserError, match="are one matrix, which would come apart"):
-        trained(llama, lora=Lora(rank=2, alpha=2.0, modules_to_save=("lm_head",)))
+        trained(llama, lora=LoraConfig(rank=2, alpha=2.0, modules_to_save=("lm_head",)))
 
 
 def test_quantised_bases_need_what_is_not_here(qwen3: Path) -> None:
     with pytest.raises(
         UserError, match="lora.quantize_base=nf4 needs a CUDA device.*model.dtype=bfloat16.*ZeRO-3"
     ):
-        trained(qwen3, lora=Lora(rank=2, alpha=2.0, quantize_base="nf4"))
+        trained(qwen3, lora=LoraConfig(rank=2, alpha=2.0, quantize_base="nf4"))
 
 
 def test_adapters_start_as_the_base_and_depend_on_the_seed_alone(qwen3: Path) -> None:
@@ -91,7 +91,7 @@ def test_adapters_start_as_the_base_and_depend_on_the_seed_alone(qwen3: Path) ->
             "zero_config": None,
             "gradient_checkpointing": False,
         }
-        hf = load_packed(str(qwen3), **options, lora=Lora(rank=2, alpha=2.0), seed=seed).module.hf
+        hf = load_packed(str(qwen3), **options, lora=LoraConfig(rank=2, alpha=2.0), seed=seed).module.hf
         q = hf.model.layers[0].self_attn.q_proj
         assert float(q.lora_B["default"].weight.abs().sum()) == 0.0
         return q.lora_A["default"].weight

@@ -12,12 +12,12 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from sft_dist.config.load import load_config
+from sft_dist.config.model import LoraConfig
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_json
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.evals.generate import load_model
 from sft_dist.model import weight_files
-from sft_dist.model.adapters import Lora
 from sft_dist.pipelines.train import engine
 
 Sft = Callable[..., tuple[int, str, str]]
@@ -30,7 +30,7 @@ LORA = [
     "lora.modules_to_save=[norm]",
 ]
 MODEL = ["model.rope_scaling.type=linear", "model.rope_scaling.factor=2", "model.vocab_multiple=64"]
-WANTED = Lora(
+WANTED = LoraConfig(
     rank=4,
     alpha=8.0,
     dropout=0.1,

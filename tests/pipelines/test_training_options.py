@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from sft_dist.checkpoint.io import read_parameter
 from sft_dist.config.root import RunConfig
+from sft_dist.config.train import LossConfig
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_json, read_jsonl
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.model import activation_memory
-from sft_dist.model.loss import LossOptions
 from sft_dist.model.packed import PackedLM
 from sft_dist.pipelines.train import engine
 
@@ -57,11 +57,11 @@ def config(**sections: Any) -> RunConfig:
 
 def test_loss_options_reach_the_head_and_noise_the_embedding(module: PackedLM) -> None:
     engine._set_loss(module, config())
-    assert module.hf.lm_head.options == LossOptions()
+    assert module.hf.lm_head.options == LossConfig()
     assert not module.hf.get_input_embeddings()._forward_hooks
     loss = {"label_smoothing": 0.1, "z_loss": 1e-4, "dft": True, "neftune_alpha": 5}
     engine._set_loss(module, config(loss=loss))
-    assert module.hf.lm_head.options == LossOptions(label_smoothing=0.1, z_loss=1e-4, dft=True)
+    assert module.hf.lm_head.options == LossConfig(label_smoothing=0.1, z_loss=1e-4, dft=True)
     assert len(module.hf.get_input_embeddings()._forward_hooks) == 1
 
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sft_dist.checkpoint.io import RetentionPolicy
 from sft_dist.config.load import load_config, load_run_config
 from sft_dist.core.files import read_jsonl
 from sft_dist.core.records import Position, StepMetrics, StepPlan
@@ -104,11 +103,13 @@ def test_optim_train_and_checkpoint_reach_loop_saver_and_tracker(
     options = seen["run"][1]
     assert [options["lr_of"](step) for step in (0, 1, 2, 8, 9, 10)] == [0.5, 1.0, 1.0, 1.0, 0.75, 0.5]
     assert (options["seed"], options["clip"]) == (9, 0.3)
-    assert options["schedule"] == worker.loop.Schedule(
-        total_steps=10, save_every_steps=4, save_every_minutes=5.0, eval_every_steps=7, max_skipped_steps=3
+    assert (options["total_steps"], options["train"], options["checkpoint"]) == (
+        10,
+        config.train,
+        config.checkpoint,
     )
     assert options["useful_flops"](4, 1, 16) == 3 * (40 + 16 + 100)
-    assert seen["saver"][1]["keep"] == RetentionPolicy(last=6, best=1, optimizer_last=2)
+    assert seen["saver"][1]["keep"] == config.checkpoint
     assert seen["saver"][1]["facts"] == {"plan_hash": 5, "base": "b1"}
     assert seen["profiler"][0][0] == (2, 3)
     tracked = {k: seen["tracker"][1][k] for k in ("mode", "name", "project", "entity", "group", "tags")}

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from sft_dist.config.train import TrainConfig
 from sft_dist.core.records import Batch
 from sft_dist.train.guard import (
     MIN_STEPS,
     WINDOW_STEPS,
-    Policy,
     SpikeDetector,
     example_losses,
     worst_examples,
@@ -22,7 +22,7 @@ STEADY = [2.0, 2.1, 1.9, 2.05, 1.95, 2.0, 2.1, 1.9] * 2  # median 2.0, median de
 
 
 def spikes(on_spike: str = "skip", deviations: float = 5.0, losses: list[float] = STEADY) -> SpikeDetector:
-    policy = Policy(on_spike=on_spike, spike_deviations=deviations)  # type: ignore[arg-type]
+    policy = TrainConfig(on_spike=on_spike, spike_deviations=deviations)  # type: ignore[arg-type]
     return SpikeDetector(policy, losses)
 
 
@@ -78,11 +78,11 @@ def test_a_resumed_judge_remembers_what_an_uninterrupted_one_does() -> None:
 
 
 def test_policies_stop_for_their_own_cause() -> None:
-    both = SpikeDetector(Policy(on_nonfinite="stop", on_spike="skip"))
+    both = SpikeDetector(TrainConfig(on_nonfinite="stop", on_spike="skip"))
     assert both.stops("nonfinite")
     assert not both.stops("spike")
-    assert SpikeDetector(Policy(on_spike="stop")).stops("spike")
-    assert not SpikeDetector(Policy(on_spike="stop")).stops("nonfinite")
+    assert SpikeDetector(TrainConfig(on_spike="stop")).stops("spike")
+    assert not SpikeDetector(TrainConfig(on_spike="stop")).stops("nonfinite")
 
 
 def batch(lengths: list[int], ids: tuple[str, ...], targets: list[int], offset: int = 0) -> Batch:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
 
 from sft_dist.batch import sequence_shard
-from sft_dist.core.records import Batch
+from sft_dist.core.records import Batch, StepMetrics
 from sft_dist.model.packed import upload
 from sft_dist.train import metrics
-from sft_dist.train.metrics import Meter
+from sft_dist.train.metrics import STEP_METRICS, Meter
 
 # Three documents of 3 tokens, one target each at its end: sources a, b, a; tasks x, x, y.
 BATCH = Batch(
@@ -38,8 +38,12 @@ def test_loss_of_each_task_and_source(monkeypatch: pytest.MonkeyPatch, ranks: in
     for place in range(ranks):  # what the ranks' sums would add up to
         part = sequence_shard(BATCH, place, ranks)
         meter.add(upload(part, "cpu", meter.codes(part)), NLL if ranks == 1 else NLL[place : place + 1])
-    options: dict[str, Any] = {"stop": False, "save": False}
-    sums = meter.reduce(**options)
+    sums = meter.reduce(stop=False, save=True)
     assert sums.task_loss == {"x": 1.5, "y": 5.0}
     assert sums.source_loss == {"a": 4.0, "b": 2.0}
-    assert (sums.loss, sums.tokens, sums.targets) == (18.0, 9, 3)
+    assert sums.total == {"loss": 18.0, "tokens": 9, "targets": 3, "pairs": 27}
+    assert sums.ranks == {"stop": 0, "save": 1, "written": 0, "failed": 0}
+
+
+def test_every_field_of_the_step_line_has_an_entry_in_the_table() -> None:
+    assert {f.name for f in fields(StepMetrics)} == STEP_METRICS.keys()

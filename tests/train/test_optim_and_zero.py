@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -9,13 +10,17 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from sft_dist.checkpoint import slices
+from sft_dist.config.optimizers import OPTIMIZERS, Optimizer, Rule
 from sft_dist.config.root import RunConfig
-from sft_dist.config.train import OptimConfig
+from sft_dist.config.train import DeepSpeedConfig, OptimConfig
 from sft_dist.core.errors import UserError
 from sft_dist.train import zero
 from sft_dist.train.optim import make_optimizer, parameter_groups
 from sft_dist.train.schedule import SCHEDULES, lr_at, warmup_steps
 from sft_dist.train.zero import DERIVED, zero_config
+
+DECAY, MUON = OptimConfig(weight_decay=0.1), OptimConfig(name="muon", weight_decay=0.1)
 
 
 def schedule(name: str, total: int = 10, warmup: int = 2, **options: Any) -> list[float]:
@@ -47,7 +52,7 @@ def test_the_table_and_the_config_name_the_same_schedules() -> None:
 
 
 def test_vectors_do_not_decay() -> None:
-    groups = parameter_groups(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)), 0.1)
+    groups = parameter_groups(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)), DECAY)
     assert [(g["weight_decay"], [tuple(p.shape) for p in g["params"]]) for g in groups] == [
         (0.1, [(3, 2)]),
         (0.0, [(3,), (3,), (3,)]),
@@ -72,7 +77,7 @@ def names(module: nn.Module, group: dict[str, Any]) -> list[str]:
 
 def test_each_layer_learns_slower_than_the_one_above_it() -> None:
     module = Tower()
-    groups = parameter_groups(module, 0.1, layer_lr_decay=0.5)
+    groups = parameter_groups(module, OptimConfig(weight_decay=0.1, layer_lr_decay=0.5))
     assert {g["lr_scale"]: names(module, g) for g in groups if g["weight_decay"]} == {
         1.0: ["lm_head.weight"],
         0.5: ["inner.layers.1.weight"],
@@ -92,8 +97,8 @@ def test_muon_refuses_experts_that_are_one_tensor() -> None:
     with pytest.raises(
         UserError, match=r"inner.layers.0.experts holds those of all experts.*optim.name=adamw"
     ):
-        parameter_groups(module, 0.1, muon=True)
-    assert parameter_groups(module, 0.1)
+        parameter_groups(module, MUON)
+    assert parameter_groups(module, DECAY)
 
 
 def test_muon_takes_the_matrices_of_layers_and_adamw_the_rest() -> None:
@@ -107,7 +112,7 @@ def test_muon_takes_the_matrices_of_layers_and_adamw_the_rest() -> None:
     torch.manual_seed(0)
     ours, theirs = Tower(), Tower()
     theirs.load_state_dict(ours.state_dict())
-    optimizer = make_optimizer(parameter_groups(ours, 0.1, muon=True), betas=(0.9, 0.95), eps=1e-8)
+    optimizer = make_optimizer(parameter_groups(ours, MUON), MUON)
     named = dict(theirs.named_parameters())
     matrices = [p for n, p in named.items() if "layers" in n and p.ndim == 2]
     options = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8}
@@ -130,6 +135,25 @@ def test_muon_takes_the_matrices_of_layers_and_adamw_the_rest() -> None:
     assert sum("exp_avg" in s for s in optimizer.state.values()) == 5
 
 
+def test_one_entry_adds_an_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entry alone names it for the config, makes it, says which states a checkpoint holds and how large they are."""
+    rule = Rule(torch_class="SGD", states=("momentum_buffer",), options={"momentum": 0.9})
+    monkeypatch.setitem(OPTIMIZERS, "sgd", Optimizer(about="momentum", rule=rule))
+    optim = OptimConfig(name="sgd", weight_decay=0.1)
+    module = Tower()
+    optimizer = make_optimizer(parameter_groups(module, optim), optim)
+    assert isinstance(optimizer, torch.optim.SGD)
+    engine = SimpleNamespace(module=module, optimizer=optimizer, zero_optimization_stage=lambda: 0)
+    slices.allocate_states(engine)
+    kinds = {kind for piece in slices.local_slices(engine) for kind in piece.views}
+    assert kinds == {"master", "momentum_buffer"}
+    assert OPTIMIZERS["sgd"].state_bytes == 4
+    for p in module.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert slices.optimizer_step(engine) == 0  # it keeps no count
+
+
 def make(
     stage: int = 3,
     dtype: str = "bfloat16",
@@ -137,20 +161,18 @@ def make(
     extra: dict[str, Any] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    return zero_config(
+    whole_mlp = options.pop("whole_mlp", False)
+    section = DeepSpeedConfig(
         stage=stage,
-        dtype=dtype,
-        clip=clip,
-        overlap_comm=True,
         reduce_bucket_size=5,
         prefetch_bucket_size=5,
         persistence_threshold=5,
         max_live_parameters=5,
         sub_group_size=5,
-        communication_dtype=None,
         extra=extra or {},
         **options,
     )
+    return zero_config(section, dtype=dtype, clip=clip, whole_mlp=whole_mlp)
 
 
 def test_what_deepspeed_would_default_to_wrongly_is_explicit() -> None:
@@ -216,7 +238,7 @@ SHAPE = {"model": {"shape": {}, "dtype": "float32"}, "render": {"train_vocab_siz
     [
         ({"optim": {"name": "adamw_8bit"}}, "optim.name=adamw_8bit is not supported"),
         ({"optim": {"name": "schedule_free"}}, "optim.name=schedule_free is not supported"),
-        ({"optim": {"name": "muon"}, "deepspeed": {"stage": 2}}, "muon needs whole matrices"),
+        ({"optim": {"name": "muon"}, "deepspeed": {"stage": 2}}, "optim.name=muon.*it needs whole matrices"),
         ({"deepspeed": {"stage": 2, "offload_params": "cpu"}}, "offload_params needs partitioned weights"),
         ({"deepspeed": {"stage": 1, "hpz_partition_size": 2}}, "hpz_partition_size needs partitioned"),
         ({"deepspeed": {"stage": 2, "quantized_weights": True}}, "quantized_weights needs partitioned"),

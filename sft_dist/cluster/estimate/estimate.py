@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from sft_dist.cluster.estimate.memory import BYTES, Memory, Setup, Shape, estimate_memory
+from sft_dist.config.optimizers import FP32
 from sft_dist.pack import CostModel
 
 ASSUMED_MFU = 0.35  # useful FLOPs over peak; published packed runs of 1B to 8B models lie between 0.3 and 0.5
 RESERVED_SHARE = 0.05  # of the peak, lost to fragmentation with expandable segments
 RESERVED_BYTES = 1 << 30  # CUDA context and NCCL's buffers
-STATE_BYTES = 12  # of a trained parameter in a checkpoint: master weight and two moments, fp32
 MAX_SUGGESTIONS = 4
 
 
@@ -70,9 +70,9 @@ def needed(peak: int, device: str) -> int:
     return peak if device == "cpu" else round(peak * (1 + RESERVED_SHARE)) + RESERVED_BYTES
 
 
-def state_bytes(shape: Shape) -> int:
-    """Return the size of master weights and moments, which a checkpoint holds."""
-    return STATE_BYTES * shape.trained
+def state_bytes(shape: Shape, a_weight: int) -> int:
+    """Return the size of fp32 master weights and the optimizer's states (`a_weight` bytes for each) in a checkpoint."""
+    return (FP32 + a_weight) * shape.trained
 
 
 def export_bytes(shape: Shape, dtype: str) -> int:

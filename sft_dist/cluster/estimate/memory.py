@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sft_dist.config.optimizers import OPTIMIZERS
 from sft_dist.core.errors import UserError
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -111,6 +112,7 @@ class Setup:
         offload_activations: Whether the inputs of such layers wait in host memory.
         mlp_tiles: Slices of the tokens that feed-forward layers run on.
         hpz: Ranks that keep a second copy of the weights among them; 1: none do.
+        state_bytes: Of the optimizer's states of one weight (config/optimizers.py).
         reduce_bucket_size: Elements, as for `max_live_parameters` and `sub_group_size`.
         offload_optimizer: Whether masters, moments and gradients lie in host memory.
         on_nvme: Whether they lie on a local disk instead.
@@ -133,6 +135,7 @@ class Setup:
     offload_activations: bool = False
     mlp_tiles: int = 1
     hpz: int = 1
+    state_bytes: int = OPTIMIZERS["adamw"].state_bytes
     device: str = "cuda"
 
 
@@ -241,7 +244,7 @@ def _states(shape: Shape, setup: Setup) -> tuple[dict[str, int], int]:
         weights += b * shape.parameters // setup.hpz
     gradients = FP32 * trained // (W if stage >= 2 else 1)
     # ZeRO keeps fp32 masters of fp32 weights too
-    optimizer = (8 if stage == 0 else 12) * trained // (W if stage else 1)
+    optimizer = (setup.state_bytes + (FP32 if stage else 0)) * trained // (W if stage else 1)
     host = 0
     if setup.offload_optimizer:
         host += 0 if setup.on_nvme else optimizer + gradients

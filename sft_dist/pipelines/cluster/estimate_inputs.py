@@ -11,6 +11,7 @@ from sft_dist.cluster.estimate.estimate import export_bytes, state_bytes
 from sft_dist.cluster.estimate.memory import FP32, Setup, Shape
 from sft_dist.cluster.estimate.trainable import adapted, partly
 from sft_dist.config import RunConfig
+from sft_dist.config.optimizers import OPTIMIZERS
 from sft_dist.core.errors import UserError
 
 GIB = 1 << 30
@@ -123,6 +124,7 @@ def setup_of(config: RunConfig, target_share: float, ranks: int, device: str) ->
         offload_activations=config.model.offload_activations,
         mlp_tiles=config.model.mlp_tiles,
         hpz=zero.hpz_partition_size,
+        state_bytes=OPTIMIZERS[config.optim.name].state_bytes,
         device=device,
     )
 
@@ -139,7 +141,7 @@ def ema_bytes(config: RunConfig, shape: Shape) -> int:
 
 def checkpoint_bytes(config: RunConfig, shape: Shape) -> int:
     """Return the size of one checkpoint."""
-    return state_bytes(shape) + ema_bytes(config, shape)
+    return state_bytes(shape, OPTIMIZERS[config.optim.name].state_bytes) + ema_bytes(config, shape)
 
 
 def kept_bytes(config: RunConfig, shape: Shape) -> int:

@@ -21,10 +21,9 @@ from sft_dist.core.records import Batch
 from sft_dist.core.rng import derive
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.model import activation_memory, isolation_check, ulysses, weight_files
-from sft_dist.model.adapters import Lora
 from sft_dist.model.initial import create_initial
 from sft_dist.model.load import Loaded, load_packed, read_config
-from sft_dist.model.loss import LossHead, LossOptions
+from sft_dist.model.loss import LossHead
 from sft_dist.model.neftune import add_noise
 from sft_dist.model.packed import PackedLM, to_inputs
 from sft_dist.model.trainable import numel
@@ -73,9 +72,9 @@ def build_engine(config: RunConfig, folder: RunFolder, tokenizer: TextTokenizer)
     model_path = _initial_model(config, folder, tokenizer)
     sequence = _share_rows(config, model_path)
     settings = zero.zero_config(
+        config.deepspeed,
         dtype=config.model.dtype,
         clip=config.optim.clip,
-        **config.deepspeed.model_dump(exclude={"timeout_minutes"}),
         whole_mlp=config.model.mlp_tiles > 1,
         ranks=dist.get_world_size(),
     )
@@ -95,20 +94,15 @@ def build_engine(config: RunConfig, folder: RunFolder, tokenizer: TextTokenizer)
         vocab_multiple=config.model.vocab_multiple,
         trainable=config.model.trainable,
         freeze=config.model.freeze,
-        lora=_lora(config),
+        lora=config.lora,
         seed=derive(config.seed, "lora"),
     )
     _set_loss(loaded.module, config)
     _save_memory(loaded.module, config, device)
     base = None if config.model.shape else _base_of(model_path, config.model.revision)
     _note(folder, loaded, model_path, base)
-    groups = parameter_groups(
-        loaded.module,
-        config.optim.weight_decay,
-        layer_lr_decay=config.optim.layer_lr_decay,
-        muon=config.optim.name == "muon",
-    )
-    engine = zero.make_engine(loaded.module, settings, groups, betas=config.optim.betas, eps=config.optim.eps)
+    groups = parameter_groups(loaded.module, config.optim)
+    engine = zero.make_engine(loaded.module, settings, groups, config.optim)
     _check_leak(engine, loaded.backend, device, sequence)
     optim = config.optim
     ema = (
@@ -152,9 +146,8 @@ def _note(folder: RunFolder, loaded: Loaded, model_path: str, base: str | None) 
 
 
 def _set_loss(module: PackedLM, config: RunConfig) -> None:
-    options = LossOptions(**config.loss.model_dump(exclude={"neftune_alpha"}))
     for head in (m for m in module.modules() if isinstance(m, LossHead)):  # two, with lora.modules_to_save
-        head.options = options
+        head.options = config.loss
     if config.loss.neftune_alpha is not None:
         add_noise(module, config.loss.neftune_alpha)
 
@@ -181,7 +174,7 @@ def export_base(config: RunConfig, model_path: str) -> Base:
         trust_remote_code=config.model.trust_remote_code,
         rope_scaling=rope_scaling(config),
         vocab_multiple=config.model.vocab_multiple,
-        lora=_lora(config),
+        lora=config.lora,
         kind="ema" if config.train.export_ema else "master",
     )
 
@@ -189,10 +182,6 @@ def export_base(config: RunConfig, model_path: str) -> Base:
 def exports_adapter(config: RunConfig) -> bool:
     """Say whether the run's export is a peft folder."""
     return config.lora is not None and config.lora.export == "adapter"
-
-
-def _lora(config: RunConfig) -> Lora | None:
-    return None if config.lora is None else Lora(**config.lora.model_dump(exclude={"export"}))
 
 
 def rope_scaling(config: RunConfig) -> dict[str, Any] | None:

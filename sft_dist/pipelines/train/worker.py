@@ -23,7 +23,6 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from sft_dist.batch.planner import Planner
 from sft_dist.checkpoint.background import Saver
 from sft_dist.checkpoint.export import export_checkpoint
-from sft_dist.checkpoint.io import RetentionPolicy
 from sft_dist.checkpoint.remote import Remote
 from sft_dist.config import RunConfig
 from sft_dist.config.load import load_run_config
@@ -48,7 +47,7 @@ from sft_dist.shards.staging import stage
 from sft_dist.train import loop, zero
 from sft_dist.train.environment import environment
 from sft_dist.train.evaluate import set_losses
-from sft_dist.train.guard import Heartbeat, Policy, SpikeDetector, StopSignals
+from sft_dist.train.guard import Heartbeat, SpikeDetector, StopSignals
 from sft_dist.train.metrics import Meter, peak_flops
 from sft_dist.train.profile import Profiler
 from sft_dist.train.run_log import RunLogger
@@ -110,7 +109,6 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat) -> str:
     log.info("attention: %s (%s)", parts.backend, parts.reason)
     plan = _Plan.of(config, corpus, parts, stores["read"])
     start, losses = resume(config, folder, parts.engine, remote, plan_hash=plan.hash, base=parts.base)
-    policy = Policy(**config.train.model_dump(include={"on_nonfinite", "on_spike", "spike_deviations"}))
     if rank == 0:
         write_json(folder.path / "plan.json", plan.facts)
         log.info("%s", _batch_line(config, parts.sequence, plan.steps, parts.parameters))
@@ -122,7 +120,7 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat) -> str:
         parts,
         plan,
         start,
-        SpikeDetector(policy, losses),
+        SpikeDetector(config.train, losses),
         heartbeat,
         remote,
         stores["eval_stores"],
@@ -219,7 +217,7 @@ def _loop(
 ) -> tuple[Position, str, str]:
     """Wire the loop to the run folder: what is logged, saved and evaluated, and when."""
     engine, is_main = parts.engine, dist.get_rank() == 0
-    corpus, cost, optim, keep = plan.corpus, plan.cost, config.optim, config.checkpoint
+    corpus, cost, optim = plan.corpus, plan.cost, config.optim
     requests = StopSignals(folder, is_main=is_main)
     requests.listen()
     evaluator = None
@@ -244,7 +242,7 @@ def _loop(
             is_main=is_main,
             steps=plan.steps,
             log_every=config.train.log_every_steps,
-            remote=keep.remote,
+            remote=config.checkpoint.remote,
         )
 
         def on_step(metrics: StepMetrics) -> None:
@@ -265,9 +263,7 @@ def _loop(
             engine,
             folder.checkpoints,
             facts={"plan_hash": plan.hash, "base": parts.base},
-            keep=RetentionPolicy(
-                last=keep.keep_last, best=keep.keep_best, optimizer_last=keep.optimizer_keep_last
-            ),
+            keep=config.checkpoint,
             report=lines.saved,
             saved_at=start if start.step else None,
             losses=validation_losses(folder),
@@ -279,13 +275,9 @@ def _loop(
             engine,
             remaining(config, plan.planner, corpus, start=start, steps=plan.steps, sequence=parts.sequence),
             start=start,
-            schedule=loop.Schedule(
-                total_steps=plan.steps,
-                save_every_steps=keep.save_every_steps,
-                save_every_minutes=keep.save_every_minutes,
-                eval_every_steps=config.train.eval_every_steps,
-                max_skipped_steps=config.train.max_skipped_steps,
-            ),
+            total_steps=plan.steps,
+            train=config.train,
+            checkpoint=config.checkpoint,
             lr_of=lambda step: lr_at(
                 step, optim, total_steps=plan.steps, tokens_per_step=config.train.tokens_per_step
             ),
