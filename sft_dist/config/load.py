@@ -218,6 +218,8 @@ def _explain(error: dict[str, Any]) -> str:
         message = "this is a section of its own, not one value; write {} for its defaults, or name its keys"
     elif kind == "tuple_type":
         message = "this is a list; put brackets around it, as in [x]"
+    elif kind == "string_type" and isinstance(error.get("input"), bool | int | float):
+        message = f"this is not a text; quote it: {str(error['input'])!r}"
     elif kind in WORDS:
         message = WORDS[kind]
     shown = json.dumps(error.get("input"), default=str)

@@ -1,9 +1,15 @@
-"""A YAML file that a person wrote -> plain containers, in bounded time and memory, each mistake with its line."""
+"""A YAML file that a person wrote -> plain containers, in bounded time and memory, each mistake with its line.
+
+PyYAML reads YAML 1.1, where `on` and `no` are truth values, `12:30` a number of seconds, `017` fifteen, a date an object,
+and `1e-5` a text. Here plain scalars are those of YAML 1.2: true, false, null, decimal, hexadecimal and octal (`0o17`)
+numbers and floats; everything else, keys included, is the text that stands there.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -14,9 +20,26 @@ MAX_DEPTH = 64
 MAX_NODES = 200_000  # after every alias is written out
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which also refuses a key that stands twice, deep nesting and aliases without end."""
+_TAG = "tag:yaml.org,2002:"
+_SCALARS = (  # (type, pattern, first characters)
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL", "~nN"),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+    ("merge", r"<<", "<"),
+)
 
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with the scalars of YAML 1.2; refuses a key that stands twice, deep nesting, endless aliases."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
+        "": [(_TAG + "null", re.compile(r"^$"))]
+    }
     _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
@@ -34,7 +57,25 @@ class _Loader(yaml.SafeLoader):
             if key.value in seen:
                 raise yaml.YAMLError(f"{key.value!r} stands twice, again on line {key.start_mark.line + 1}")
             seen.add(key.value)
+            key.tag = _TAG + "str"  # a key is a name, whatever it looks like
         return node
+
+
+def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    return int(str(loader.construct_scalar(node)).lower().removeprefix("+"), 0)
+
+
+def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    return float(str(loader.construct_scalar(node)).lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_Loader.add_constructor(_TAG + "int", _integer)
+_Loader.add_constructor(_TAG + "float", _float)
+for _name, _pattern, _first in _SCALARS:
+    for _character in _first:
+        _Loader.yaml_implicit_resolvers.setdefault(_character, []).append(
+            (_TAG + _name, re.compile(rf"^(?:{_pattern})$"))
+        )
 
 
 def read_yaml(file: Path) -> Any:
@@ -58,7 +99,6 @@ def read_yaml(file: Path) -> Any:
         _count(node, {}, set())
         return loader.construct_document(node)
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        # ValueError: dates and numbers of YAML 1.1 that do not exist
         raise UserError(f"{file} is not readable as YAML: {_said(error)}") from None
     finally:
         loader.dispose()

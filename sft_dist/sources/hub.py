@@ -90,7 +90,7 @@ class HubReader(FileSource):
                 **{ours: row[column] for ours, column in self._columns.items()},
                 **_others(row, self._columns),
             }
-            found = as_object(fields)
+            found = as_object(fields, table=True)
             if isinstance(found, str):
                 yield BadRecord(file=self._where, line=number, reason=found, text=repr(fields)[:TEXT_CHARS])
             else:

@@ -188,7 +188,7 @@ def _read_turn(turn: Any, form: TurnFormat) -> tuple[str, Message]:
             role=role, content="", reasoning_content=thoughts, tool_calls=calls, weight=weight
         )
     content = _content(turn.get(content_key))
-    calls = content.calls + read_calls(turn.get("tool_calls")) + read_calls(turn.get("function_call"))
+    calls = content.calls + read_calls(turn.get("tool_calls")) + read_calls(turn.get("function_call") or None)
     reasoning = next((turn[f] for f in REASONING_FIELDS if turn.get(f) is not None), content.reasoning)
     if reasoning is not None and not isinstance(reasoning, str):
         raise RecordError(f"its reasoning is {kind_of(reasoning)}, not text")

@@ -240,7 +240,7 @@ def test_what_the_site_decides(tmp_path):
     [
         ("acount: p1", "acount: unknown key. Did you mean 'account'?"),
         ("prepare: {tim: 1}", "prepare.tim: unknown key. Did you mean 'time'?"),
-        ("time: 24:00:00", "time: this is a text; put quotes around it"),
+        ("time: 24", "time: this is a text; put quotes around it"),
         ("modules: cuda", "modules: this is a list; put brackets around it"),
         ("prepare: cpu", "prepare: this is a section; give its keys"),
         ("container: apptainer", "container: this is a section"),

@@ -224,7 +224,7 @@ def test_a_quote_that_nothing_closes_loses_every_line_behind_it(tmp_path):
 
 
 def test_a_quote_that_nothing_closes_does_not_take_the_rest_into_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "FIELD_CHARS", 10)
+    monkeypatch.setattr(reading, "MAX_RECORD_BYTES", 10)
     (tmp_path / "x.csv").write_text('a,b\n1,"2\n' + "3,4\n" * 5)
     first, *others = fields_or_reasons(tmp_path / "x.csv")
     assert first == (2, "not valid CSV: field larger than field limit (10) (lines 2 to 5)")

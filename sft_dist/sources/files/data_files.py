@@ -1,4 +1,4 @@
-"""Data files -> records: JSON arrays, JSON lines, Parquet, CSV and TSV, lines of text, plain or compressed, streamed.
+"""Data files -> records: JSON in any layout, Parquet, Arrow, CSV and TSV, lines of text, plain or compressed, streamed.
 
 A record that cannot be read becomes a `BadRecord` with file and line; reading goes on after it. A file that cannot
 be read at all (missing, unknown kind, broken compression, not Parquet) is a `UserError`.
@@ -21,8 +21,10 @@ from typing import IO, Any, NamedTuple, cast
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import BadRecord
-from sft_dist.sources.files.json_array import Damaged, read_array
+from sft_dist.sources.files.json_array import Damaged, read_array, read_values
 from sft_dist.sources.files.json_record import (
+    MAX_RECORD_BYTES,
+    TOO_LONG,
     NotTextError,
     as_object,
     decoded,
@@ -32,12 +34,14 @@ from sft_dist.sources.files.json_record import (
 
 TEXT_CHARS = 200  # of a bad record that quarantine keeps
 BATCH_ROWS = 1024  # Parquet rows that are Python objects at a time
-FIELD_CHARS = 1 << 27  # of CSV: a quote that nothing closes would else take the rest of the file into memory
 
 LINES = (".jsonl", ".ndjson")
 TABLES = {".csv": ",", ".tsv": "\t"}
+BINARY = (".parquet", ".arrow")  # tables that compress themselves
 TEXT = ".txt"  # a record a line; only where it is named, for folders hold licences and notes too
-KINDS = (".json", *LINES, *TABLES, ".parquet", TEXT)
+KINDS = (".json", *LINES, *TABLES, *BINARY, TEXT)
+SAVED = ("state.json", "dataset_info.json")  # what `datasets` writes beside its tables
+SPLITS = "dataset_dict.json"  # in a folder of several splits
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 _BOM = b"\xef\xbb\xbf"
@@ -69,7 +73,7 @@ def file_kind(path: Path) -> tuple[str, str]:
     suffixes = [s.lower() for s in path.suffixes[-2:]]
     compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else ""
     kind = suffixes[-1] if suffixes else ""
-    if kind not in KINDS or (kind == ".parquet" and compression):
+    if kind not in KINDS or (kind in BINARY and compression):
         return "", ""
     return kind, compression
 
@@ -88,13 +92,20 @@ def data_files(path: str) -> list[Path]:
         if not file_kind(place)[0]:
             raise UserError(
                 f"{path} is not a kind of file that we read, so it gives no records; "
-                f"use {known} (all but Parquet also with {', '.join(COMPRESSIONS)})"
+                f"use {known} (all but Parquet and Arrow also with {', '.join(COMPRESSIONS)})"
             )
         return [place]
     if place.is_dir():
         found = [
-            p for p in place.rglob("*") if not any(q.startswith(".") for q in p.relative_to(place).parts)
+            p
+            for p in place.rglob("*")
+            if not any(q.startswith(".") for q in p.relative_to(place).parts) and p.name not in SAVED
         ]
+        if (place / SPLITS).is_file():
+            raise UserError(
+                f"{path} holds the splits of a saved dataset, which must not be read as one; name the folder of a split, or use "
+                "kind=hub with split"
+            )
     elif glob.has_magic(str(place)):
         found = [Path(p) for p in glob.glob(str(place), recursive=True)]  # noqa: PTH207  Path.glob takes no absolute pattern
     else:
@@ -129,16 +140,14 @@ def read_records(
     """
     for path in files:
         kind, _ = file_kind(path)
-        if kind == ".parquet":
-            yield from _read_parquet(path)
+        if kind in BINARY:
+            yield from _read_columns(path, kind)
         elif kind in TABLES:
             yield from _read_table(path, TABLES[kind], columns, unescape=unescape)
         elif kind == TEXT:
             yield from _read_text(path)
-        elif kind in LINES:
-            yield from _read_lines(path, texts=texts)
         else:
-            yield from _read_json(path, texts=texts)
+            yield from _JSON[_layout(path, texts=texts)](path, texts=texts)
 
 
 @contextmanager
@@ -146,7 +155,7 @@ def open_data(path: Path) -> Iterator[IO[bytes]]:
     """Open a plain or compressed file for reading bytes; what the decompressor refuses is a `UserError`."""
     try:
         with _open(path) as stream:
-            if file_kind(path)[0] != ".parquet" and stream.peek(2)[:2] in _UTF16:
+            if file_kind(path)[0] not in BINARY and stream.peek(2)[:2] in _UTF16:
                 raise UserError(
                     f"{path} is UTF-16, and we read UTF-8, so none of it could be read; convert it: iconv -f UTF-16 -t UTF-8"
                 )
@@ -179,11 +188,26 @@ def _bad(path: Path, line: int | None, reason: str, data: bytes | str) -> BadRec
     return BadRecord(file=str(path), line=line, reason=reason, text=text[:TEXT_CHARS])
 
 
+def _lines(stream: IO[bytes]) -> Iterator[bytes | None]:
+    """Yield the lines of a stream without their ends, None for one that is longer than a record may be."""
+    first = True
+    while raw := stream.readline(MAX_RECORD_BYTES + 1):
+        rest = raw
+        while len(raw) > MAX_RECORD_BYTES and rest and not rest.endswith(b"\n"):
+            rest = stream.readline(MAX_RECORD_BYTES)
+        line = raw.removeprefix(_BOM) if first else raw
+        yield line.rstrip(b"\r\n") if len(raw) <= MAX_RECORD_BYTES else None
+        first = False
+
+
 def _read_text(path: Path) -> Iterator[RawRecord | BadRecord]:
     with open_data(path) as stream:
-        for number, raw in enumerate(stream, 1):
+        for number, raw in enumerate(_lines(stream), 1):
+            if raw is None:
+                yield _bad(path, number, TOO_LONG, "")
+                continue
             try:
-                line = decoded(raw.removeprefix(_BOM) if number == 1 else raw).rstrip("\r\n")
+                line = decoded(raw)
             except NotTextError as error:
                 yield _bad(path, number, str(error), raw)
                 continue
@@ -191,58 +215,83 @@ def _read_text(path: Path) -> Iterator[RawRecord | BadRecord]:
                 yield RawRecord(str(path), number, {"text": line})
 
 
+def _layout(path: Path, *, texts: bool) -> str:
+    """Return how a JSON file lays out its records, whatever its name says: `lines`, an `array`, or `values` of several lines."""
+    with open_data(path) as stream:
+        filled = (line for line in _lines(stream) if line is None or line.strip())
+        first = next(filled, None)
+        if first is None:
+            return "lines"
+        head = first.lstrip()
+        whole = parse_object(first, texts=texts)
+        if isinstance(whole, dict):
+            return "lines"
+        second = next(filled, None)
+        if head.startswith(b"["):
+            return "lines" if second is not None and _is_json(first) else "array"
+        if second is not None and isinstance(parse_object(second, texts=texts), dict):
+            return "lines"
+    return "values" if head.startswith(b"{") else "lines"
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def _read_lines(path: Path, *, texts: bool) -> Iterator[RawRecord | BadRecord]:
     with open_data(path) as stream:
-        for number, raw in enumerate(stream, 1):
-            data = (raw.removeprefix(_BOM) if number == 1 else raw).rstrip(b"\r\n")
-            if not data.strip():
-                continue
-            value = parse_object(data, texts=texts)
-            if isinstance(value, str):
-                yield _bad(path, number, value, data)
-            else:
-                yield RawRecord(str(path), number, value)
-
-
-def _read_json(path: Path, *, texts: bool) -> Iterator[RawRecord | BadRecord]:
-    """Read a `.json` file: an array of records, one record, or (as is common) JSON lines."""
-    with open_data(path) as stream:
-        is_array = stream.read(1 << 12).removeprefix(_BOM).lstrip().startswith(b"[")
-    if is_array:
-        with open_data(path) as stream:
-            for line, value in read_array(stream):
-                found = value.reason if isinstance(value, Damaged) else as_object(value, texts=texts)
-                if isinstance(found, str):
-                    yield _bad(
-                        path, line, found, value.text if isinstance(value, Damaged) else json.dumps(value)
-                    )
+        for number, data in enumerate(_lines(stream), 1):
+            if data is None:
+                yield _bad(path, number, TOO_LONG, "")
+            elif data.strip():
+                value = parse_object(data, texts=texts)
+                if isinstance(value, str):
+                    yield _bad(path, number, value, data)
                 else:
-                    yield RawRecord(str(path), line, found)
-        return
+                    yield RawRecord(str(path), number, value)
+
+
+def _read_array(path: Path, *, texts: bool) -> Iterator[RawRecord | BadRecord]:
     with open_data(path) as stream:
-        first = [stream.readline().removeprefix(_BOM), stream.readline()]
-    if first[1] and any(isinstance(parse_object(x, texts=texts), dict) for x in first):
-        yield from _read_lines(path, texts=texts)
-        return
+        yield from _elements(path, read_array(stream), texts=texts)
+
+
+def _read_values(path: Path, *, texts: bool) -> Iterator[RawRecord | BadRecord]:
     with open_data(path) as stream:
-        data = stream.read().removeprefix(_BOM)
-    if not data.strip():
-        return
-    one = parse_object(data, texts=texts)
-    yield _bad(path, 1, one, data) if isinstance(one, str) else RawRecord(str(path), 1, one)
+        yield from _elements(path, read_values(stream), texts=texts)
+
+
+def _elements(
+    path: Path, elements: Iterator[tuple[int, Any | Damaged]], *, texts: bool
+) -> Iterator[RawRecord | BadRecord]:
+    for line, value in elements:
+        found = value.reason if isinstance(value, Damaged) else as_object(value, texts=texts)
+        if isinstance(found, str):
+            text = value.text if isinstance(value, Damaged) else json.dumps(value)
+            yield _bad(path, line, found, text)
+        else:
+            yield RawRecord(str(path), line, found)
+
+
+_JSON = {"lines": _read_lines, "array": _read_array, "values": _read_values}
 
 
 def _read_table(
     path: Path, delimiter: str, columns: Sequence[str] | None, *, unescape: bool
 ) -> Iterator[RawRecord | BadRecord]:
     """Read CSV or TSV, whose columns the first line names unless `columns` does."""
-    csv.field_size_limit(FIELD_CHARS)  # the default refuses fields over 131,072 characters
+    csv.field_size_limit(MAX_RECORD_BYTES)  # the default refuses fields over 131,072 characters
     dialect = _Csv if delimiter == "," else _Tsv
     names = _distinct(list(columns), path) if columns else None
     with open_data(path) as stream:
         # surrogateescape keeps a byte that is no UTF-8 recognisable, so that only its record is bad
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        rows = csv.reader(text, dialect)
+        long: list[int] = []  # lines, from 1, that are longer than a record may be
+        rows = csv.reader(_short_lines(text, long), dialect)
         while True:
             line = rows.line_num + 1
             try:
@@ -256,6 +305,9 @@ def _read_table(
                         yield _bad(
                             path, lost, f"inside the quote that line {line} opens and nothing closes", ""
                         )
+                continue
+            if long and long[-1] >= line:
+                yield _bad(path, line, TOO_LONG, "")
                 continue
             if not row:
                 continue
@@ -278,6 +330,20 @@ def _read_table(
                 yield RawRecord(str(path), line, dict(zip(names, cells, strict=True)))
 
 
+def _short_lines(text: io.TextIOWrapper, long: list[int]) -> Iterator[str]:
+    """Yield the lines of a table; of one that is too long only whether it opens or closes a quote, its number in `long`."""
+    number = 0
+    while line := text.readline(MAX_RECORD_BYTES):
+        number += 1
+        if len(line) == MAX_RECORD_BYTES and not line.endswith("\n"):
+            long.append(number)
+            quotes = line.count('"')
+            while not line.endswith("\n") and (line := text.readline(MAX_RECORD_BYTES)):
+                quotes += line.count('"')
+            line = '"' * (quotes % 2) + "\n"
+        yield line
+
+
 def _distinct(names: list[str], path: Path) -> list[str]:
     """Return column names; those that are empty (Excel's trailing commas) may repeat: nothing reads them."""
     if double := next((n for n in names if n.strip() and names.count(n) > 1), None):
@@ -285,26 +351,44 @@ def _distinct(names: list[str], path: Path) -> list[str]:
     return names
 
 
-def _read_parquet(path: Path) -> Iterator[RawRecord | BadRecord]:
+def _read_columns(path: Path, kind: str) -> Iterator[RawRecord | BadRecord]:
+    """Read a table of columns: Parquet, or Arrow as a file or as the stream that `save_to_disk` writes."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     row = 0
     try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=BATCH_ROWS):
-                for fields in batch.to_pylist():
-                    row += 1
-                    found = as_object(fields)
-                    if isinstance(found, str):
-                        yield _bad(path, row, found, repr(fields))
-                    else:
-                        yield RawRecord(str(path), row, found)
+        for batch in _batches(path, kind):
+            for fields in batch.to_pylist():
+                row += 1
+                found = as_object(fields, table=True)
+                if isinstance(found, str):
+                    yield _bad(path, row, found, repr(fields))
+                else:
+                    yield RawRecord(str(path), row, found)
     except (pa.ArrowException, OSError) as error:
+        name = "Parquet" if kind == ".parquet" else "Arrow"
         raise UserError(
-            f"{path} cannot be read as Parquet after row {row} ({error}), so its records would be incomplete; "
+            f"{path} cannot be read as {name} after row {row} ({error}), so its records would be incomplete; "
             "fetch or write the file again"
         ) from error
+
+
+def _batches(path: Path, kind: str) -> Iterator[Any]:
+    """Yield the rows of a table, a few at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if kind == ".parquet":
+        with pq.ParquetFile(path) as file:
+            yield from file.iter_batches(batch_size=BATCH_ROWS)
+        return
+    with pa.memory_map(str(path)) as source:
+        is_file = source.read(6) == b"ARROW1"
+        source.seek(0)
+        reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+        batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else reader
+        for batch in batches:
+            yield from (batch.slice(at, BATCH_ROWS) for at in range(0, batch.num_rows, BATCH_ROWS))
 
 
 def _beside(place: Path) -> str:

@@ -1,4 +1,6 @@
-"""A JSON array -> its elements, one at a time, with the line on which each starts; damage costs one element.
+"""A JSON array, or JSON values one after the other -> its elements, one at a time, with the line on which each starts.
+
+Damage costs one element, and so does an element that is longer than a record may be.
 
 The file is never held whole: a window of text grows until an element fits and is cut off behind it.
 """
@@ -11,12 +13,16 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
+from sft_dist.sources.files.json_record import MAX_RECORD_BYTES, TOO_LONG
+
 CHUNK_BYTES = 1 << 20
 SCAN_CHARS = 1 << 26  # how far the end of a damaged element is looked for by counting brackets
 _TAIL = 16  # an error this close to the end of the window may only mean that the window ends there
 _SPACE = re.compile(r"[ \t\r\n]*")
 _STRUCTURE = re.compile(r'"(?:[^"\\\n]|\\.)*"|[{}\[\]]')
 _FIRST_KEY = re.compile(r'\{[ \t\r\n]*("[^"\\\n]*")[ \t\r\n]*:')
+_SIGN = re.compile(r'["\\{}\[\]]')
+_OBJECT_LINE = re.compile(r"\n(?=\{)")
 _NO_UTF8 = re.compile("[\udc80-\udcff]")  # what the decoder makes of a byte that is no UTF-8
 
 
@@ -34,6 +40,11 @@ def read_array(stream: IO[bytes]) -> Iterator[tuple[int, Any | Damaged]]:
     (by brackets, or as an object that opens with the same key, whichever comes first). Lines count from 1.
     """
     return _Window(stream).elements()
+
+
+def read_values(stream: IO[bytes]) -> Iterator[tuple[int, Any | Damaged]]:
+    """Yield (line, value) of every JSON value of a stream that holds them one after the other, on any lines."""
+    return _Window(stream).values()
 
 
 class _Window:
@@ -73,10 +84,18 @@ class _Window:
                         continue
                     found = Damaged("no comma between two elements of the array", self.beginning())
             line = self.line
-            skipped = self.skip_damage()
+            skipped = self.skip_long() if found.reason == TOO_LONG else self.skip_damage()
             yield line, Damaged(f"{found.reason}; {skipped} characters skipped", found.text)
             if self.pos >= len(self.text) and self.ended:
                 return
+
+    def values(self) -> Iterator[tuple[int, Any | Damaged]]:
+        while self.peek():
+            line, found = self.line, self.element()
+            if isinstance(found, Damaged) and found.reason != "invalid UTF-8":
+                skipped = self.skip_long() if found.reason == TOO_LONG else self.skip_to_line()
+                found = Damaged(f"{found.reason}; {skipped} characters skipped", found.text)
+            yield line, found
 
     def element(self) -> Any | Damaged:
         """Parse the element at `pos` and go behind it; stay where it cannot be parsed."""
@@ -85,6 +104,8 @@ class _Window:
                 value, end = self.decode(self.text, self.pos)
             except json.JSONDecodeError as error:
                 cut = error.pos >= len(self.text) - _TAIL or error.msg.startswith("Unterminated")
+                if cut and len(self.text) - self.pos > MAX_RECORD_BYTES:
+                    return Damaged(TOO_LONG, self.beginning())
                 if cut and self.read_on():
                     continue
                 if "\0" in self.text[self.pos : error.pos + 1]:
@@ -115,6 +136,45 @@ class _Window:
             distance = len(self.text) - self.pos
         self.go(self.pos + distance)
         return distance
+
+    def skip_long(self) -> int:
+        """Go behind the element at `pos` and its comma, holding a window of it at a time; return the characters skipped."""
+        skipped, depth, quoted, resume = 0, 0, False, 0
+        while True:
+            for match in _SIGN.finditer(self.text, self.pos):
+                sign = match.group()
+                if match.start() < resume:
+                    continue  # behind a backslash
+                if quoted:
+                    quoted = sign != '"'
+                    resume = match.end() + 1 if sign == "\\" else resume
+                    continue
+                quoted = sign == '"'
+                depth += (sign in "{[") - (sign in "}]")
+                if depth == 0 and not quoted:
+                    skipped += match.end() - self.pos
+                    self.go(match.end())
+                    if self.peek() == ",":
+                        self.go(self.pos + 1)
+                    return skipped
+            resume -= len(self.text)
+            skipped += len(self.text) - self.pos
+            self.go(len(self.text))
+            if not self.read_on():
+                return skipped
+
+    def skip_to_line(self) -> int:
+        """Go to the next line that opens an object, else to the end; return the characters skipped."""
+        skipped = 0
+        while True:
+            if match := _OBJECT_LINE.search(self.text, self.pos + 1):
+                skipped += match.end() - self.pos
+                self.go(match.end())
+                return skipped
+            skipped += len(self.text) - self.pos
+            self.go(len(self.text))
+            if not self.read_on():
+                return skipped
 
     def next_beginning_with(self, key: str | None) -> int | None:
         """Return how far from `pos` the next object starts that follows a comma and opens with `key` (JSON text)."""
