@@ -10,43 +10,104 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from sft_dist import commands
-from sft_dist.core.errors import UserError
+from sft_dist import __version__, commands
+from sft_dist.config.convert.reading import TRAINERS
+from sft_dist.config.other_trainers import OTHER_COMMANDS
+from sft_dist.core.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
+# Exit codes of every command, in one place; launchers and scripts read them.
+EXIT_CODES = {
+    0: "done",
+    1: "a failure of the machine or of ours; the same command may succeed later (doctor: a node is not fit)",
+    2: "a mistake in the command, the config or the data; the same command fails in the same way",
+    3: "convert: written, but the result changes by what cannot be had",
+    130: "ended by Ctrl-C",
+}
+
+# Command -> examples for its --help.
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "run": ("sft-dist run", "sft-dist run my.yaml train.epochs=2"),
+    "check": ("sft-dist check my.yaml", "sft-dist check experiment=chat_lora model=qwen3_4b"),
+    "preview": ("sft-dist preview my.yaml --examples 5", "sft-dist preview my.yaml --html page.html"),
+    "construct": ("sft-dist construct my.yaml --only grown",),
+    "prepare": ("sft-dist prepare my.yaml", "sft-dist prepare my.yaml --slice 3/8"),
+    "score": ("sft-dist score my.yaml",),
+    "card": ("sft-dist card my.yaml --out card",),
+    "train": ("sft-dist train my.yaml", "sft-dist train my.yaml optim.lr=2e-5 --smoke"),
+    "write-run": ("sft-dist write-run my.yaml --run-dir runs/mine",),
+    "export": ("sft-dist export runs/mine --checkpoint step-00000100 --out model",),
+    "evaluate": ("sft-dist evaluate runs/mine",),
+    "report": ("sft-dist report runs/mine", "sft-dist report --sweep runs/sweep"),
+    "sweep": ("sft-dist sweep my.yaml optim.lr=1e-5,2e-5", "sft-dist sweep runs/sweep"),
+    "compare": ("sft-dist compare runs/a runs/b",),
+    "estimate": ("sft-dist estimate my.yaml --device H100 --ranks 8",),
+    "doctor": ("sft-dist doctor my.yaml", "srun --nodes=4 --ntasks-per-node=1 sft-dist doctor my.yaml"),
+    "submit": ("sft-dist submit my.yaml cluster=mysite --dry-run",),
+    "watch": ("sft-dist watch runs/mine",),
+    "convert": ("sft-dist convert axolotl.yml --ranks 8 --out my.yaml",),
+    "schema": ("sft-dist schema > sft_dist.schema.json",),
+    "completion": ('eval "$(sft-dist completion)"',),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argparse's parser, which names the nearest command and keeps the layout of examples."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one sentence and exit with code 2."""
+        if found := re.match(r"argument COMMAND: invalid choice: '([^']*)'", message):
+            word = found[1]
+            message = f"{word!r} is no command." + (
+                f" Use {OTHER_COMMANDS[word]!r}." if word in OTHER_COMMANDS else nearest(word, EXAMPLES)
+            )
+        sys.stderr.write(f"error: {message}\nsee: {self.prog} --help\n")
+        raise SystemExit(2)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit code: 0, 2 for a user's mistake, 1 for a failure of ours or the machine's."""
+    """Run a command; return its exit code (EXIT_CODES)."""
     from sft_dist.core.terminal import SafeConsole, plain
 
-    # rich would fold lines at 80 columns in a log file
-    console: Console = SafeConsole(highlight=False, width=None if sys.stdout.isatty() else 240)
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(options, "config") or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.config += rest  # overrides behind an option, which argparse leaves over
+    traceback = options.verbose or bool(os.environ.get("SFT_TRACEBACK"))
+    if options.verbose:
+        logging.basicConfig(level=logging.DEBUG)
+    # rich would fold lines at 80 columns in a log file
+    console: Console = SafeConsole(
+        highlight=False, width=None if sys.stdout.isatty() else 240, quiet=options.quiet
+    )
     try:
         return int(options.command(options, console))
     except UserError as error:
         sys.stderr.write(plain(f"error: {error}\n"))
         return 2
     except RuntimeError as error:
-        if os.environ.get("SFT_TRACEBACK"):
+        if traceback:
             raise
         sys.stderr.write(plain(f"failed: {error}\n"))
         return 1
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
-        if os.environ.get("SFT_TRACEBACK"):
+        if traceback:
             raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = "; what is whole is kept: make room and run the same command again" if full else ""
@@ -57,17 +118,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    layout = argparse.RawDescriptionHelpFormatter
+    codes = "\n".join(f"  {code:3}  {text}" for code, text in EXIT_CODES.items())
+    parser = _Parser(
         prog="sft-dist",
         description="Distributed supervised fine-tuning.",
-        epilog="Config keys: docs/config.md",
+        epilog=f"Config keys and their meaning: sft-dist schema. Exit codes:\n{codes}",
+        formatter_class=layout,
     )
+    parser.add_argument("--version", action="version", version=f"sft-dist {__version__}")
+    loud = parser.add_mutually_exclusive_group()
+    loud.add_argument("-v", "--verbose", action="store_true", help="log details, and show tracebacks")
+    loud.add_argument("-q", "--quiet", action="store_true", help="print warnings and errors only")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(
         name: str, command: Callable[[argparse.Namespace, Console], int], text: str, *, takes: str = "config"
     ) -> argparse.ArgumentParser:
-        sub = subparsers.add_parser(name, help=text, description=text)
+        examples = "\n".join(f"  {line}" for line in EXAMPLES[name])
+        sub = subparsers.add_parser(
+            name, help=text, description=text, epilog=f"Examples:\n{examples}", formatter_class=layout
+        )
         sub.set_defaults(command=command, name=name)
         if takes == "config":
             sub.add_argument(
@@ -188,6 +259,24 @@ def _parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="show the job files and the config, submit nothing"
     )
     add("watch", commands.watch, "Follow a run from its files, from any node.", takes="run")
+    convert = add(
+        "convert",
+        commands.convert,
+        "Convert a config of Axolotl, LLaMA-Factory, TRL or ms-swift; say what is mapped, not needed, or cannot be had.",
+        takes="nothing",
+    )
+    convert.add_argument("file", type=Path, metavar="FILE", help="a YAML file, or a script with `swift sft`")
+    convert.add_argument("--ranks", type=_count, required=True, metavar="N", help="GPUs that it was run on")
+    convert.add_argument("--from", dest="trainer", choices=TRAINERS, help="told from the keys by default")
+    convert.add_argument("--out", type=Path, metavar="FILE", help="default: the standard output")
+    add("schema", commands.schema, "Print the JSON schema of the config, for editors.", takes="nothing")
+    words = add(
+        "completion",
+        commands.completion,
+        "Print a script that completes words in bash and zsh.",
+        takes="nothing",
+    )
+    words.set_defaults(commands=tuple(EXAMPLES))
     return parser
 
 

@@ -305,3 +305,73 @@ def watch(options: argparse.Namespace, console: Console) -> int:
 
     console.print(watch(options.run_dir, console))
     return 0
+
+
+def convert(options: argparse.Namespace, console: Console) -> int:
+    """Convert a config of another trainer; 3 when the result changes by what cannot be had."""
+    from rich.console import Console as Plain
+
+    from sft_dist.config.convert import convert
+    from sft_dist.core.files import write_text
+
+    done = convert(options.file, ranks=options.ranks, trainer=options.trainer)
+    out: Path | None = options.out
+    if out is not None and out.exists():
+        raise UserError(f"{out} exists, and writing would replace it; name another file with --out")
+    told = console if out is not None else Plain(stderr=True, highlight=False, quiet=console.quiet)
+    told.print(f"{options.file}: a config of {done.trainer}", markup=False, soft_wrap=True)
+    lists = {
+        "mapped": [f"{key} -> {ours}{f' ({remark})' if remark else ''}" for key, ours, remark in done.mapped],
+        "written because the default differs": done.defaults,
+        "not needed": [f"{key}: {why}" for key, why in done.not_needed],
+        "cannot": [f"{key}: {why}{' (the result changes)' if c else ''}" for key, why, c in done.cannot],
+    }
+    for title, lines in lists.items():
+        told.print(f"{title}: {len(lines)}", markup=False)
+        for line in lines:
+            told.print(f"  {line}", markup=False, soft_wrap=True)
+    for name, text in done.files.items():
+        write_text((out.parent if out else Path()) / name, text)
+    if out is None:
+        sys.stdout.write(done.yaml())
+    else:
+        write_text(out, done.yaml())
+        told.print(f"next: sft-dist check {shlex.quote(str(out))}", markup=False, soft_wrap=True)
+    return 3 if done.changes else 0
+
+
+def schema(_options: argparse.Namespace, _console: Console) -> int:
+    """Print the JSON schema of the config."""
+    import json
+
+    from sft_dist.config import RunConfig
+
+    sys.stdout.write(json.dumps(RunConfig.model_json_schema(), indent=1) + "\n")
+    return 0
+
+
+def completion(options: argparse.Namespace, _console: Console) -> int:
+    """Print a completion script: commands first, then config groups, keys and files."""
+    from pydantic import BaseModel
+
+    from sft_dist.config import RunConfig
+    from sft_dist.config.load import config_groups, group_choices
+
+    words = [f"{group}={choice}" for group in config_groups() for choice in group_choices(group)]
+    for name, field in RunConfig.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            words += [f"{name}.{key}=" for key in section.model_fields]
+        else:
+            words.append(f"{name}=")
+    sys.stdout.write(
+        "# bash, and zsh after `autoload bashcompinit && bashcompinit`\n"
+        "_sft_dist() {\n"
+        '  local word="${COMP_LINE:0:COMP_POINT}"; word="${word##* }"\n'
+        f"  local words={shlex.quote(' '.join(words))}\n"
+        f'  [ "$COMP_CWORD" = 1 ] && words={shlex.quote(" ".join(options.commands))}\n'
+        '  COMPREPLY=($(compgen -W "$words" -- "$word") $(compgen -f -- "$word"))\n'
+        '  local head="${word%"${word##*=}"}"; COMPREPLY=("${COMPREPLY[@]#"$head"}")\n'
+        "}\ncomplete -o nospace -F _sft_dist sft-dist\n"
+    )
+    return 0

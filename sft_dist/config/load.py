@@ -123,6 +123,11 @@ def compose(overrides: Sequence[str], file: Path | None) -> dict[str, Any]:
     return {str(k): v for k, v in values.items()}
 
 
+def config_groups() -> list[str]:
+    """Return the shipped config groups."""
+    return sorted(p.name for p in resource("conf").iterdir() if p.is_dir())
+
+
 def group_choices(group: str) -> list[str]:
     """Return the shipped choices of a config group."""
     return sorted(p.stem for p in (resource("conf") / group).glob("*.yaml"))

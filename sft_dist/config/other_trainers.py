@@ -79,3 +79,25 @@ OTHER_TRAINERS_KEYS: dict[str, str] = {
     "eval_every": "use train.eval_every_steps",
     "take": "use take_share (a share of the source) or take_examples (a number of examples)",
 }
+
+# Words for commands that people bring, and an earlier one of ours -> our command.
+OTHER_COMMANDS = {
+    "freeze": "write-run",
+    "init-run": "write-run",
+    "sft": "train",
+    "fit": "train",
+    "finetune": "train",
+    "preprocess": "prepare",
+    "tokenize": "prepare",
+    "merge": "export",
+    "merge-lora": "export",
+    "eval": "evaluate",
+    "generate": "construct",
+    "validate": "check",
+    "lint": "check",
+    "leaderboard": "report",
+    "tail": "watch",
+    "status": "watch",
+    "plan": "estimate",
+    "import": "convert",
+}
