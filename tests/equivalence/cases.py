@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +19,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import numpy as np
 import torch
 import torch.distributed as dist
+from case import Case
 
 from sft_dist.batch import sequence_shard
 from sft_dist.checkpoint import io as store
@@ -317,120 +318,168 @@ def weights(engine: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def case_gradient(
-    model: str, scratch: Path, stage: str, micro_steps: str, sp: str = "1", variant: str = ""
-) -> dict[str, Any]:
-    engine = engine_of(model, stage=int(stage), sp=int(sp), checkpointing=variant == "checkpointing")
-    g, loss = gradient(engine, int(micro_steps), int(sp), variant)
-    file = scratch / f"grad-w{dist.get_world_size()}-s{stage}-m{micro_steps}-p{sp}-{variant}.pt"
-    if dist.get_rank() == 0:
-        torch.save(g, file)
-    return {"file": str(file), "loss": loss}
+@dataclass(frozen=True, kw_only=True)
+class Gradient(Case):
+    """The reduced gradient of global batch 0, in a file, and the loss."""
+
+    stage: int
+    micro_steps: int
+    sp: int = 1
+    variant: str = ""
+
+    def run(self, model: str, scratch: Path) -> dict[str, Any]:
+        engine = engine_of(model, stage=self.stage, sp=self.sp, checkpointing=self.variant == "checkpointing")
+        g, loss = gradient(engine, self.micro_steps, self.sp, self.variant)
+        file = (
+            scratch
+            / f"grad-w{dist.get_world_size()}-s{self.stage}-m{self.micro_steps}-p{self.sp}-{self.variant}.pt"
+        )
+        if dist.get_rank() == 0:
+            torch.save(g, file)
+        return {"file": str(file), "loss": loss}
 
 
-def case_train(
-    model: str, scratch: Path, stage: str, steps: str, micro_steps: str = "2", sp: str = "1"
-) -> dict[str, Any]:
-    engine = engine_of(model, stage=int(stage), sp=int(sp))
-    out = train(engine, scratch / "train", steps=int(steps), micro_steps=int(micro_steps), sp=int(sp))
-    file = scratch / f"trained-w{dist.get_world_size()}-s{stage}-m{micro_steps}-p{sp}.pt"
-    final = weights(engine)
-    if dist.get_rank() == 0:
-        torch.save(final, file)
-    return out | {"weights": str(file)}
+@dataclass(frozen=True, kw_only=True)
+class Train(Case):
+    """Steps of the real loop; what it logged, and the final weights in a file."""
+
+    stage: int
+    steps: int = 20
+    micro_steps: int = 2
+    sp: int = 1
+
+    def run(self, model: str, scratch: Path) -> dict[str, Any]:
+        engine = engine_of(model, stage=self.stage, sp=self.sp)
+        out = train(engine, scratch / "train", steps=self.steps, micro_steps=self.micro_steps, sp=self.sp)
+        file = scratch / f"trained-w{dist.get_world_size()}-s{self.stage}-m{self.micro_steps}-p{self.sp}.pt"
+        final = weights(engine)
+        if dist.get_rank() == 0:
+            torch.save(final, file)
+        return out | {"weights": str(file)}
 
 
-def case_save(model: str, scratch: Path, stage: str, steps: str, at: str, sp: str = "1") -> dict[str, Any]:
-    folder = scratch / f"save-w{dist.get_world_size()}-s{stage}-p{sp}"
-    engine = engine_of(model, stage=int(stage), sp=int(sp))
-    out = train(engine, folder, steps=int(steps), save_at=(int(at),), sp=int(sp))
-    final = weights(engine)
-    if dist.get_rank() == 0:
-        torch.save(final, folder / "final.pt")
-    return out | {"folder": str(folder)}
+@dataclass(frozen=True, kw_only=True)
+class Save(Case):
+    """Steps with a checkpoint on the way; the final weights lie beside it."""
+
+    stage: int
+    steps: int = 8
+    at: int = 4
+    sp: int = 1
+
+    def folder_name(self, world: int) -> str:
+        """Where a launch of `world` ranks saves."""
+        return f"save-w{world}-s{self.stage}-p{self.sp}"
+
+    def run(self, model: str, scratch: Path) -> dict[str, Any]:
+        folder = scratch / self.folder_name(dist.get_world_size())
+        engine = engine_of(model, stage=self.stage, sp=self.sp)
+        out = train(engine, folder, steps=self.steps, save_at=(self.at,), sp=self.sp)
+        final = weights(engine)
+        if dist.get_rank() == 0:
+            torch.save(final, folder / "final.pt")
+        return out | {"folder": str(folder)}
 
 
-def case_resume(
-    model: str, scratch: Path, stage: str, steps: str, from_world: str, from_sp: str = "1"
-) -> dict[str, Any]:
-    folder = scratch / f"save-w{from_world}-s{stage}-p{from_sp}"
-    engine = engine_of(model, stage=int(stage))
-    found = store.newest(folder / "checkpoints", lambda path, why: None)
-    assert found is not None
-    position, facts = store.load(engine, found)
-    out = train(engine, scratch / "resume", steps=int(steps), start=position)
-    ours, reference = weights(engine), torch.load(folder / "final.pt")
-    difference = max(float((ours[n] - reference[n]).abs().max()) for n in ours)
-    return out | {"facts": facts, "largest_weight_difference": difference}
+@dataclass(frozen=True, kw_only=True)
+class Resume(Case):
+    """The steps after a checkpoint of `saved`, by `world` ranks, continued by a new process."""
+
+    saved: Save
+    world: int
+
+    @property
+    def needs(self) -> tuple[tuple[int, Case], ...]:
+        return ((self.world, self.saved),)
+
+    def run(self, model: str, scratch: Path) -> dict[str, Any]:
+        folder = scratch / self.saved.folder_name(self.world)
+        engine = engine_of(model, stage=self.saved.stage)
+        found = store.newest(folder / "checkpoints", lambda path, why: None)
+        assert found is not None
+        position, facts = store.load(engine, found)
+        out = train(engine, scratch / "resume", steps=self.saved.steps, start=position)
+        ours, reference = weights(engine), torch.load(folder / "final.pt")
+        difference = max(float((ours[n] - reference[n]).abs().max()) for n in ours)
+        return out | {"facts": facts, "largest_weight_difference": difference}
 
 
-def case_native_twin(model: str, scratch: Path, stage: str) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class NativeTwin(Case):
     """Our slices and DeepSpeed's own checkpoint restore the same state."""
-    engine = engine_of(model, stage=int(stage))
-    folder = scratch / f"twin-s{stage}"
-    train(engine, folder, steps=3, save_at=(3,))
-    if dist.get_rank() == 0:
-        (folder / "native").mkdir(exist_ok=True)
-    dist.barrier()
-    engine.save_checkpoint(str(folder / "native"), tag="t", save_latest=False)
-    saved = weights(engine)
-    ours = engine_of(model, stage=int(stage))
-    store.load(ours, folder / "checkpoints" / "step-00000003")
-    native = engine_of(model, stage=int(stage))
-    native.load_checkpoint(str(folder / "native"), tag="t")
-    now, then = weights(ours), weights(native)
-    same = max(float((now[n] - then[n]).abs().max()) for n in now)
-    kept = max(float((now[n] - saved[n]).abs().max()) for n in now)
-    start = Position(step=3, epoch=0, epoch_step=3)
-    a = train(ours, folder / "a", steps=6, start=start)["losses"]
-    b = train(native, folder / "b", steps=6, start=start)["losses"]
-    return {"weights": same, "kept": kept, "ours": a, "native": b}
+
+    stage: int
+
+    def run(self, model: str, scratch: Path) -> dict[str, Any]:
+        engine = engine_of(model, stage=self.stage)
+        folder = scratch / f"twin-s{self.stage}"
+        train(engine, folder, steps=3, save_at=(3,))
+        if dist.get_rank() == 0:
+            (folder / "native").mkdir(exist_ok=True)
+        dist.barrier()
+        engine.save_checkpoint(str(folder / "native"), tag="t", save_latest=False)
+        saved = weights(engine)
+        ours = engine_of(model, stage=self.stage)
+        store.load(ours, folder / "checkpoints" / "step-00000003")
+        native = engine_of(model, stage=self.stage)
+        native.load_checkpoint(str(folder / "native"), tag="t")
+        now, then = weights(ours), weights(native)
+        same = max(float((now[n] - then[n]).abs().max()) for n in now)
+        kept = max(float((now[n] - saved[n]).abs().max()) for n in now)
+        start = Position(step=3, epoch=0, epoch_step=3)
+        a = train(ours, folder / "a", steps=6, start=start)["losses"]
+        b = train(native, folder / "b", steps=6, start=start)["losses"]
+        return {"weights": same, "kept": kept, "ours": a, "native": b}
 
 
-def case_poison(model: str, scratch: Path, stage: str) -> dict[str, Any]:
-    engine = engine_of(model, stage=int(stage))
-    before = None
-    out = train(engine, scratch / "poison", steps=2)
-    before = weights(engine)
-    out2 = train(engine, scratch / "poison", steps=3, start=Position(step=2, epoch=0, epoch_step=2), poison=2)
-    after = weights(engine)
-    moved = max(float((before[n] - after[n]).abs().max()) for n in before)
-    out3 = train(engine, scratch / "poison", steps=4, start=Position(step=3, epoch=0, epoch_step=3))
-    return {
-        "moved": moved,
-        "skipped": out2["skipped"],
-        "events": out2["events"],
-        "next_loss": out3["losses"],
-        "first": out["losses"],
-    }
+@dataclass(frozen=True, kw_only=True)
+class Poison(Case):
+    """A step whose loss is not finite, between steps that are sound."""
+
+    stage: int
+
+    def run(self, model: str, scratch: Path) -> dict[str, Any]:
+        engine = engine_of(model, stage=self.stage)
+        before = None
+        out = train(engine, scratch / "poison", steps=2)
+        before = weights(engine)
+        out2 = train(
+            engine, scratch / "poison", steps=3, start=Position(step=2, epoch=0, epoch_step=2), poison=2
+        )
+        after = weights(engine)
+        moved = max(float((before[n] - after[n]).abs().max()) for n in before)
+        out3 = train(engine, scratch / "poison", steps=4, start=Position(step=3, epoch=0, epoch_step=3))
+        return {
+            "moved": moved,
+            "skipped": out2["skipped"],
+            "events": out2["events"],
+            "next_loss": out3["losses"],
+            "first": out["losses"],
+        }
 
 
-def case_bad(model: str, scratch: Path, stage: str, cause: str, action: str) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Bad(Case):
     """A planted bad batch at step 4, and the state of a run that never saw it."""
-    bad, good = engine_of(model, stage=int(stage)), engine_of(model, stage=int(stage))
-    folder = scratch / f"bad-s{stage}-{cause}-{action}"
-    planted = {"poison" if cause == "nonfinite" else "spike": 4}
-    policy = TrainConfig(**{f"on_{cause}": action})
-    save_at = (4,) if action == "stop" else ()
-    out = train(bad, folder, steps=7, policy=policy, save_at=save_at, **planted)
-    if action == "stop":
-        train(good, scratch / "good", steps=4)
-    else:
-        train(good, scratch / "good", steps=7, leave_out=4)
-    ours, theirs = (store.copy_parts(e)[0] for e in (bad, good))
-    same = all(torch.equal(ours[k][n], theirs[k][n]) for k in theirs for n in theirs[k])
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, (same, out["state"], out["step"]))
-    names = sorted(p.name for p in (folder / "checkpoints").glob("step-*"))
-    return out | {"everywhere": everywhere, "checkpoints": names}
 
+    stage: int
+    cause: str
+    action: str
 
-CASES = {
-    "bad": case_bad,
-    "gradient": case_gradient,
-    "train": case_train,
-    "save": case_save,
-    "resume": case_resume,
-    "native_twin": case_native_twin,
-    "poison": case_poison,
-}
+    def run(self, model: str, scratch: Path) -> dict[str, Any]:
+        bad, good = engine_of(model, stage=self.stage), engine_of(model, stage=self.stage)
+        folder = scratch / f"bad-s{self.stage}-{self.cause}-{self.action}"
+        planted = {"poison" if self.cause == "nonfinite" else "spike": 4}
+        policy = TrainConfig(**{f"on_{self.cause}": self.action})
+        save_at = (4,) if self.action == "stop" else ()
+        out = train(bad, folder, steps=7, policy=policy, save_at=save_at, **planted)
+        if self.action == "stop":
+            train(good, scratch / "good", steps=4)
+        else:
+            train(good, scratch / "good", steps=7, leave_out=4)
+        ours, theirs = (store.copy_parts(e)[0] for e in (bad, good))
+        same = all(torch.equal(ours[k][n], theirs[k][n]) for k in theirs for n in theirs[k])
+        everywhere: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everywhere, (same, out["state"], out["step"]))
+        names = sorted(p.name for p in (folder / "checkpoints").glob("step-*"))
+        return out | {"everywhere": everywhere, "checkpoints": names}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cases
 import numpy as np
 import torch
 import torch.distributed as dist
+from case import Case
 from deepspeed.runtime.swap_tensor import optimizer_utils
 from deepspeed.utils import groups
 from waits import Waits
@@ -68,127 +68,143 @@ FEATURES: dict[str, dict[str, Any]] = {
 }
 
 
-def case_feature(model: str, scratch: Path, name: str, stage: str) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Feature(Case):
     """Losses and norms of an uninterrupted run, of the second half continued from a checkpoint, and the weights' distance."""
-    options = dict(FEATURES[name])
-    if "nvme" in options.values():
-        options["nvme_path"] = str(scratch / "nvme")
-        optimizer_utils.MIN_AIO_BYTES = 4096
-    folder = scratch / f"feature-{name}-{stage}"
-    engine = cases.engine_of(model, stage=int(stage), **options)
-    whole = cases.train(engine, folder, steps=STEPS, save_at=(HALF,))
-    final = cases.weights(engine)
-    swapped = len(list((scratch / "nvme").rglob("*.swp"))) if "nvme_path" in options else 0
-    groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None  # of hpZ: DeepSpeed makes it once a process
-    engine = cases.engine_of(model, stage=int(stage), **options)
-    found = store.newest(folder / "checkpoints", lambda path, why: None)
-    assert found is not None
-    position, _ = store.load(engine, found)
-    assert position == Position(step=HALF, epoch=0, epoch_step=HALF)
-    rest = cases.train(engine, folder, steps=STEPS, start=position)
-    apart = max(float((v - final[n]).abs().max()) for n, v in cases.weights(engine).items())
-    return {
-        "losses": whole["losses"],
-        "norms": whole["norms"],
-        "resumed": rest["losses"],
-        "apart": apart,
-        "swapped": swapped,
-    }
+
+    group: ClassVar[str] = "features"
+    name: str
+    stage: int
+
+    def run(self, model: str, scratch: Path) -> dict[str, Any]:
+        options = dict(FEATURES[self.name])
+        if "nvme" in options.values():
+            options["nvme_path"] = str(scratch / "nvme")
+            optimizer_utils.MIN_AIO_BYTES = 4096
+        folder = scratch / f"feature-{self.name}-{self.stage}"
+        engine = cases.engine_of(model, stage=self.stage, **options)
+        whole = cases.train(engine, folder, steps=STEPS, save_at=(HALF,))
+        final = cases.weights(engine)
+        swapped = len(list((scratch / "nvme").rglob("*.swp"))) if "nvme_path" in options else 0
+        groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None  # of hpZ: DeepSpeed makes it once a process
+        engine = cases.engine_of(model, stage=self.stage, **options)
+        found = store.newest(folder / "checkpoints", lambda path, why: None)
+        assert found is not None
+        position, _ = store.load(engine, found)
+        assert position == Position(step=HALF, epoch=0, epoch_step=HALF)
+        rest = cases.train(engine, folder, steps=STEPS, start=position)
+        apart = max(float((v - final[n]).abs().max()) for n, v in cases.weights(engine).items())
+        return {
+            "losses": whole["losses"],
+            "norms": whole["norms"],
+            "resumed": rest["losses"],
+            "apart": apart,
+            "swapped": swapped,
+        }
 
 
-def case_ema(model: str, scratch: Path, stage: str) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class EmaStates(Case):
     """Whether an average is saved, read by an export and restored, and what one update makes of it."""
-    folder, stage_ = scratch / f"ema-{stage}", int(stage)
-    engine = cases.engine_of(model, stage=stage_)
-    Ema(engine, decay=0.5, every=1)
-    for _, state in slices.flat_states(engine):
-        state["ema"].fill_(3.0)
-    cases.train(engine, folder, steps=2, save_at=(2,))
-    found = store.newest(folder / "checkpoints", lambda path, why: None)
-    assert found is not None
-    index = read_json(found / "index.json")
-    exported = [store.read_parameter(found, index, n, "ema") for n in index["parameters"]]
-    engine = cases.engine_of(model, stage=stage_)
-    ema = Ema(engine, decay=0.5, every=2)
-    store.load(engine, found)
-    ema.after(1)  # not yet
-    restored = [s.views["ema"].unique().tolist() for s in slices.local_slices(engine)]
-    ema.after(2)
-    ema.settle()
-    apart = [
-        float((s.views["ema"] - (0.25 * 3.0 + 0.75 * s.views["master"])).abs().max())
-        for s in slices.local_slices(engine)
-    ]
-    return {
-        "exported": all(bool((x == 3.0).all()) for x in exported),
-        "restored": all(values == [3.0] for values in restored),
-        "apart": max(apart),
-    }
+
+    group: ClassVar[str] = "features"
+    stage: int
+
+    def run(self, model: str, scratch: Path) -> dict[str, Any]:
+        folder = scratch / f"ema-{self.stage}"
+        engine = cases.engine_of(model, stage=self.stage)
+        Ema(engine, decay=0.5, every=1)
+        for _, state in slices.flat_states(engine):
+            state["ema"].fill_(3.0)
+        cases.train(engine, folder, steps=2, save_at=(2,))
+        found = store.newest(folder / "checkpoints", lambda path, why: None)
+        assert found is not None
+        index = read_json(found / "index.json")
+        exported = [store.read_parameter(found, index, n, "ema") for n in index["parameters"]]
+        engine = cases.engine_of(model, stage=self.stage)
+        ema = Ema(engine, decay=0.5, every=2)
+        store.load(engine, found)
+        ema.after(1)  # not yet
+        restored = [s.views["ema"].unique().tolist() for s in slices.local_slices(engine)]
+        ema.after(2)
+        ema.settle()
+        apart = [
+            float((s.views["ema"] - (0.25 * 3.0 + 0.75 * s.views["master"])).abs().max())
+            for s in slices.local_slices(engine)
+        ]
+        return {
+            "exported": all(bool((x == 3.0).all()) for x in exported),
+            "restored": all(values == [3.0] for values in restored),
+            "apart": max(apart),
+        }
 
 
-def case_held_out(model: str, scratch: Path, documents: str) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class HeldOut(Case):
     """The held-out loss of so many documents, by the trainer's evaluation and of one document after the other."""
-    n, folder = int(documents), scratch / f"held-out-{documents}"
-    docs = cases.documents(0)[:n]
-    if dist.get_rank() == 0:
-        with ShardWriter(folder, 0, "int32", key={}) as writer:
-            for i, doc in enumerate(docs):
-                spans = (Span(1, len(doc) - 1, 1.0),)
-                writer.add(f"{i:032x}", i % 2, 0, Tokens(ids=np.array(doc, np.int32), spans=spans))
-        finish_store(folder, key={}, tasks=["even", "odd"], sources=["a"])
-    dist.barrier()
-    config = RunConfig.model_validate({
-        "model": {"path": model}, "pack": {"seq_len": 64}, "train": {"tokens_per_step": 128},
-    })  # fmt: skip
-    engine = cases.engine_of(model, stage=3)
-    cost = CostModel(linear_flops_per_token=1.0, attention_flops_per_pair=0.1)
-    found = set_losses(config, engine, {"seen": str(folder)}, cost, cases.group(1), moved=lambda: None)()
-    sums = {"even": [0.0, 0.0], "odd": [0.0, 0.0]}
-    engine.eval()
-    for i, doc in enumerate(docs):
-        batch = replace(
-            cases.pack([doc], [i]),
-            target_positions=np.arange(len(doc) - 1),
-            target_ids=np.array(doc[1:]),
-            target_weights=np.ones(len(doc) - 1, np.float32),
-        )
-        with torch.no_grad():
-            nll = engine(*to_inputs(batch, engine.device))[1]
-        sums["odd" if i % 2 else "even"][0] += float(nll.sum())
-        sums["odd" if i % 2 else "even"][1] += len(nll)
-    whole = [sum(x) for x in zip(*sums.values(), strict=True)]
-    return {
-        "found": found,
-        "expected": {
-            "loss": whole[0] / whole[1],
-            "task_loss": {t: a / b for t, (a, b) in sums.items() if b},
-        },
-    }
+
+    group: ClassVar[str] = "features"
+    documents: int
+
+    def run(self, model: str, scratch: Path) -> dict[str, Any]:
+        folder = scratch / f"held-out-{self.documents}"
+        docs = cases.documents(0)[: self.documents]
+        if dist.get_rank() == 0:
+            with ShardWriter(folder, 0, "int32", key={}) as writer:
+                for i, doc in enumerate(docs):
+                    spans = (Span(1, len(doc) - 1, 1.0),)
+                    writer.add(f"{i:032x}", i % 2, 0, Tokens(ids=np.array(doc, np.int32), spans=spans))
+            finish_store(folder, key={}, tasks=["even", "odd"], sources=["a"])
+        dist.barrier()
+        config = RunConfig.model_validate({
+            "model": {"path": model}, "pack": {"seq_len": 64}, "train": {"tokens_per_step": 128},
+        })  # fmt: skip
+        engine = cases.engine_of(model, stage=3)
+        cost = CostModel(linear_flops_per_token=1.0, attention_flops_per_pair=0.1)
+        found = set_losses(config, engine, {"seen": str(folder)}, cost, cases.group(1), moved=lambda: None)()
+        sums = {"even": [0.0, 0.0], "odd": [0.0, 0.0]}
+        engine.eval()
+        for i, doc in enumerate(docs):
+            batch = replace(
+                cases.pack([doc], [i]),
+                target_positions=np.arange(len(doc) - 1),
+                target_ids=np.array(doc[1:]),
+                target_weights=np.ones(len(doc) - 1, np.float32),
+            )
+            with torch.no_grad():
+                nll = engine(*to_inputs(batch, engine.device))[1]
+            sums["odd" if i % 2 else "even"][0] += float(nll.sum())
+            sums["odd" if i % 2 else "even"][1] += len(nll)
+        whole = [sum(x) for x in zip(*sums.values(), strict=True)]
+        return {
+            "found": found,
+            "expected": {
+                "loss": whole[0] / whole[1],
+                "task_loss": {t: a / b for t, (a, b) in sums.items() if b},
+            },
+        }
 
 
-def case_waits(model: str, scratch: Path, stage: str) -> dict[str, dict[str, int]]:
+@dataclass(frozen=True, kw_only=True)
+class WaitingCalls(Case):
     """The calls of a third step that would wait for a GPU: in its two micro-steps, and between them and the next step."""
-    engine = cases.engine_of(model, stage=int(stage), dtype="bfloat16")
-    engine.train()
-    meter = Meter(["even", "odd"], engine.device)
-    found: dict[str, dict[str, int]] = {}
-    for step in range(3):
-        micro = cases.deal(step, dist.get_world_size(), 2)
-        scale = dist.get_world_size() / cases.plan_of(step, micro).target_weight
-        batches = [upload(b, engine.device, meter.codes(b)) for b in cases.own(micro, 1)]
-        with Waits() as inside:
-            for batch in batches:
-                loop.micro_step(engine, batch, scale, meter)
-        with Waits() as between:
-            meter.reduce()
-            zero.update(engine, 1.0)
-        found = {"micro-steps": dict(inside.seen), "update": dict(between.seen)}
-    return found
 
+    stage: int
 
-CASES: dict[str, Callable[..., Any]] = {
-    "waits": case_waits,
-    "feature": case_feature,
-    "ema": case_ema,
-    "held_out": case_held_out,
-}
+    def run(self, model: str, scratch: Path) -> dict[str, dict[str, int]]:
+        engine = cases.engine_of(model, stage=self.stage, dtype="bfloat16")
+        engine.train()
+        meter = Meter(["even", "odd"], engine.device)
+        found: dict[str, dict[str, int]] = {}
+        for step in range(3):
+            micro = cases.deal(step, dist.get_world_size(), 2)
+            scale = dist.get_world_size() / cases.plan_of(step, micro).target_weight
+            batches = [upload(b, engine.device, meter.codes(b)) for b in cases.own(micro, 1)]
+            with Waits() as inside:
+                for batch in batches:
+                    loop.micro_step(engine, batch, scale, meter)
+            with Waits() as between:
+                meter.reduce()
+                zero.update(engine, 1.0)
+            found = {"micro-steps": dict(inside.seen), "update": dict(between.seen)}
+        return found

@@ -6,6 +6,7 @@ import math
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,6 +15,7 @@ import cases
 import numpy as np
 import torch
 import torch.distributed as dist
+from case import Case
 
 from sft_dist.batch import Planner, collate, sequence_shard
 from sft_dist.checkpoint import io as store
@@ -62,99 +64,141 @@ def planned(scratch: Path, start: Position, sp: int = 1) -> Iterator[Any]:
         yield after, plan, (lambda mine=mine: mine)
 
 
-@torch.no_grad()
-def case_losses(model: str, scratch: Path, sp: str, bug: str = "") -> list[float]:
-    """The loss of every target of global batch 0, packed into one row that `sp` ranks share."""
+@dataclass(frozen=True, kw_only=True)
+class Losses(Case):
+    """The loss of every target of global batch 0, packed into one row that `sp` ranks share; or of attention that stays in its slice."""
 
-    def in_slice(attend: Any, ranks: SequenceGroup) -> Any:
-        def cut(*args: Any, cu_seq_lens_q: torch.Tensor, **options: Any) -> Any:
-            t = args[1].size(2)
-            own = (cu_seq_lens_q - ranks.place * t).clamp(0, t).unique().to(torch.int32)
-            return attend(*args, cu_seq_lens_q=own, **options)
+    sp: int
+    cut: bool = False
 
-        return cut
+    @torch.no_grad()
+    def run(self, model: str, scratch: Path) -> list[float]:
 
-    g = cases.group(int(sp))
-    with mock.patch.object(attention, "across", in_slice if bug else attention.across):
-        engine = cases.engine_of(model, sp=int(sp))
-    batch = cases.own(cases.deal(0, g.data_ranks, 1), int(sp))[0]
-    nll_N = engine(*to_inputs(batch, engine.device))[1]
-    attention.register(g)
-    found: list[Any] = [None] * dist.get_world_size()
-    places = (batch.offset + batch.target_positions).tolist()
-    dist.all_gather_object(found, list(zip(places, nll_N.tolist(), strict=True)))
-    return [x for _, x in sorted(pair for part in found for pair in part)]
+        def in_slice(attend: Any, ranks: SequenceGroup) -> Any:
+            def within(*args: Any, cu_seq_lens_q: torch.Tensor, **options: Any) -> Any:
+                t = args[1].size(2)
+                own = (cu_seq_lens_q - ranks.place * t).clamp(0, t).unique().to(torch.int32)
+                return attend(*args, cu_seq_lens_q=own, **options)
 
+            return within
 
-def case_bf16(model: str, scratch: Path, stage: str, steps: str) -> dict[str, Any]:
-    engine = cases.engine_of(model, stage=int(stage), dtype="bfloat16")
-    out = cases.train(engine, scratch / "bf16", steps=int(steps))
-    slices.allocate_states(engine)
-    kept = {str(v.dtype) for s in slices.local_slices(engine) for v in s.views.values()}
-    forward = {str(p.dtype) for p in engine.module.parameters()}
-    return out | {"states": sorted(kept), "forward": sorted(forward)}
+        g = cases.group(self.sp)
+        with mock.patch.object(attention, "across", in_slice if self.cut else attention.across):
+            engine = cases.engine_of(model, sp=self.sp)
+        batch = cases.own(cases.deal(0, g.data_ranks, 1), self.sp)[0]
+        nll_N = engine(*to_inputs(batch, engine.device))[1]
+        attention.register(g)
+        found: list[Any] = [None] * dist.get_world_size()
+        places = (batch.offset + batch.target_positions).tolist()
+        dist.all_gather_object(found, list(zip(places, nll_N.tolist(), strict=True)))
+        return [x for _, x in sorted(pair for part in found for pair in part)]
 
 
-def case_clip(model: str, scratch: Path, stage: str, clip: str) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Bf16(Case):
+    """Steps in bfloat16; the dtypes of states and weights."""
+
+    stage: int
+    steps: int = 20
+
+    def run(self, model: str, scratch: Path) -> dict[str, Any]:
+        engine = cases.engine_of(model, stage=self.stage, dtype="bfloat16")
+        out = cases.train(engine, scratch / "bf16", steps=self.steps)
+        slices.allocate_states(engine)
+        kept = {str(v.dtype) for s in slices.local_slices(engine) for v in s.views.values()}
+        forward = {str(p.dtype) for p in engine.module.parameters()}
+        return out | {"states": sorted(kept), "forward": sorted(forward)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip(Case):
     """One step: Adam's first moment is then (1 - beta1) times the gradient as it was clipped."""
-    engine = cases.engine_of(model, stage=int(stage), clip=float(clip))
-    micro = cases.deal(0, dist.get_world_size(), 1)
-    loss_sum, _ = engine(*to_inputs(cases.own(micro, 1)[0], engine.device))
-    scale = dist.get_world_size() / cases.plan_of(0, micro).target_weight
-    engine.backward(loss_sum * scale, scale_wrt_gas=False)
-    _, norm = zero.update(engine, float(clip))
-    file = scratch / f"clip-s{stage}-{clip}.pt"
-    moments = [tensor for (_, kind), tensor in state(engine).items() if kind == "exp_avg"]
-    if dist.get_rank() == 0:
-        torch.save(torch.cat(moments), file)
-    return {"norm": norm, "file": str(file)}
+
+    stage: int
+    clip: float
+
+    def run(self, model: str, scratch: Path) -> dict[str, Any]:
+        engine = cases.engine_of(model, stage=self.stage, clip=self.clip)
+        micro = cases.deal(0, dist.get_world_size(), 1)
+        loss_sum, _ = engine(*to_inputs(cases.own(micro, 1)[0], engine.device))
+        scale = dist.get_world_size() / cases.plan_of(0, micro).target_weight
+        engine.backward(loss_sum * scale, scale_wrt_gas=False)
+        _, norm = zero.update(engine, self.clip)
+        file = scratch / f"clip-s{self.stage}-{self.clip}.pt"
+        moments = [tensor for (_, kind), tensor in state(engine).items() if kind == "exp_avg"]
+        if dist.get_rank() == 0:
+            torch.save(torch.cat(moments), file)
+        return {"norm": norm, "file": str(file)}
 
 
-def case_epochs(
-    model: str, scratch: Path, name: str, steps: str, saves: str = "", term_pass: str = "", sp: str = "1"
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Epochs(Case):
     """Epochs of a planned store to the end, or until SIGTERM comes to the last rank in its forward pass `term_pass`."""
-    folder = scratch / f"epochs-{name}"
-    if dist.get_rank() == 0 and not (scratch / "store").exists():
-        build_store(scratch / "store")
-    dist.barrier()
-    engine = cases.engine_of(model, sp=int(sp))
-    requests = StopSignals(RunFolder(folder), is_main=dist.get_rank() == 0)
-    if term_pass:
-        folder.mkdir(parents=True, exist_ok=True)
-        requests.listen()
-        passes = iter(range(10**6))
 
-        def strike(*_: Any) -> None:
-            if next(passes) == int(term_pass) and dist.get_rank() == dist.get_world_size() - 1:
-                os.kill(os.getpid(), signal.SIGTERM)
+    name: str
+    steps: int = 9
+    saves: tuple[int, ...] = ()
+    term_pass: int | None = None
+    sp: int = 1
 
-        engine.module.register_forward_pre_hook(strike)
-    out = cases.train(
-        engine,
-        folder,
-        steps=int(steps),
-        work=planned(scratch, cases.ZERO, int(sp)),
-        save_at=tuple(int(s) for s in saves.split("+") if s),
-        requests=requests,
-    )
-    final = state(engine)
-    if dist.get_rank() == 0:
-        torch.save(final, folder / "final.pt")
-    return out
+    def run(self, model: str, scratch: Path) -> dict[str, Any]:
+        folder = scratch / f"epochs-{self.name}"
+        if dist.get_rank() == 0 and not (scratch / "store").exists():
+            build_store(scratch / "store")
+        dist.barrier()
+        engine = cases.engine_of(model, sp=self.sp)
+        requests = StopSignals(RunFolder(folder), is_main=dist.get_rank() == 0)
+        if self.term_pass is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            requests.listen()
+            passes = iter(range(10**6))
+
+            def strike(*_: Any) -> None:
+                if next(passes) == self.term_pass and dist.get_rank() == dist.get_world_size() - 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+            engine.module.register_forward_pre_hook(strike)
+        out = cases.train(
+            engine,
+            folder,
+            steps=self.steps,
+            work=planned(scratch, cases.ZERO, self.sp),
+            save_at=self.saves,
+            requests=requests,
+        )
+        final = state(engine)
+        if dist.get_rank() == 0:
+            torch.save(final, folder / "final.pt")
+        return out
 
 
-def case_epochs_resume(
-    model: str, scratch: Path, name: str, steps: str, at: str, sp: str = "1"
-) -> dict[str, Any]:
-    """The same from one of its checkpoints; its end beside that of the run called whole."""
-    engine = cases.engine_of(model, sp=int(sp))
-    position, _ = store.load(engine, scratch / f"epochs-{name}" / "checkpoints" / f"step-{int(at):08d}")
-    work = planned(scratch, position, int(sp))
-    out = cases.train(engine, scratch / "epochs-resume", steps=int(steps), start=position, work=work)
-    ours, reference = state(engine), torch.load(scratch / "epochs-whole" / "final.pt")
-    difference = max(float((ours[k] - reference[k]).abs().max()) for k in reference)
-    return out | {"difference": difference, "start": [position.epoch, position.epoch_step]}
+WHOLE = Epochs(name="whole", saves=(3, 4, 8))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochsResume(Case):
+    """The steps after a checkpoint of `saved` (by two ranks); their end beside that of the uninterrupted run."""
+
+    saved: Epochs
+    at: int
+    sp: int = 1
+
+    @property
+    def needs(self) -> tuple[tuple[int, Case], ...]:
+        return ((2, self.saved), (2, WHOLE))
+
+    def run(self, model: str, scratch: Path) -> dict[str, Any]:
+        engine = cases.engine_of(model, sp=self.sp)
+        position, _ = store.load(
+            engine, scratch / f"epochs-{self.saved.name}" / "checkpoints" / f"step-{self.at:08d}"
+        )
+        work = planned(scratch, position, self.sp)
+        out = cases.train(
+            engine, scratch / "epochs-resume", steps=self.saved.steps, start=position, work=work
+        )
+        ours, reference = state(engine), torch.load(scratch / f"epochs-{WHOLE.name}" / "final.pt")
+        difference = max(float((ours[k] - reference[k]).abs().max()) for k in reference)
+        return out | {"difference": difference, "start": [position.epoch, position.epoch_step]}
 
 
 def state(engine: Any) -> dict[tuple[str, str], torch.Tensor]:
@@ -173,12 +217,3 @@ def state(engine: Any) -> dict[tuple[str, str], torch.Tensor]:
             dist.all_reduce(whole)
             out[name, kind] = whole
     return out
-
-
-CASES = {
-    "losses": case_losses,
-    "bf16": case_bf16,
-    "clip": case_clip,
-    "epochs": case_epochs,
-    "epochs_resume": case_epochs_resume,
-}

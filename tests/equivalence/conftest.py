@@ -3,103 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from case import Case
 from ranks import torchrun
 
 HERE = Path(__file__).parent
+Outcome = Callable[..., Any]
 
-# One launch a world size runs all of these; tests look at their part of the outcome.
-CASES = {
-    1: [
-        "gradient:3:1",
-        "gradient:0:1",
-        "gradient:0:4",
-        "train:0:20:1",
-        "train:3:20:1",
-        "save:3:8:4",
-        "waits:3",
-        "waits:1",
-    ],
-    2: [
-        "gradient:3:1",
-        "gradient:3:2",
-        "gradient:3:4",
-        "gradient:3:16",
-        "gradient:0:2",
-        "gradient:3:3:1:short",
-        "gradient:3:1:1:prompts",
-        "gradient:3:2:2",
-        "gradient:0:2:2",
-        "gradient:3:2:2:checkpointing",
-        "losses:2",
-        "losses:2:cut",
-        "train:3:20:2:2",
-        "train:2:20:2:2",
-        "bf16:3:20",
-        "bf16:2:20",
-        "clip:3:0.05",
-        "clip:2:0.05",
-        "clip:1:0.05",
-        "clip:0:0.05",
-        "epochs:whole:9:3+4+8",
-        "epochs:term:9:5:9",
-        "train:3:20:2",
-        "train:2:20:2",
-        "train:1:20:2",
-        "train:0:20:2",
-        "save:3:8:4",
-        "save:2:8:4",
-        "save:1:8:4",
-        "save:0:8:4",
-        "native_twin:3",
-        "native_twin:2",
-        "native_twin:0",
-        "poison:3",
-        "poison:2",
-        "poison:0",
-        "bad:3:spike:skip",
-        "bad:2:spike:skip",
-        "bad:0:spike:skip",
-        "bad:3:nonfinite:skip",
-        "bad:3:spike:stop",
-        "bad:3:nonfinite:stop",
-        "waits:2",
-    ],
-    4: [
-        "gradient:3:1",
-        "gradient:3:2",
-        "gradient:3:3:1:short",
-        "gradient:3:2:2",
-        "gradient:3:1:2:prompts",
-        "gradient:3:2:4",
-        "losses:4",
-        "train:3:20:2:2",
-        "resume:3:8:2",
-        "save:3:8:4",
-        "save:3:8:4:2",
-    ],
-}
-# Run after the others, on their checkpoints: fewer ranks than wrote them.
-LATER = {
-    1: ["resume:3:8:2", "epochs_resume:whole:9:4"],
-    2: [
-        "resume:3:8:2",
-        "resume:2:8:2",
-        "resume:1:8:2",
-        "resume:0:8:2",
-        "resume:3:8:4",
-        "resume:3:8:4:2",
-        "epochs_resume:whole:9:3",
-        "epochs_resume:whole:9:4",
-        "epochs_resume:whole:9:8",
-        "epochs_resume:term:9:5",
-        "epochs_resume:whole:9:4:2",
-    ],
-}
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "cases(*cases, world=2): cases of a launch that a test looks at (see case.py)"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -134,35 +54,54 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def launch() -> Callable[..., None]:
-    """`torchrun`, for tests that launch cases of their own."""
-    return torchrun
-
-
-@pytest.fixture(scope="session")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where all launches keep checkpoints and gradients."""
     return tmp_path_factory.mktemp("numerics")
 
 
+def cases_of(item: pytest.Item) -> Iterator[tuple[int, Case]]:
+    """Yield (world size, case) of all that a test looks at: its parameters that are cases, and its marks."""
+    parameters = (
+        item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    )
+    yield from (
+        (parameters.get("world", 2), value) for value in parameters.values() if isinstance(value, Case)
+    )
+    for mark in item.iter_markers("cases"):
+        yield from ((mark.kwargs.get("world", 2), case) for case in mark.args)
+
+
 @pytest.fixture(scope="session")
-def outcome(tiny_model: Path, scratch: Path) -> Callable[[int], dict[str, Any]]:
-    """Return what the launch of a world size saw; each launch runs once."""
-    done: dict[Any, dict[str, Any]] = {}
+def outcome(request: pytest.FixtureRequest, tiny_model: Path, scratch: Path) -> Outcome:
+    """Return what a case gave on `world` ranks (2 by default).
 
-    def launch(key: Any, world: int, cases: list[str]) -> dict[str, Any]:
-        if key not in done:
-            out = scratch / f"{key}.json"
-            torchrun(world, HERE / "run_cases.py", str(out), str(tiny_model), str(scratch), *cases)
-            done[key] = json.loads(out.read_text())
-        return done[key]
+    The cases of all tests of this session that share group, phase and world size run in one launch, when the first of
+    them is asked for. Phase 1 continues, in new processes, what phase 0 wrote.
+    """
+    wanted: dict[tuple[str, int, int], list[Case]] = {}
 
-    def of(world: int, *, later: bool = False) -> dict[str, Any]:
-        if later:
-            launch("4", 4, CASES[4]), launch("2", 2, CASES[2])
-            return launch(f"{world}-later", world, LATER[world])
-        if world == 4:
-            launch("2", 2, CASES[2])
-        return launch(str(world), world, CASES[world])
+    def add(world: int, case: Case) -> None:
+        for needed in case.needs:
+            add(*needed)
+        together = wanted.setdefault((case.group, int(bool(case.needs)), world), [])
+        if case not in together:
+            together.append(case)
 
-    return of
+    for item in request.session.items:
+        if item.path.parent == HERE:
+            for world, case in cases_of(item):
+                add(world, case)
+    done: dict[tuple[str, int, int], dict[str, Any]] = {}
+
+    def run(launch: tuple[str, int, int]) -> dict[str, Any]:
+        if launch not in done:
+            for group, phase, world in [k for k in wanted if k[0] == launch[0] and k[1] < launch[1]]:
+                run((group, phase, world))
+            name = "-".join(map(str, launch))
+            out, cases = scratch / f"{name}.json", scratch / f"{name}.pickle"
+            cases.write_bytes(pickle.dumps(wanted[launch]))
+            torchrun(launch[2], HERE / "run_cases.py", str(out), str(tiny_model), str(scratch), str(cases))
+            done[launch] = json.loads(out.read_text())
+        return done[launch]
+
+    return lambda case, world=2: run((case.group, int(bool(case.needs)), world))[repr(case)]

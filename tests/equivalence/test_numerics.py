@@ -12,6 +12,9 @@ import cases
 import numpy as np
 import pytest
 import torch
+from case import Case
+from cases import Gradient, NativeTwin, Poison, Resume, Save, Train
+from cases_more import Bf16, Clip
 from torch.nn import functional as F
 
 Outcome = Callable[..., dict[str, Any]]
@@ -64,25 +67,28 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize(
     ("world", "case"),
     [
-        (1, "gradient:3:1"),
-        (1, "gradient:0:1"),
-        (1, "gradient:0:4"),
-        (2, "gradient:3:1"),
-        (2, "gradient:3:2"),
-        (2, "gradient:3:4"),
-        (2, "gradient:3:16"),  # 32 micro-batches for 16 documents: half of them are empty
-        (2, "gradient:0:2"),
-        (2, "gradient:3:3:1:short"),
-        (2, "gradient:3:1:1:prompts"),
-        (4, "gradient:3:1"),
-        (4, "gradient:3:2"),
-        (4, "gradient:3:3:1:short"),  # in the last micro-step three of four ranks are idle
+        (1, Gradient(stage=3, micro_steps=1)),
+        (1, Gradient(stage=0, micro_steps=1)),
+        (1, Gradient(stage=0, micro_steps=4)),
+        (2, Gradient(stage=3, micro_steps=1)),
+        (2, Gradient(stage=3, micro_steps=2)),
+        (2, Gradient(stage=3, micro_steps=4)),
+        (2, Gradient(stage=3, micro_steps=16)),  # 32 micro-batches for 16 documents: half of them are empty
+        (2, Gradient(stage=0, micro_steps=2)),
+        (2, Gradient(stage=3, micro_steps=3, variant="short")),
+        (2, Gradient(stage=3, micro_steps=1, variant="prompts")),
+        (4, Gradient(stage=3, micro_steps=1)),
+        (4, Gradient(stage=3, micro_steps=2)),
+        (
+            4,
+            Gradient(stage=3, micro_steps=3, variant="short"),
+        ),  # in the last micro-step three of four ranks are idle
     ],
 )
 def test_gradient_and_loss_are_those_of_plain_torch_for_any_ranks_accumulation_and_stage(
-    outcome: Outcome, plain: dict[str, Any], world: int, case: str
+    outcome: Outcome, plain: dict[str, Any], world: int, case: Case
 ) -> None:
-    seen = outcome(world)[case]
+    seen = outcome(case, world)
     assert relative(torch.load(seen["file"]), plain["gradient"]) < 1e-5
     assert seen["loss"] == pytest.approx(plain["losses"][0], rel=1e-6)
 
@@ -90,25 +96,29 @@ def test_gradient_and_loss_are_those_of_plain_torch_for_any_ranks_accumulation_a
 @pytest.mark.parametrize(
     ("world", "case"),
     [
-        (2, "gradient:3:2:2"),
-        (2, "gradient:0:2:2"),
-        (2, "gradient:3:2:2:checkpointing"),
-        (4, "gradient:3:2:2"),
-        (4, "gradient:3:1:2:prompts"),
-        (4, "gradient:3:2:4"),  # four ranks share two key-value heads
+        (2, Gradient(stage=3, micro_steps=2, sp=2)),
+        (2, Gradient(stage=0, micro_steps=2, sp=2)),
+        (2, Gradient(stage=3, micro_steps=2, sp=2, variant="checkpointing")),
+        (4, Gradient(stage=3, micro_steps=2, sp=2)),
+        (4, Gradient(stage=3, micro_steps=1, sp=2, variant="prompts")),
+        (4, Gradient(stage=3, micro_steps=2, sp=4)),  # four ranks share two key-value heads
     ],
 )
 def test_gradient_is_the_same_when_ranks_share_rows(
-    outcome: Outcome, plain: dict[str, Any], world: int, case: str
+    outcome: Outcome, plain: dict[str, Any], world: int, case: Case
 ) -> None:
-    seen = outcome(world)[case]
+    seen = outcome(case, world)
     assert relative(torch.load(seen["file"]), plain["gradient"]) < 1e-5
     assert seen["loss"] == pytest.approx(plain["losses"][0], rel=1e-6)
 
 
+SHARED = Gradient(stage=3, micro_steps=2, sp=2)
+
+
+@pytest.mark.cases(SHARED)
 def test_wrong_scales_would_fail_the_gradient_test(plain: dict[str, Any], outcome: Outcome) -> None:
     """The planted bugs: counting only the groups that share rows, or the group twice, in the algebra."""
-    g = torch.load(outcome(2)["gradient:3:2:2"]["file"])
+    g = torch.load(outcome(SHARED)["file"])
     assert relative(g / 2, plain["gradient"]) > 1e-2
     assert relative(g * 2, plain["gradient"]) > 1e-2
 
@@ -137,21 +147,21 @@ def test_mean_of_means_would_fail_the_gradient_test(tiny_model: Path, plain: dic
 @pytest.mark.parametrize(
     ("world", "case"),
     [
-        (1, "train:0:20:1"),
-        (1, "train:3:20:1"),
-        (2, "train:3:20:2"),
-        (2, "train:2:20:2"),
-        (2, "train:1:20:2"),
-        (2, "train:0:20:2"),
-        (2, "train:3:20:2:2"),
-        (2, "train:2:20:2:2"),
-        (4, "train:3:20:2:2"),
+        (1, Train(stage=0, micro_steps=1)),
+        (1, Train(stage=3, micro_steps=1)),
+        (2, Train(stage=3)),
+        (2, Train(stage=2)),
+        (2, Train(stage=1)),
+        (2, Train(stage=0)),
+        (2, Train(stage=3, sp=2)),
+        (2, Train(stage=2, sp=2)),
+        (4, Train(stage=3, sp=2)),
     ],
 )
 def test_twenty_steps_equal_plain_torch(
-    outcome: Outcome, plain: dict[str, Any], world: int, case: str
+    outcome: Outcome, plain: dict[str, Any], world: int, case: Case
 ) -> None:
-    ours = outcome(world)[case]
+    ours = outcome(case, world)
     np.testing.assert_allclose(ours["losses"], plain["losses"], rtol=1e-5)
     np.testing.assert_allclose(ours["norms"], plain["norms"], rtol=1e-5)
     final = torch.cat(list(torch.load(ours["weights"]).values()))
@@ -161,10 +171,15 @@ def test_twenty_steps_equal_plain_torch(
 
 @pytest.mark.parametrize(
     ("world", "case"),
-    [(1, "train:0:20:1"), (2, "train:3:20:2"), (2, "train:3:20:2:2"), (4, "train:3:20:2:2")],
+    [
+        (1, Train(stage=0, micro_steps=1)),
+        (2, Train(stage=3)),
+        (2, Train(stage=3, sp=2)),
+        (4, Train(stage=3, sp=2)),
+    ],
 )
-def test_what_a_step_logs_can_be_recomputed(outcome: Outcome, world: int, case: str) -> None:
-    for step, m in enumerate(outcome(world)[case]["metrics"]):
+def test_what_a_step_logs_can_be_recomputed(outcome: Outcome, world: int, case: Case) -> None:
+    for step, m in enumerate(outcome(case, world)["metrics"]):
         docs = cases.documents(step)
         tokens = sum(map(len, docs))
         targets = sum(w > 0 for d in docs for w in cases.weights_of(d))
@@ -174,24 +189,27 @@ def test_what_a_step_logs_can_be_recomputed(outcome: Outcome, world: int, case: 
         assert m["mfu"] * m["step_s"] * 1e9 == pytest.approx(flops)
 
 
-@pytest.mark.parametrize("stage", [3, 2])
-def test_bf16_stays_close_and_keeps_fp32_masters(outcome: Outcome, plain: dict[str, Any], stage: int) -> None:
-    seen = outcome(2)[f"bf16:{stage}:20"]
+@pytest.mark.parametrize("case", [Bf16(stage=3), Bf16(stage=2)])
+def test_bf16_stays_close_and_keeps_fp32_masters(outcome: Outcome, plain: dict[str, Any], case: Case) -> None:
+    seen = outcome(case)
     assert seen["states"] == ["torch.float32"]  # weights and both moments
     assert seen["forward"] == ["torch.bfloat16"]
     np.testing.assert_allclose(seen["losses"], plain["losses"], rtol=1e-2)
 
 
-@pytest.mark.parametrize("stage", [3, 2, 1, 0])
+@pytest.mark.parametrize("case", [Clip(stage=stage, clip=0.05) for stage in (3, 2, 1, 0)])
 def test_clipping_shrinks_the_gradient_to_the_limit_exactly(
-    outcome: Outcome, plain: dict[str, Any], stage: int
+    outcome: Outcome, plain: dict[str, Any], case: Case
 ) -> None:
-    seen = outcome(2)[f"clip:{stage}:0.05"]
+    seen = outcome(case)
     norm = float(plain["gradient"].norm())
     assert norm > 0.05
     assert seen["norm"] == pytest.approx(norm, rel=1e-5)  # as it was before clipping
     moment = torch.load(seen["file"])  # (1 - beta1) x clipped gradient
     assert relative(moment, plain["gradient"] * (1 - 0.9) * 0.05 / norm) < 1e-5
+
+
+ONE_RANK = Train(stage=0, micro_steps=1)
 
 
 def kernels() -> dict[str, str]:
@@ -201,19 +219,20 @@ def kernels() -> dict[str, str]:
     return {"torch": torch.__version__, "cpu": hashlib.blake2b(model.encode(), digest_size=4).hexdigest()}
 
 
+@pytest.mark.cases(ONE_RANK, world=1)
 def test_the_golden_losses(outcome: Outcome) -> None:
     """Twenty losses as they were when golden.json was written: exact with the same torch on the same CPU, else 1e-5."""
     golden = json.loads((Path(__file__).parent / "golden.json").read_text())
-    losses = outcome(1)["train:0:20:1"]["losses"]
+    losses = outcome(ONE_RANK, 1)["losses"]
     if kernels() == golden["made_with"]:
         assert losses == golden["losses"]
     np.testing.assert_allclose(losses, golden["losses"], rtol=1e-5)
     assert golden["losses"][0] == pytest.approx(np.log(cases.VOCAB), abs=0.2)  # nothing is known at the start
 
 
-@pytest.mark.parametrize("stage", [3, 2, 1, 0])
-def test_resume_equals_uninterrupted_bit_for_bit(outcome: Outcome, stage: int) -> None:
-    whole, resumed = outcome(2)[f"save:{stage}:8:4"], outcome(2, later=True)[f"resume:{stage}:8:2"]
+@pytest.mark.parametrize("case", [Resume(saved=Save(stage=stage), world=2) for stage in (3, 2, 1, 0)])
+def test_resume_equals_uninterrupted_bit_for_bit(outcome: Outcome, case: Resume) -> None:
+    whole, resumed = outcome(case.saved), outcome(case)
     assert resumed["losses"] == whole["losses"][4:]
     assert resumed["norms"] == whole["norms"][4:]
     assert resumed["lrs"] == whole["lrs"][4:]
@@ -221,30 +240,31 @@ def test_resume_equals_uninterrupted_bit_for_bit(outcome: Outcome, stage: int) -
 
 
 @pytest.mark.parametrize(
-    ("world", "from_world", "shared"), [(4, 2, ""), (1, 2, ""), (2, 4, ""), (2, 4, ":2")]
+    ("world", "case"),
+    [
+        (4, Resume(saved=Save(stage=3), world=2)),
+        (1, Resume(saved=Save(stage=3), world=2)),
+        (2, Resume(saved=Save(stage=3), world=4)),
+        (2, Resume(saved=Save(stage=3, sp=2), world=4)),  # two of four ranks share rows, then none
+    ],
 )
-def test_resume_on_another_number_of_ranks(
-    outcome: Outcome, world: int, from_world: int, shared: str
-) -> None:
-    """The last: saved by four ranks of which two share rows, resumed by two that do not."""
-    here = outcome(4) if world == 4 else outcome(world, later=True)
-    resumed = here[f"resume:3:8:{from_world}{shared}"]
-    whole = outcome(from_world)[f"save:3:8:4{shared}"]
+def test_resume_on_another_number_of_ranks(outcome: Outcome, world: int, case: Resume) -> None:
+    resumed, whole = outcome(case, world), outcome(case.saved, case.world)
     np.testing.assert_allclose(resumed["losses"], whole["losses"][4:], rtol=1e-6)
     assert resumed["largest_weight_difference"] < 1e-5
 
 
-@pytest.mark.parametrize("stage", [3, 2, 0])
-def test_our_checkpoint_equals_deepspeeds_own(outcome: Outcome, stage: int) -> None:
-    seen = outcome(2)[f"native_twin:{stage}"]
+@pytest.mark.parametrize("case", [NativeTwin(stage=3), NativeTwin(stage=2), NativeTwin(stage=0)])
+def test_our_checkpoint_equals_deepspeeds_own(outcome: Outcome, case: Case) -> None:
+    seen = outcome(case)
     assert seen["weights"] == 0.0
     assert seen["kept"] == 0.0
     assert seen["ours"] == seen["native"]
 
 
-@pytest.mark.parametrize("stage", [3, 2, 0])
-def test_a_non_finite_step_is_skipped_named_and_forgotten(outcome: Outcome, stage: int) -> None:
-    seen = outcome(2)[f"poison:{stage}"]
+@pytest.mark.parametrize("case", [Poison(stage=3), Poison(stage=2), Poison(stage=0)])
+def test_a_non_finite_step_is_skipped_named_and_forgotten(outcome: Outcome, case: Case) -> None:
+    seen = outcome(case)
     assert seen["skipped"] == [True]
     assert seen["moved"] == 0.0
     (kind, facts), *_ = seen["events"]
@@ -253,8 +273,9 @@ def test_a_non_finite_step_is_skipped_named_and_forgotten(outcome: Outcome, stag
     assert np.isfinite(seen["next_loss"]).all()
 
 
+@pytest.mark.cases(Train(stage=3))
 def test_task_losses_add_up_to_the_loss(outcome: Outcome) -> None:
-    seen = outcome(2)["train:3:20:2"]
+    seen = outcome(Train(stage=3))
     for step, (loss, tasks) in enumerate(zip(seen["losses"], seen["task_loss"], strict=True)):
         weight = {"even": 0.0, "odd": 0.0}
         for k, doc in enumerate(cases.documents(step)):

@@ -10,6 +10,8 @@ import cases
 import numpy as np
 import pytest
 import torch
+from case import Case
+from cases_more import Losses
 from torch.nn import functional as F
 
 from sft_dist.core.errors import UserError
@@ -56,19 +58,20 @@ def test_packed_is_alone(tiny_model: Path, backend: str) -> None:
     assert float(difference.max()) <= 1e-5
 
 
-@pytest.mark.parametrize(("world", "case"), [(2, "losses:2"), (4, "losses:4")])
+@pytest.mark.parametrize(("world", "case"), [(2, Losses(sp=2)), (4, Losses(sp=4))])
 def test_packed_is_alone_when_ranks_share_the_row(
-    tiny_model: Path, outcome: Callable[..., dict[str, Any]], world: int, case: str
+    tiny_model: Path, outcome: Callable[..., dict[str, Any]], world: int, case: Case
 ) -> None:
     """Documents cross the borders of the slices; four ranks share two key-value heads."""
-    difference = (torch.tensor(outcome(world)[case]) - alone(tiny_model)).abs()
+    difference = (torch.tensor(outcome(case, world)) - alone(tiny_model)).abs()
     assert float(difference.max()) <= 1e-5
 
 
+@pytest.mark.cases(Losses(sp=2, cut=True))
 def test_attention_that_stays_in_its_slice_is_caught(
     tiny_model: Path, outcome: Callable[..., dict[str, Any]]
 ) -> None:
-    difference = (torch.tensor(outcome(2)["losses:2:cut"]) - alone(tiny_model)).abs()
+    difference = (torch.tensor(outcome(Losses(sp=2, cut=True))) - alone(tiny_model)).abs()
     assert float(difference.max()) > 1e-2
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from cases_features import WaitingCalls
 
 # The backend of CPUs reads the borders of documents; those of GPUs are given them.
 OF_CPU = {"backends.py:sdpa_per_doc tolist"}
@@ -32,11 +33,13 @@ CHEAP = {
 }
 
 
-@pytest.mark.parametrize(("ranks", "stage"), [(1, 3), (1, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("world", "case"), [(1, WaitingCalls(stage=3)), (1, WaitingCalls(stage=1)), (2, WaitingCalls(stage=2))]
+)
 def test_nothing_waits_before_the_last_backward_pass(
-    outcome: Callable[[int], dict[str, Any]], ranks: int, stage: int
+    outcome: Callable[..., dict[str, Any]], world: int, case: WaitingCalls
 ) -> None:
-    found = outcome(ranks)[f"waits:{stage}"]
+    found = outcome(case, world)
     assert set(found["micro-steps"]) <= OF_CPU | CHEAP
     assert set(found["update"]) <= ONCE | set(FEW) | CHEAP
     for site, count in found["update"].items():
