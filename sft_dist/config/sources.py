@@ -240,6 +240,25 @@ class ExamplesSource(SourceBase):
     path: str = Field(description="A file, a folder of files, or a glob.")
 
 
+class TextSource(SourceBase):
+    """Texts that no template touches: raw ones, all tokens of which carry loss, or segments that say whether they do."""
+
+    kind: Literal["text"]
+    path: str = Field(description="A file, a folder of files, or a glob; of a .txt file a line is a text.")
+    text_field: str = "text"
+    segments_field: str = Field(
+        default="segments",
+        description="List of {text, label}: control tokens in them are real, nothing is added; used where a record has it.",
+    )
+
+
+class TokensSource(SourceBase):
+    """Documents that were tokenised elsewhere: `input_ids` and `labels` (-100: no loss), padding by `attention_mask`."""
+
+    kind: Literal["tokens"]
+    path: str = Field(description="A file, a folder of files, or a glob.")
+
+
 class FlanSource(SourceBase):
     """Questions, answers and (where there are) rationales, asked through families of patterns as Flan does it."""
 
@@ -284,6 +303,8 @@ SourceConfig = Annotated[
     | HubSource
     | PromptsourceSource
     | FlanSource
+    | TextSource
+    | TokensSource
     | ExamplesSource,
     Field(discriminator="kind"),
 ]

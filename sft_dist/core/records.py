@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
+Form: TypeAlias = Literal["chat", "text", "segments", "tokens"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 
 
@@ -75,6 +76,11 @@ class Example:
             with a held-out origin is never trained on.
         input_start: Character offset of INPUT inside the first user turn, when the record had one.
         weight: Factor on the loss weight of every turn.
+        form: How it is rendered: `chat` by the template; `text` as it stands, ended; `segments` as it stands, control tokens
+            spelled in it included; `tokens` as the ids that its content lists. The last three have one assistant turn.
+        question: What the annotated record asks, without the words that a pattern puts around it; None: what the turns say.
+        demonstrations: What the examples ask that its prompt shows solved.
+        license: The record's own licence.
     """
 
     id: str
@@ -87,6 +93,22 @@ class Example:
     origin: tuple[str, ...] = ()
     input_start: int | None = None
     weight: float = 1.0
+    form: Form = "chat"
+    question: str | None = None
+    demonstrations: tuple[str, ...] = ()
+    license: str | None = None
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """What it asks, text by text: the record's own question where a pattern stands around it, else `asked_in_turns`."""
+        return self.asked_in_turns if self.question is None else (self.question,)
+
+    @property
+    def asked_in_turns(self) -> tuple[str, ...]:
+        """INPUT if the record has one, else all user turns; of an example that no template touches its text."""
+        if self.input:
+            return (self.input,)
+        return tuple(m.content for m in self.messages if m.role == "user" or self.form != "chat")
 
     @property
     def instruction(self) -> str:
@@ -121,15 +143,19 @@ class Example:
 
 
 def example_id(
-    task: str, messages: tuple[Message, ...], tools: tuple[str, ...] = (), weight: float = 1.0
+    task: str,
+    messages: tuple[Message, ...],
+    tools: tuple[str, ...] = (),
+    weight: float = 1.0,
+    form: Form = "chat",
 ) -> str:
     """Return the content address of an example: 16 hex digits of blake2b over turns and tools, 16 over those and the task.
 
     A weight that only says what is so without it (1 of an answer or a record, 0 of another turn) does not change it.
     """
     content: list[Any] = [[_identity(m) for m in messages], list(tools)]
-    if weight != 1:
-        content.append(weight)
+    content += [weight] if weight != 1 else []
+    content += [form] if form != "chat" else []
     text = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     said = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
     asked = hashlib.blake2b(said.digest() + task.encode("utf-8", "surrogatepass"), digest_size=8)
@@ -155,10 +181,14 @@ def make_example(
     origin: tuple[str, ...] = (),
     input_start: int | None = None,
     weight: float = 1.0,
+    form: Form = "chat",
+    question: str | None = None,
+    demonstrations: tuple[str, ...] = (),
+    license: str | None = None,  # noqa: A002  the field's own name
 ) -> Example:
     """Build an example and its content address."""
     return Example(
-        id=example_id(task, messages, tools, weight),
+        id=example_id(task, messages, tools, weight, form),
         task=task,
         source=source,
         messages=messages,
@@ -168,6 +198,10 @@ def make_example(
         origin=origin,
         input_start=input_start,
         weight=weight,
+        form=form,
+        question=question,
+        demonstrations=demonstrations,
+        license=license,
     )
 
 
@@ -182,6 +216,9 @@ def single_turn(
     references: tuple[str, ...] = (),
     origin: tuple[str, ...] = (),
     weight: float = 1.0,
+    question: str | None = None,
+    demonstrations: tuple[str, ...] = (),
+    license: str | None = None,  # noqa: A002  the field's own name
 ) -> Example:
     """Build an example from (INSTRUCTION, optional INPUT, OUTPUT): one user turn, one assistant turn; None: a prompt."""
     content = f"{instruction}\n\n{input}" if input else instruction
@@ -198,6 +235,9 @@ def single_turn(
         origin=origin,
         input_start=len(instruction) + 2 if input else None,
         weight=weight,
+        question=question,
+        demonstrations=demonstrations,
+        license=license,
     )
 
 
@@ -235,14 +275,16 @@ def example_to_dict(e: Example) -> dict[str, Any]:
         "source": e.source,
         "messages": [message_to_dict(m) for m in e.messages],
     }
-    for key in ("tools", "references", "origin"):
+    for key in ("tools", "references", "origin", "demonstrations"):
         if value := getattr(e, key):
             out[key] = list(value)
-    for key in ("template_kwargs", "input_start"):
+    for key in ("template_kwargs", "input_start", "question", "license"):
         if (value := getattr(e, key)) is not None:
             out[key] = value
     if e.weight != 1:
         out["weight"] = e.weight
+    if e.form != "chat":
+        out["form"] = e.form
     return out
 
 
@@ -259,6 +301,10 @@ def example_from_dict(fields: Mapping[str, Any]) -> Example:
         origin=tuple(fields.get("origin", ())),
         input_start=fields.get("input_start"),
         weight=fields.get("weight", 1.0),
+        form=fields.get("form", "chat"),
+        question=fields.get("question"),
+        demonstrations=tuple(fields.get("demonstrations", ())),
+        license=fields.get("license"),
     )
 
 

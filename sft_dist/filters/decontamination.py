@@ -177,8 +177,8 @@ class ContaminationIndex:
 
 
 def question(example: Example) -> str:
-    """Return INPUT if the record has one, else all user turns."""
-    return example.input or "\n".join(m.content for m in example.messages if m.role == "user")
+    """Return what the example asks, as one text."""
+    return "\n".join(example.asked)
 
 
 def _questions(texts: list[list[list[str]]], n: int) -> dict[tuple[str, ...], list[int]]:

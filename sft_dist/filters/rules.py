@@ -74,7 +74,7 @@ class Length:
     def __call__(self, example: Example) -> Drop | None:
         """Return `prompt_too_short`, `answer_too_short`, `too_many_chars`, or None."""
         prompt = len(prompt_of(example).strip())
-        if prompt < self.min_prompt_chars:
+        if prompt < self.min_prompt_chars and example.form == "chat":
             return Drop("prompt_too_short", f"{prompt} characters < {self.min_prompt_chars}")
         shortest = min((len(a.strip()) for a in answers_of(example)), default=self.min_answer_chars)
         if shortest < self.min_answer_chars:

@@ -55,7 +55,7 @@ class _Task:
         self.instructions.add(example.instruction, example.instruction)
         datasets = frozenset(o.removeprefix(DATASET) for o in example.origin if o.startswith(DATASET))
         self.from_datasets[datasets] += 1
-        if example.is_prompt:
+        if example.is_prompt or example.form != "chat":
             return
         key = input_key(example)
         answered = answer_key(example, key)

@@ -172,17 +172,13 @@ def input_key(example: Example) -> str:
     Case, white space and Unicode form do not count, so that phrasings of one input fall on one side.
     """
     # \x1f between turns only after folding: it counts as white space itself
-    whole = "\x1f".join(" ".join(fold(t).split()) for t in _asked_texts(example))
+    whole = "\x1f".join(" ".join(fold(t).split()) for t in example.asked_in_turns)
     return xxhash.xxh3_64_hexdigest(whole.encode("utf-8", "surrogatepass"))
 
 
 def asked_text(example: Example) -> str:
     """Return what is asked: INPUT if the record has one, else all user turns."""
-    return "\n".join(_asked_texts(example))
-
-
-def _asked_texts(example: Example) -> list[str]:
-    return [example.input] if example.input else [m.content for m in example.messages if m.role == "user"]
+    return "\n".join(example.asked_in_turns)
 
 
 def answer_key(example: Example, key: str) -> str:
@@ -200,6 +196,10 @@ def _asked(example: Example, side: Side, key: str) -> Side | Drop:
     """Return the side of what is evaluated; a prompt that asks the same goes nowhere: it has no answer to compare with."""
     if example.is_prompt:
         return Drop("eval_input", f"input {key} is evaluated, and this is only a prompt")
+    if example.form != "chat":
+        return Drop(
+            "eval_input", "its task is evaluated, and a text without a question has nothing to compare with"
+        )
     return side
 
 

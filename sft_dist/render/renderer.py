@@ -30,6 +30,7 @@ from sft_dist.render.jinja import ChatTemplate, inspect_template
 from sft_dist.render.jinja_template import JinjaTemplate
 from sft_dist.render.part_weights import weigh_parts
 from sft_dist.render.tokenizer import TextTokenizer
+from sft_dist.render.untemplated import read_tokens, token_segments, write_text
 
 RENDER_VERSION = 1  # raise it whenever the same example would give other tokens or other spans
 
@@ -132,6 +133,9 @@ class Renderer:
         out: list[Tokens | Drop] = []
         drafts: list[Rendering] = []
         for example in examples:
+            if example.form == "tokens":
+                out.append(read_tokens(example, self.tokenizer.vocab_size))
+                continue
             draft = self._checked(example, self.counts)
             out.append(draft if isinstance(draft, Drop) else _PENDING)
             if isinstance(draft, Rendering):
@@ -149,6 +153,8 @@ class Renderer:
             UserError: The template cannot render the conversation.
         """
         conversation = self._read(example)
+        if example.form != "chat":
+            conversation = Drop("no_prompt", "it is a text that no template touches, so nothing is asked")
         if isinstance(conversation, Drop):
             raise UserError(_unfit(example, conversation))
         turns = conversation.turns
@@ -170,6 +176,11 @@ class Renderer:
         Raises:
             UserError: The example would be dropped; the message says why.
         """
+        if example.form == "tokens":
+            tokens = read_tokens(example, self.tokenizer.vocab_size)
+            if isinstance(tokens, Drop):
+                raise UserError(_unfit(example, tokens))
+            return token_segments(tokens, self.tokenizer)
         draft = self._checked(example, Counter())
         conversation = self._read(example)
         if isinstance(draft, Drop) or isinstance(conversation, Drop):
@@ -191,6 +202,8 @@ class Renderer:
 
     def _checked(self, example: Example, counts: Counter[str]) -> Rendering | Drop:
         """Return the draft of an example after every check that needs no tokens."""
+        if example.form != "chat":
+            return write_text(example, self.tokenizer)
         conversation = self._read(example)
         if isinstance(conversation, Drop):
             return conversation

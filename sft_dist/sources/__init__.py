@@ -19,6 +19,7 @@ from sft_dist.sources.chat import ChatReader
 from sft_dist.sources.examples import ExamplesReader
 from sft_dist.sources.flan.reader import FlanReader
 from sft_dist.sources.natural_instructions import NaturalInstructionsReader, TaskInfo
+from sft_dist.sources.text import TextReader, TokensReader
 
 __all__ = ["SOURCES", "RecordError", "Source", "TaskInfo", "open_source"]
 
@@ -54,6 +55,8 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "examples": ExamplesReader,
     "promptsource": _promptsource,
     "flan": FlanReader,
+    "text": TextReader,
+    "tokens": TokensReader,
 }
 
 # How the mixture draws from a source and what the card says about it; no reader's business.

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sft_dist.core.records import BadRecord, Example, Message, make_example, single_turn
-from sft_dist.sources.base import FileSource, RecordError, kind_of, optional_text, text_field
+from sft_dist.sources.base import FileSource, RecordError, kind_of, license_of, optional_text, text_field
 from sft_dist.sources.files.data_files import RawRecord, data_files, read_records
 from sft_dist.sources.marks import record_weight
 from sft_dist.sources.messages import as_prompt
@@ -147,6 +147,7 @@ class AlpacaFields:
                 references=references,
                 origin=origin,
                 weight=record_weight(fields),
+                license=license_of(fields),
             )
         asked = (
             *((Message(role="system", content=system),) if system else ()),
@@ -161,6 +162,7 @@ class AlpacaFields:
             references=references,
             origin=origin,
             weight=record_weight(fields),
+            license=license_of(fields),
         )
 
     def _answers(self, fields: Mapping[str, Any]) -> tuple[str, ...]:

@@ -186,6 +186,12 @@ def optional_text(fields: Mapping[str, Any], name: str | None) -> str:
     return "" if name is None or fields.get(name) is None else text_field(fields, name)
 
 
+def license_of(fields: Mapping[str, Any]) -> str | None:
+    """Return the licence that a record names for itself, if it does."""
+    value = fields.get("license")
+    return value.strip() or None if isinstance(value, str) else None
+
+
 def kind_of(value: object) -> str:
     """Name the JSON type of a value, for an error message."""
     if value is None:

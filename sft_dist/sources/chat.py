@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sft_dist.core.records import BadRecord, Example, Message, Role, make_example
-from sft_dist.sources.base import FileSource, RecordError, kind_of, text_field
+from sft_dist.sources.base import FileSource, RecordError, kind_of, license_of, text_field
 from sft_dist.sources.files.data_files import RawRecord, data_files, read_records
 from sft_dist.sources.marks import choose_roles, record_weight
 from sft_dist.sources.messages import (
@@ -113,6 +113,7 @@ class ChatReader(FileSource):
                     messages=messages,
                     origin=origin,
                     weight=record_weight(fields),
+                    license=license_of(fields),
                 )
             return
         yield conversation(fields, self._format, task=task, source=self.name, origin=origin)
@@ -144,6 +145,7 @@ def conversation(
         template_kwargs=_template_kwargs(fields),
         origin=origin,
         weight=record_weight(fields),
+        license=license_of(fields),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from sft_dist.core.records import BadRecord, Example, Message, TextWeight, make_example
-from sft_dist.sources.base import FileSource, RecordError, kind_of, text_field
+from sft_dist.sources.base import FileSource, RecordError, kind_of, optional_text, text_field
 from sft_dist.sources.files.data_files import RawRecord, data_files, read_records
 from sft_dist.sources.marks import record_weight
 from sft_dist.sources.messages import TurnFormat, check_conversation, read_turns
@@ -33,7 +33,8 @@ class ExamplesReader(FileSource):
         turns = fields.get("messages")
         messages = read_turns(turns, TurnFormat())
         messages = tuple(_weighed(m, turn) for m, turn in zip(messages, turns, strict=True))
-        check_conversation(messages)
+        if fields.get("form", "chat") == "chat":
+            check_conversation(messages)
         start = fields.get("input_start")
         kwargs = fields.get("template_kwargs")
         if not isinstance(start, int | None) or not isinstance(kwargs, str | None):
@@ -49,6 +50,10 @@ class ExamplesReader(FileSource):
                 origin=tuple(dict.fromkeys((*_texts(fields, "origin"), *self.origin_of(fields)))),
                 input_start=start,
                 weight=record_weight(fields),
+                form=fields.get("form", "chat"),
+                question=optional_text(fields, "question") or None,
+                demonstrations=_texts(fields, "demonstrations"),
+                license=optional_text(fields, "license") or None,
             )
         ]
 

@@ -157,6 +157,8 @@ class FlanReader(FileSource):
             output=target,
             references=question.answers if not suffix and target == question.answers[0] else (),
             origin=tuple(dict.fromkeys((*own, *(o for e in exemplars for o in e.origin)))),
+            question=question.stem,
+            demonstrations=tuple(e.question.stem for e in exemplars),
         )
 
     def _draw_variant(self, asked: _Asked, chance: random.Random) -> str:

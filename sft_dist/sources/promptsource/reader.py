@@ -117,6 +117,7 @@ class PromptsourceReader(FileSource):
                 output=parts[1],
                 references=(parts[1],),
                 origin=(*(self.origin_of(fields) or _datasets(template)), record.origin),
+                question="\n".join(t for t in _texts(record.fields) if t and t in parts[0]) or None,
             )
             return
         self.skip("template_skips", candidates[0].template.task)
@@ -158,6 +159,14 @@ class _Rows:
 
     def read(self) -> Iterator[RawRecord | BadRecord]:
         return read_records(self.files, columns=self._columns) if self._hub is None else self._hub.records()
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text inside a record, in its order."""
+    if isinstance(value, str):
+        yield value.strip()
+    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _texts(inner)
 
 
 def _is_dataset(path: str) -> bool:
