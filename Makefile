@@ -47,8 +47,9 @@ lint:  ## every static check, one line each
 format:  ## rewrite the code in the one format, with the safe fixes
 	@$(BIN)ruff check --fix .; $(BIN)ruff format .
 
-docs:  ## docs/config.md, from the config models
+docs:  ## docs/config.md, sizes in docs/map.md, figures of recipes: from the code
 	@$(PYTHON) -m sft_dist.config.reference > docs/config.md.new && mv docs/config.md.new docs/config.md || { rm -f docs/config.md.new; exit 1; }
+	@$(PYTHON) bench/sizes.py; $(PYTHON) -m sft_dist.pipelines.cluster.recipes
 
 clean:  ## caches and build outputs; never runs/ or data/
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

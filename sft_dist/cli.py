@@ -57,6 +57,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "submit": ("sft-dist submit my.yaml cluster=mysite --dry-run",),
     "watch": ("sft-dist watch runs/mine",),
     "convert": ("sft-dist convert axolotl.yml --ranks 8 --out my.yaml",),
+    "recipes": ("sft-dist recipes",),
+    "init": ("sft-dist init data.jsonl --model Qwen/Qwen3-0.6B --out my.yaml",),
     "schema": ("sft-dist schema > sft_dist.schema.json",),
     "completion": ('eval "$(sft-dist completion)"',),
 }
@@ -269,6 +271,18 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--ranks", type=_count, required=True, metavar="N", help="GPUs that it was run on")
     convert.add_argument("--from", dest="trainer", choices=TRAINERS, help="told from the keys by default")
     convert.add_argument("--out", type=Path, metavar="FILE", help="default: the standard output")
+    add(
+        "recipes",
+        commands.recipes,
+        "List shipped experiments, with what they need, and groups.",
+        takes="nothing",
+    )
+    init = add(
+        "init", commands.init, "Look at a file or folder of data, and write a config for it.", takes="nothing"
+    )
+    init.add_argument("data", type=Path, metavar="FILE_OR_FOLDER", help="records of a known layout")
+    init.add_argument("--model", default="Qwen/Qwen3-0.6B", metavar="PATH", help="folder or hub id")
+    init.add_argument("--out", type=Path, default=Path("my.yaml"), metavar="FILE", help="default: my.yaml")
     add("schema", commands.schema, "Print the JSON schema of the config, for editors.", takes="nothing")
     words = add(
         "completion",

@@ -375,3 +375,35 @@ def completion(options: argparse.Namespace, _console: Console) -> int:
         "}\ncomplete -o nospace -F _sft_dist sft-dist\n"
     )
     return 0
+
+
+def recipes(_options: argparse.Namespace, console: Console) -> int:
+    """List the shipped experiments and groups."""
+    from sft_dist.config.load import config_groups, group_choices
+    from sft_dist.pipelines.cluster.recipes import recipes
+
+    for recipe in recipes():
+        needs = "{} x {}, {} node(s); ".format(*recipe.needs) if recipe.needs else ""
+        console.print(f"experiment={recipe.name}: {recipe.what}", markup=False, soft_wrap=True)
+        if told := needs + recipe.calculated:
+            console.print(
+                f"    {told}{' (calculated)' if recipe.calculated else ''}", markup=False, soft_wrap=True
+            )
+    for group in config_groups():
+        if group != "experiment":
+            console.print(f"{group}=  {', '.join(group_choices(group))}", markup=False, soft_wrap=True)
+    return 0
+
+
+def init(options: argparse.Namespace, console: Console) -> int:
+    """Write a config for a file of data."""
+    from sft_dist.core.files import write_text
+    from sft_dist.pipelines.data.init import init_config
+
+    if options.out.exists():
+        raise UserError(f"{options.out} exists, and writing would replace it; name another file with --out")
+    write_text(options.out, init_config(options.data, options.model))
+    console.print(
+        f"{options.out} is written; next: sft-dist check {shlex.quote(str(options.out))}", markup=False
+    )
+    return 0

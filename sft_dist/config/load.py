@@ -100,7 +100,7 @@ def compose(overrides: Sequence[str], file: Path | None) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     conf = resource("conf")
-    groups = {p.name for p in conf.iterdir() if p.is_dir()}
+    groups = set(config_groups())
     args = [_prefixed(o, groups) for o in overrides]
     own = _read_user_file(file) if file is not None else None
     if own is None and not any(o.split("=")[0].lstrip("+~") == "experiment" for o in overrides):
@@ -125,7 +125,8 @@ def compose(overrides: Sequence[str], file: Path | None) -> dict[str, Any]:
 
 def config_groups() -> list[str]:
     """Return the shipped config groups."""
-    return sorted(p.name for p in resource("conf").iterdir() if p.is_dir())
+    # conf/cluster holds example site profiles, which `cluster=NAME` names without Hydra
+    return sorted(p.name for p in resource("conf").iterdir() if p.is_dir() and p.name != "cluster")
 
 
 def group_choices(group: str) -> list[str]:
@@ -153,7 +154,10 @@ def _prefixed(override: str, groups: set[str]) -> str:
         raise UserError(
             f"{override!r} sets Hydra itself, which only composes the config here, so it would do nothing; leave it out"
         )
-    return override if override[0] in "+~" or key in groups else f"++{override}"
+    is_value = (
+        override[len(key) + 1 :].lstrip().startswith("{")
+    )  # model={path: x}: a section, no choice of the group
+    return override if override[0] in "+~" or (key in groups and not is_value) else f"++{override}"
 
 
 def _read_user_file(file: Path) -> dict[str, Any]:

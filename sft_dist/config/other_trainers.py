@@ -100,4 +100,6 @@ OTHER_COMMANDS = {
     "status": "watch",
     "plan": "estimate",
     "import": "convert",
+    "new": "init",
+    "examples": "recipes",
 }

@@ -11,6 +11,7 @@ import pydantic
 from sft_dist.config.cluster import SiteProfile
 from sft_dist.config.yaml_file import read_yaml
 from sft_dist.core.errors import UserError, nearest
+from sft_dist.core.process import resource
 
 VARIABLE = "SFT_DIST_CLUSTERS"
 # what pydantic says of these would not help: YAML made a number of what looked like one, even of 24:00:00
@@ -40,6 +41,12 @@ def load_site(name: str) -> SiteProfile:
     """
     is_path = "/" in name or name.endswith((".yaml", ".yml"))
     file = Path(name).expanduser() if is_path else profiles() / f"{name}.yaml"
+    if (
+        not file.is_file()
+        and not is_path
+        and (shipped := resource("conf") / "cluster" / f"{name}.yaml").is_file()
+    ):
+        file = shipped
     if not file.is_file():
         raise UserError(_missing(name, file, is_path))
     values = read_yaml(file)

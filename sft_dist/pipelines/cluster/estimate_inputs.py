@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ def model_config(config: RunConfig) -> Mapping[str, Any]:
         from huggingface_hub import try_to_load_from_cache
 
         found = None if path.startswith(("/", ".", "~")) else try_to_load_from_cache(path, "config.json")
+        if not isinstance(found, str) and (known := published().get(path)):
+            return known
         if not isinstance(found, str):
             raise UserError(
                 f"the config.json of model.path={path} is not on this machine, so its size is unknown; "
@@ -71,6 +74,13 @@ def model_config(config: RunConfig) -> Mapping[str, Any]:
         )
     _check_sizes(text, file)
     return text
+
+
+def published() -> dict[str, dict[str, Any]]:
+    """Return hub id -> sizes of models that the shipped configs name, so that estimates need no hub."""
+    file = resources.files("sft_dist.cluster.estimate") / "architectures.json"
+    models: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["models"]
+    return {name: entry["config"] for name, entry in models.items()}
 
 
 def _check_sizes(text: Mapping[str, Any], file: Path) -> None:
