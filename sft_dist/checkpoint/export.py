@@ -19,9 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sft_dist.checkpoint.export_plan import Base, Item, plan_export, unfuse, value_of
+from sft_dist.checkpoint.index import DamagedError, Index, OldFormatError, read_index
 from sft_dist.checkpoint.io import read_parameter
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import read_json, replace_folder, write_json
+from sft_dist.core.files import replace_folder, write_json
 from sft_dist.model import adapters, rope, support, vocabulary
 from sft_dist.model import weight_files as files
 from sft_dist.model.load import DTYPES, read_config
@@ -61,11 +62,12 @@ def export_checkpoint(
     Raises:
         UserError: When the checkpoint is damaged or belongs to another model.
     """
-    if not (checkpoint / "index.json").is_file():
+    try:
+        index = read_index(checkpoint)
+    except (DamagedError, OldFormatError) as error:
         raise UserError(
-            f"{checkpoint} is not a whole checkpoint, so there is nothing to export; see checkpoints/LATEST of the run"
-        )
-    index = read_json(checkpoint / "index.json")
+            f"{checkpoint} cannot be exported ({error}), so the model would be wrong; name another one with --checkpoint"
+        ) from None
     if as_adapter:
         _refuse_adapter(base)
     if part[0] == 0:
@@ -100,7 +102,7 @@ def export_checkpoint(
 
 def _write_weights(
     checkpoint: Path,
-    index: dict[str, Any],
+    index: Index,
     base: Base,
     model: Any,
     aside: Path,
@@ -152,8 +154,8 @@ def _group(items: list[Item], item_bytes: int) -> list[list[Item]]:
     return groups
 
 
-def _refuse_other_base(index: dict[str, Any], base: Base) -> None:
-    trained_from = index.get("facts", {}).get("base")
+def _refuse_other_base(index: Index, base: Base) -> None:
+    trained_from = index.facts.get("base")
     if trained_from is not None and trained_from != files.base_fingerprint(base.path, base.revision):
         raise UserError(
             f"{base.path} is another model now than the one that training started from, so the export would be a mixture of the two; "
@@ -173,12 +175,10 @@ def _refuse_adapter(base: Base) -> None:
         )
 
 
-def _write_adapter(
-    checkpoint: Path, index: dict[str, Any], base: Base, model: Any, aside: Path, dtype: str
-) -> None:
+def _write_adapter(checkpoint: Path, index: Index, base: Base, model: Any, aside: Path, dtype: str) -> None:
     """Write adapter_config.json and adapter_model.safetensors as peft reads them."""
     assert base.lora is not None
-    names = adapters.folder_names(index["parameters"])
+    names = adapters.folder_names(index.parameters)
     tensors = {
         short: read_parameter(checkpoint, index, n, base.kind).to(DTYPES[dtype]).contiguous()
         for n, short in names.items()

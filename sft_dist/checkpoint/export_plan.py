@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sft_dist.checkpoint.index import Index
 from sft_dist.checkpoint.io import read_parameter
 from sft_dist.config.model import LoraConfig
 from sft_dist.core.errors import UserError
@@ -61,14 +62,14 @@ class Base:
     kind: str = "master"
 
 
-def plan_export(index: dict[str, Any], base: Base, model: Any, found: BaseFiles | None) -> list[Item]:
+def plan_export(index: Index, base: Base, model: Any, found: BaseFiles | None) -> list[Item]:
     """Return everything that is written, trained or not.
 
     Raises:
         UserError: When checkpoint and base do not fit together.
     """
-    trained: dict[str, list[str]] = adapters.trained_modules(index["parameters"])
-    trained |= {adapters.base_name(n): [n] for n in index["parameters"] if ".lora_" not in n}
+    trained: dict[str, list[str]] = adapters.trained_modules(index.parameters)
+    trained |= {adapters.base_name(n): [n] for n in index.parameters if ".lora_" not in n}
     shapes = {n: list(p.shape) for n, p in model.named_parameters()}
     if odd := sorted(trained.keys() - shapes.keys()):
         raise UserError(
@@ -102,7 +103,7 @@ def _trained_item(
     name: str,
     trained: tuple[str, ...],
     key: str | None,
-    index: dict[str, Any],
+    index: Index,
     shapes: dict[str, list[int]],
 ) -> Item:
     if ".lora_" in trained[0]:
@@ -112,14 +113,12 @@ def _trained_item(
                 "export with lora.export=adapter"
             )
         return Item(name=name, keys=(key,), trained=trained, base=key, numel=math.prod(shapes[name]))
-    shape = index["parameters"][trained[0]]
+    shape = index.parameters[trained[0]]
     keys = (key,) if key else tuple(_apart_names(model, name, shape))
     return Item(name=name, keys=keys, trained=trained, base=None, numel=math.prod(shape))
 
 
-def value_of(
-    checkpoint: Path, index: dict[str, Any], base: Base, found: BaseFiles | None, item: Item
-) -> Tensor:
+def value_of(checkpoint: Path, index: Index, base: Base, found: BaseFiles | None, item: Item) -> Tensor:
     """Return one tensor of the export, trained ones in fp32."""
     if item.base is None:
         return read_parameter(checkpoint, index, item.trained[0], base.kind)

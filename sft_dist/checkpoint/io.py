@@ -1,6 +1,6 @@
 """Checkpoints on disk: written aside, checksummed, renamed, LATEST moved last. A half-written one is never resumed.
 
-checkpoints/step-00000040/index.json      position, parameter shapes, which slices lie in which file, checksums
+checkpoints/step-00000040/index.json      position, shapes, which slices lie in which file, checksums (checkpoint/index.py)
 checkpoints/step-00000040/rank-00000.weights.safetensors     fp32 slices of weights, keys "master/<parameter>", "ema/..."
 checkpoints/step-00000040/rank-00000.optimizer.safetensors   fp32 slices of its state, keys "<kind>/<parameter>"
 checkpoints/LATEST, BEST                  name of the newest whole checkpoint; of the one with the lowest validation loss
@@ -23,17 +23,27 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sft_dist.checkpoint import slices
+from sft_dist.checkpoint.index import (
+    FORMAT,
+    OLD,
+    WEIGHTS,
+    DamagedError,
+    Index,
+    OldFormatError,
+    check_file,
+    file_of,
+    read_index,
+    write_index,
+)
 from sft_dist.config.train import CheckpointConfig
 from sft_dist.core.collectives import from_rank_0, gather
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import checksum, fsync_path, read_json, replace_folder, write_json, write_text
+from sft_dist.core.files import checksum, fsync_path, replace_folder, write_text
 from sft_dist.core.records import Position
 
-FORMAT = 2
 NAME = re.compile(r"step-(\d{8})")
 WEIGHTS_ONLY = "it holds weights only (checkpoint.optimizer_keep_last dropped the optimizer's state): it can be exported, not resumed"
 
-WEIGHTS = ("master", "ema")  # kinds of slices that are weights; the others are the optimizer's state
 Parts = dict[str, dict[str, torch.Tensor]]  # tensors by kind of file ("weights", "optimizer") and key
 
 
@@ -58,7 +68,7 @@ def copy_parts(engine: Any) -> tuple[Parts, dict[str, list[int]]]:
         for kind, view in piece.views.items():
             copy = torch.empty(view.shape, dtype=torch.float32, pin_memory=view.is_cuda)
             copy.copy_(view.detach(), non_blocking=True)
-            parts[_file_of(kind)][f"{kind}/{piece.name}"] = copy
+            parts[file_of(kind)][f"{kind}/{piece.name}"] = copy
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return parts, ranges
@@ -83,7 +93,8 @@ def describe(engine: Any, position: Position, facts: Mapping[str, Any]) -> dict[
         "position": asdict(position),
         "optimizer_step": slices.optimizer_step(engine),
         "facts": {**facts, "world_size": dist.get_world_size()},
-        "parameters": {n: list(s) for n, s in slices.parameter_shapes(engine).items()},
+        "parameters": slices.parameter_shapes(engine),
+        "states": slices.states_of(engine),
         "optimizer": True,
     }
 
@@ -93,7 +104,7 @@ def commit(aside: Path, final: Path, index: Mapping[str, Any], files: Mapping[st
     for left in aside.iterdir():  # of an attempt with more ranks that died
         if left.name not in files:
             left.unlink()
-    write_json(aside / "index.json", {**index, "files": dict(files)})
+    write_index(aside, {**index, "files": dict(files)})
     replace_folder(aside, final)
     write_text(final.parent / "LATEST", final.name + "\n")
 
@@ -130,11 +141,15 @@ def prune(root: Path, newest_name: str, keep: CheckpointConfig, losses: Mapping[
 
 
 def drop_optimizer(folder: Path) -> None:
-    """Remove the optimizer's state from a checkpoint: first from its index, then from the disk."""
-    index = read_json(folder / "index.json")
-    if index["optimizer"]:
-        index["files"] = {n: f for n, f in index["files"].items() if f["kind"] == "weights"}
-        write_json(folder / "index.json", {**index, "optimizer": False})
+    """Remove the optimizer's state from a checkpoint: first from its index, then from the disk; a damaged one stays as it is."""
+    try:
+        index = read_index(folder)
+    except (DamagedError, OldFormatError):
+        return
+    if index.optimizer:
+        body = index.model_dump()
+        body["files"] = {n: f for n, f in body["files"].items() if f["kind"] == "weights"}
+        write_index(folder, {**body, "optimizer": False})
     for file in folder.glob("*.optimizer.safetensors"):
         file.unlink(missing_ok=True)
 
@@ -145,11 +160,16 @@ def newest(root: Path, on_bad: Callable[[Path, str], None]) -> Path | None:
     Args:
         root: The folder of checkpoints.
         on_bad: Called on rank 0 with one that cannot be resumed and why; the one before it is tried.
+
+    Raises:
+        UserError: When the newest one is of an earlier format: starting anew would repeat its work without a word.
     """
     for folder in from_rank_0(_whole(root)[::-1]):
         wrong = next((w for w in gather(damage(folder, dist.get_rank(), dist.get_world_size())) if w), "")
         if not wrong:
             return folder
+        if wrong.startswith(OLD.partition("{")[0]):
+            raise UserError(f"{folder} cannot be continued: {wrong}")
         if dist.get_rank() == 0:
             on_bad(folder, wrong)
             if wrong != WEIGHTS_ONLY:  # neither resumed nor counted among the kept
@@ -167,16 +187,13 @@ def damage(folder: Path, part: int = 0, parts: int = 1, *, weights_only: bool = 
     With `weights_only` why it cannot be exported: the optimizer's state is neither looked at nor missed.
     """
     try:
-        index = read_json(folder / "index.json")
-        if index["format"] != FORMAT:
-            return f"format {index['format']} is not the {FORMAT} of this version"
-        files = [n for n, f in sorted(index["files"].items()) if f["kind"] == "weights" or not weights_only]
+        index = read_index(folder)
+        files = [n for n, f in sorted(index.files.items()) if f.kind == "weights" or not weights_only]
         for name in files[part::parts]:
-            if checksum(folder / name) != index["files"][name]["checksum"]:
-                return f"{name} does not match its checksum"
-    except (OSError, ValueError, KeyError) as error:
-        return f"{type(error).__name__}: {error}"
-    return "" if index["optimizer"] or weights_only else WEIGHTS_ONLY
+            check_file(folder, name, index)
+    except (DamagedError, OldFormatError) as error:
+        return str(error)
+    return "" if index.optimizer or weights_only else WEIGHTS_ONLY
 
 
 def load(engine: Any, folder: Path) -> tuple[Position, dict[str, Any]]:
@@ -188,61 +205,74 @@ def load(engine: Any, folder: Path) -> tuple[Position, dict[str, Any]]:
     Raises:
         UserError: When the checkpoint belongs to another model, or holds weights only.
     """
-    index = read_json(folder / "index.json")
-    if not index["optimizer"]:
+    index = _believed(folder)
+    if not index.optimizer:
         raise UserError(f"{folder} cannot be continued: {WEIGHTS_ONLY}; continue a newer one")
-    shapes = {n: list(s) for n, s in slices.parameter_shapes(engine).items()}
-    if shapes != index["parameters"]:
-        odd = sorted(set(shapes) ^ set(index["parameters"])) or [
-            n for n in shapes if shapes[n] != index["parameters"][n]
-        ]
-        raise UserError(
-            f"{folder} belongs to another model (first difference: {odd[0]}), so it cannot be resumed; "
-            "use another name, or checkpoint.resume=never"
-        )
+    shapes, states = slices.parameter_shapes(engine), slices.states_of(engine)
+    _refuse_other_model(folder, index, shapes, states)
     slices.allocate_states(engine)
-    where = {kind: _locate(index, kind) for kind in ("weights", "optimizer")}
+    where = {kind: index.where(kind) for kind in ("weights", "optimizer")}
     for piece in slices.local_slices(engine):
         for kind, view in piece.views.items():
-            for file, start, length in where[_file_of(kind)][piece.name]:
+            for file, start, length in where[file_of(kind)][piece.name]:
                 a, b = max(start, piece.start), min(start + length, piece.start + piece.length)
                 if a < b:
                     with safe_open(folder / file, framework="pt") as f:
                         source = f.get_slice(f"{kind}/{piece.name}")[a - start : b - start]
                     view[a - piece.start : b - piece.start].copy_(source)
-    slices.set_optimizer_step(engine, index["optimizer_step"])
+    slices.set_optimizer_step(engine, index.optimizer_step)
     slices.publish(engine)
-    return Position(**index["position"]), index["facts"]
+    return index.at(), dict(index.facts)
 
 
-def read_parameter(folder: Path, index: dict[str, Any], name: str, kind: str = "master") -> torch.Tensor:
+def _refuse_other_model(
+    folder: Path, index: Index, shapes: Mapping[str, tuple[int, ...]], states: Mapping[str, tuple[str, ...]]
+) -> None:
+    names = index.parameters.keys() | shapes.keys()
+    if odd := sorted(n for n in names if index.parameters.get(n) != shapes.get(n)):
+        raise UserError(
+            f"{folder} belongs to another model (first difference: {odd[0]}), so it cannot be resumed; "
+            "use another name, or checkpoint.resume=never"
+        )
+    if odd := sorted(n for n in names if set(index.states[n]) != set(states[n])):
+        raise UserError(
+            f"{folder} holds {', '.join(index.states[odd[0]]) or 'no state'} of {odd[0]}, where this optimizer keeps "
+            f"{', '.join(states[odd[0]]) or 'none'}, so it cannot be resumed; restore optim.name and optim.ema_decay, or use "
+            "another name"
+        )
+
+
+def _believed(folder: Path) -> Index:
+    """Return the index of a checkpoint that must be whole.
+
+    Raises:
+        UserError: When it is not.
+    """
+    try:
+        return read_index(folder)
+    except (DamagedError, OldFormatError) as error:
+        raise UserError(f"{folder} cannot be used ({error}); name another checkpoint") from None
+
+
+def read_parameter(folder: Path, index: Index, name: str, kind: str = "master") -> torch.Tensor:
     """Assemble one whole fp32 parameter, or its state `kind`, from a checkpoint, on CPU.
 
     Raises:
-        UserError: When a state is asked for and the checkpoint has none any more.
+        UserError: When a state is asked for that the checkpoint does not have.
     """
-    if kind not in WEIGHTS and not index["optimizer"]:
+    if kind not in WEIGHTS and not index.optimizer:
         raise UserError(f"{folder} has no {kind} of the weights: {WEIGHTS_ONLY}; take a newer one")
-    shape = index["parameters"][name]
-    whole = torch.empty(torch.Size(shape).numel(), dtype=torch.float32)
-    for file, start, length in _locate(index, _file_of(kind))[name]:
+    if kind not in ("master", *index.states[name]):
+        raise UserError(
+            f"{folder} has no {kind} of {name}, so it cannot be read; it has master, {', '.join(index.states[name])}"
+        )
+    pieces = [torch.zeros(0)]
+    for file, _, _ in index.where(file_of(kind))[
+        name
+    ]:  # in order, and they cover it: `read_index` has looked
         with safe_open(folder / file, framework="pt") as f:
-            whole[start : start + length].copy_(f.get_tensor(f"{kind}/{name}"))
-    return whole.view(shape)
-
-
-def _file_of(kind: str) -> str:
-    """Return the kind of file that slices of a kind lie in."""
-    return "weights" if kind in WEIGHTS else "optimizer"
-
-
-def _locate(index: dict[str, Any], kind: str) -> dict[str, list[tuple[str, int, int]]]:
-    where: dict[str, list[tuple[str, int, int]]] = {}
-    for file, body in index["files"].items():
-        if body["kind"] == kind:
-            for name, (start, length) in body["slices"].items():
-                where.setdefault(name, []).append((file, start, length))
-    return where
+            pieces.append(f.get_tensor(f"{kind}/{name}"))
+    return torch.cat(pieces).view(index.parameters[name])
 
 
 def _whole(root: Path) -> list[Path]:

@@ -15,8 +15,9 @@ from typing import Any
 import fsspec
 
 from sft_dist.checkpoint import io
+from sft_dist.checkpoint.index import read_index
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import read_json, replace_folder, write_text
+from sft_dist.core.files import replace_folder, write_text
 
 CONFIG = "config.json"  # of the run folder
 
@@ -75,7 +76,7 @@ class Remote:
             if not (local / "index.json").is_file():
                 self._files.rm(self._path(f"{name}/index.json"))  # first: what remains is not whole
                 self._files.rm(self._path(name), recursive=True)
-            elif not read_json(local / "index.json")["optimizer"]:
+            elif not read_index(local).optimizer:
                 self._put(local / "index.json", f"{name}/index.json")
                 if state := self._files.glob(self._path(f"{name}/*.optimizer.safetensors")):
                     self._files.rm(state)

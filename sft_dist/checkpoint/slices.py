@@ -74,6 +74,19 @@ def allocate_states(engine: Any) -> None:
                 state[name] = torch.zeros_like(flat)
 
 
+def states_of(engine: Any) -> dict[str, tuple[str, ...]]:
+    """Return the kinds of tensors that are kept of every trainable parameter besides its master weight."""
+    groups = torch_optimizer(engine).param_groups
+    of_tensor = {id(p): g["states"] for g in groups for p in g["params"]}
+    # an average of the weights lies among the states (train/ema.py), of all of them or of none
+    average = ("ema",) if any("ema" in state for _, state in flat_states(engine)) else ()
+    return {
+        name.removeprefix(PREFIX): (*of_tensor.get(id(p), groups[0]["states"]), *average)
+        for name, p in engine.module.named_parameters()
+        if p.requires_grad
+    }
+
+
 def flat_states(engine: Any) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Yield this rank's fp32 weights as the optimizer holds them, flat or whole, each with its states."""
     states = torch_optimizer(engine).state

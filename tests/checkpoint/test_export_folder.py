@@ -60,7 +60,11 @@ def checkpoint_of(hf: Any, root: Path) -> Path:
         parts = {"weights": {f"master/{n}": weights[n][a:b].contiguous() for n, (a, b) in cut.items()}}
         files |= io.write_part(root / ".aside", rank, parts, {n: [a, b - a] for n, (a, b) in cut.items()})
     shapes = {n: list(p.shape) for n, p in hf.named_parameters() if p.requires_grad}
-    io.commit(root / ".aside", root / "step", {"format": io.FORMAT, "parameters": shapes}, files)
+    index = {
+        "format": io.FORMAT, "position": {"step": 1, "epoch": 0, "epoch_step": 1}, "optimizer_step": 1, "facts": {},
+        "parameters": shapes, "states": {n: [] for n in shapes}, "optimizer": False,
+    }  # fmt: skip
+    io.commit(root / ".aside", root / "step", index, files)
     return root / "step"
 
 

@@ -19,7 +19,6 @@ from sft_dist.checkpoint import io as store
 from sft_dist.checkpoint import slices
 from sft_dist.config.root import RunConfig
 from sft_dist.config.train import LossConfig
-from sft_dist.core.files import read_json
 from sft_dist.core.records import Position, Span, Tokens
 from sft_dist.model import activation_memory
 from sft_dist.model.loss import LossHead
@@ -119,8 +118,8 @@ class EmaStates(Case):
         cases.train(engine, folder, steps=2, save_at=(2,))
         found = store.newest(folder / "checkpoints", lambda path, why: None)
         assert found is not None
-        index = read_json(found / "index.json")
-        exported = [store.read_parameter(found, index, n, "ema") for n in index["parameters"]]
+        index = store.read_index(found)
+        exported = [store.read_parameter(found, index, n, "ema") for n in index.parameters]
         engine = cases.engine_of(model, stage=self.stage)
         ema = Ema(engine, decay=0.5, every=2)
         store.load(engine, found)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sft_dist.checkpoint.io import FORMAT
+from sft_dist.checkpoint.index import FORMAT, write_index
 
 Sft = Callable[..., tuple[int, str, str]]
 
@@ -321,9 +321,15 @@ def test_a_damaged_checkpoint_is_not_exported(sft: Sft, project: Path) -> None:
     checkpoint.mkdir(parents=True)
     (checkpoint / "rank-00000.weights.safetensors").write_text("rotten")
     files = {
-        "rank-00000.weights.safetensors": {"kind": "weights", "slices": {}, "checksum": "that of what was"}
+        "rank-00000.weights.safetensors": {"kind": "weights", "slices": {"w": [0, 1]}, "checksum": "0" * 32}
     }
-    (checkpoint / "index.json").write_text(json.dumps({"format": FORMAT, "files": files, "optimizer": False}))
+    write_index(
+        checkpoint,
+        {
+            "format": FORMAT, "position": {"step": 2, "epoch": 0, "epoch_step": 2}, "optimizer_step": 2, "facts": {},
+            "parameters": {"w": [1]}, "states": {"w": []}, "optimizer": False, "files": files,
+        },
+    )  # fmt: skip
     (checkpoint.parent / "LATEST").write_text(checkpoint.name)
     assert "rank-00000.weights.safetensors does not match its checksum" in refused(sft, "export", str(run))
     (checkpoint / "index.json").write_text("{")

@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sft_dist.checkpoint.index import read_index
 from sft_dist.checkpoint.io import read_parameter
 from sft_dist.config.root import RunConfig
 from sft_dist.config.train import LossConfig
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import read_json, read_jsonl
+from sft_dist.core.files import read_jsonl
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.model import activation_memory
 from sft_dist.model.packed import PackedLM
@@ -94,7 +95,7 @@ def test_a_run_with_average_warm_up_in_tokens_trace_and_options(sft: Sft, projec
     assert lines[0]["source_loss"]
     assert lines[0]["target_tokens_per_s"] == pytest.approx(lines[0]["target_tokens"] / lines[0]["step_s"])
     checkpoint = folder.checkpoints / "step-00000006"
-    index = read_json(checkpoint / "index.json")
+    index = read_index(checkpoint)
     exported = load_file(folder.export / "model.safetensors")
     for name in ("model.norm.weight", "model.layers.0.mlp.up_proj.weight"):
         ema, last = (read_parameter(checkpoint, index, name, kind) for kind in ("ema", "master"))

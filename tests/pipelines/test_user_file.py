@@ -103,13 +103,14 @@ def test_train_stop_continue_export_evaluate_report(sft: Sft, project: Path) -> 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from sft_dist.checkpoint.index import read_index
     from sft_dist.checkpoint.io import read_parameter
     from sft_dist.core.files import read_json
 
     model = AutoModelForCausalLM.from_pretrained(folder.export)
     latest = folder.checkpoints / (folder.checkpoints / "LATEST").read_text().strip()
-    index = read_json(latest / "index.json")
-    assert set(index["parameters"]) == {n for n, _ in model.named_parameters()}
+    index = read_index(latest)
+    assert set(index.parameters) == {n for n, _ in model.named_parameters()}
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, read_parameter(latest, index, name)), name
     tokenizer = AutoTokenizer.from_pretrained(folder.export)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from sft_dist.checkpoint.export import export_checkpoint
-from sft_dist.checkpoint.io import damage
+from sft_dist.checkpoint.io import NAME, damage
 from sft_dist.config.load import load_run_config
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_json
@@ -22,11 +21,9 @@ def export(folder: RunFolder, checkpoint: str | None, out: Path | None) -> Path:
         UserError: When there is no such checkpoint.
     """
     config = load_run_config(folder.path)
-    latest = folder.checkpoints / "LATEST"
-    name = checkpoint or (latest.read_text().strip() if latest.is_file() else "")
-    # the name is one of our folders, never a path: `..` would lead out of the run
-    if not re.fullmatch(r"step-\d{8,}", name) or not (folder.checkpoints / name).is_dir():
-        have = sorted(p.name for p in folder.checkpoints.glob("step-*"))
+    have = sorted(p.name for p in folder.checkpoints.glob("step-*") if NAME.fullmatch(p.name))
+    name = checkpoint or (have[-1] if have else "")
+    if name not in have:  # one of our folders, never a path: `..` would lead out of the run
         raise UserError(
             f"{folder.path} has no checkpoint {name or '(none is complete)'}; it has: {', '.join(have) or 'none'}"
         )
