@@ -108,7 +108,10 @@ class Saver:
         self._settle()
         parts, ranges = store.copy_parts(self._engine)
         current = _Checkpoint(self._root, position, began)
-        current.index = store.describe(self._engine, position, {**self._facts, **(facts or {})})
+        measured = sorted(self._losses.items())
+        current.index = store.describe(
+            self._engine, position, {**self._facts, **(facts or {}), "validation_losses": measured}
+        )
         current.start("write", partial(store.write_part, current.aside, dist.get_rank(), parts, ranges))
         self._current, self.begun_at = current, position
         current.stall_s = time.monotonic() - began

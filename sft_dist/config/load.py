@@ -19,6 +19,7 @@ from sft_dist.config.root import RunConfig
 from sft_dist.config.sources import SourceConfig
 from sft_dist.config.yaml_file import MAX_DEPTH, read_yaml
 from sft_dist.core.errors import UserError, nearest
+from sft_dist.core.files import read_object
 from sft_dist.core.process import resource
 
 DEFAULT_EXPERIMENT = "demo"
@@ -86,7 +87,11 @@ def load_run_config(run_dir: Path) -> RunConfig:
         raise UserError(
             f"{run_dir} is not a run folder (it has no config.json); name one under run_root, such as runs/demo"
         )
-    return config_from_json(file.read_text(encoding="utf-8"))
+    remedy = (
+        "it says what the run was trained with, so nothing can go on with the run without it: put a copy of it there "
+        "(checkpoint.remote has one), or start anew under another name or with checkpoint.resume=never"
+    )
+    return validate(read_object(file, remedy))
 
 
 def compose(overrides: Sequence[str], file: Path | None) -> dict[str, Any]:

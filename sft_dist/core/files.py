@@ -76,6 +76,27 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """Read a JSON object that we wrote.
+
+    Args:
+        path: The file.
+        remedy: What mends it, for the error.
+
+    Raises:
+        UserError: When it is missing, torn or no object; the text names the file.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {remedy}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); {remedy}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged (it holds a {type(value).__name__}, not an object); {remedy}")
+    return value
+
+
 def append_jsonl(path: Path, value: Any) -> None:
     """Append one JSON line in a single write. A crash tears at most that line; the next append starts a new one."""
     line = json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogatepass") + b"\n"

@@ -10,13 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from sft_dist.core.errors import BusyError
-from sft_dist.core.files import append_jsonl, read_json, write_json
+from sft_dist.core.errors import BusyError, UserError
+from sft_dist.core.files import append_jsonl, read_object, write_json
 from sft_dist.core.locks import take_lock
 
 SILENT_S = 900.0
 """A running run is taken for dead after this time without progress (the heartbeat's age; train/stall_report.py): a step, a
 checkpoint or an evaluation may be long. The batch script ends it later, after HEARTBEAT_MAX."""
+
+# Of stores.json, and their types.
+STORES_FIELDS: dict[str, type] = {
+    "sources": dict, "eval_stores": dict, "tokenizer": str, "template_text": str, "stop_ids": list, "read": dict,
+}  # fmt: skip
 
 State = Literal["running", "stopped", "finished", "fatal"]
 
@@ -58,13 +63,36 @@ class RunFolder:
         return self.path / "export"
 
     def status(self) -> dict[str, Any]:
-        """Return status.json, empty before the first write."""
-        with suppress(FileNotFoundError):
-            return dict(read_json(self.path / "status.json"))
+        """Return status.json; empty before the first write, and where it is damaged: the next write makes it anew."""
+        with suppress(UserError):
+            return read_object(self.path / "status.json", "")
         return {}
 
+    def read_stores(self) -> dict[str, Any]:
+        """Return stores.json.
+
+        Raises:
+            UserError: When it is missing, damaged or of another version.
+        """
+        remedy = "the command that started the run writes it anew"
+        stores = read_object(self.stores, remedy)
+        odd = [k for k, kind in STORES_FIELDS.items() if not isinstance(stores.get(k), kind)]
+        entries = () if odd else stores["sources"].values()
+        if odd or not all(
+            isinstance(e, dict) and isinstance(e.get("path"), str) and "key" in e for e in entries
+        ):
+            raise UserError(
+                f"{self.stores} is damaged or of another version ({odd[0] if odd else 'sources'}); {remedy}"
+            )
+        return stores
+
     def set_status(self, state: State, **facts: Any) -> None:
-        """Write status.json atomically."""
+        """Write status.json atomically.
+
+        Raises:
+            FileNotFoundError: When the run folder is gone; it is not made again.
+        """
+        self.path.stat()
         write_json(self.path / "status.json", {"state": state, "time": time.time(), **facts})
 
     def event(self, kind: str, **facts: Any) -> None:

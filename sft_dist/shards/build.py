@@ -7,6 +7,7 @@ with its manifest. So a killed build opens as nothing, and a relaunch does only 
 from __future__ import annotations
 
 import fcntl
+import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,8 +55,14 @@ def is_whole(folder: Path, key: Mapping[str, Any]) -> bool:
     manifest = folder / layout.MANIFEST
     if not manifest.is_file():
         return False
-    fields = files.read_json(manifest)
-    return bool(fields.get("format") == layout.FORMAT_VERSION and not layout.key_changes(fields["key"], key))
+    try:
+        fields = files.read_object(manifest, "")
+    except UserError:
+        return False
+    same = fields.pop("checksum", None) == files.fingerprint(fields)
+    return bool(
+        same and fields["format"] == layout.FORMAT_VERSION and not layout.key_changes(fields["key"], key)
+    )
 
 
 def finish_store(
@@ -122,7 +129,8 @@ def finish_store(
                 for r in wanted
             ],
         }
-        files.write_json(folder / layout.MANIFEST, manifest)
+        manifest = json.loads(json.dumps(manifest))  # as it is read: lists for tuples
+        files.write_json(folder / layout.MANIFEST, {**manifest, "checksum": files.fingerprint(manifest)})
 
 
 @contextmanager

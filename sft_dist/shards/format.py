@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from sft_dist.core import files
+from sft_dist.core.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 INDEX = "index"
 ID_BYTES = 16
@@ -128,10 +129,10 @@ def write_record(folder: Path, record: ShardRecord) -> None:
 def read_record(path: Path) -> ShardRecord | None:
     """Read a completion record; None when it is of another format version, or damaged."""
     try:
-        fields = files.read_json(path)
-    except ValueError:
+        fields = files.read_object(path, "")
+        return ShardRecord(**fields) if fields.pop("format", None) == FORMAT_VERSION else None
+    except (UserError, TypeError):
         return None
-    return ShardRecord(**fields) if fields.pop("format", None) == FORMAT_VERSION else None
 
 
 def remove_manifest(folder: Path) -> None:

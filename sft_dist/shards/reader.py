@@ -111,6 +111,11 @@ class Store:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its shards on disk."""
+        return sum(entry["bytes"] for entry in self._manifest["shards"])
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (Store.open, (self.folder,))  # another process maps the files itself
 
@@ -165,16 +170,15 @@ def _read_manifest(folder: Path, rebuild: str) -> dict[str, Any]:
         shards = len(list(folder.glob("shard-*.json")))
         state = f"is unfinished ({shards} shards so far)" if shards else "holds no token store"
         raise UserError(f"{folder} {state}, so there is nothing to train on. Prepare it: {rebuild}")
-    try:
-        manifest: dict[str, Any] = files.read_json(path)
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged ({error}), so the store cannot be used. Rebuild it: {rebuild}"
-        ) from None
+    manifest = files.read_object(path, f"so the store cannot be used. Rebuild it: {rebuild}")
     if manifest.get("format") != layout.FORMAT_VERSION:
         raise UserError(
             f"{folder} has store format {manifest.get('format')}, this version reads {layout.FORMAT_VERSION}. "
             f"Rebuild it: {rebuild}"
+        )
+    if manifest.pop("checksum", None) != files.fingerprint(manifest):
+        raise UserError(
+            f"{path} is damaged (it does not match its checksum), so the store cannot be used. Rebuild it: {rebuild}"
         )
     return manifest
 

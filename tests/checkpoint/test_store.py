@@ -26,7 +26,7 @@ def test_a_checkpoint_restores_weights_moments_step_and_position(engine: PlainEn
     position, facts = io.load(other, root / "step-00000007")
     assert equal(other.state(), engine.state())
     assert position == at(7)
-    assert facts == {"plan_hash": 1, "losses": [1.5], "world_size": 1}
+    assert facts == {"plan_hash": 1, "losses": [1.5], "validation_losses": [], "world_size": 1}
     assert (root / "LATEST").read_text() == "step-00000007\n"
     engine.step()
     other.step()

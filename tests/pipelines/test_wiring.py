@@ -22,7 +22,8 @@ from sft_dist.model.ulysses import SequenceGroup
 from sft_dist.pack import CostModel
 from sft_dist.pipelines.evaluate.command import _Work
 from sft_dist.pipelines.train import planning, worker
-from sft_dist.pipelines.train.resume import remaining
+from sft_dist.pipelines.train.resume import Resumed, remaining
+from sft_dist.shards.verify import StoreCheck
 from sft_dist.train.evaluate import set_losses
 from sft_dist.train.run_log import RunLogger
 
@@ -95,11 +96,10 @@ def test_optim_train_and_checkpoint_reach_loop_saver_and_tracker(
     parts: Any = SimpleNamespace(engine=engine, ema=None, sequence=None, base="b1")
     corpus = SimpleNamespace(task_names=["t"], source_names=["s"])
     made: Any = SimpleNamespace(corpus=corpus, planner=None, hash=5, steps=10, cost=COST)
-    start = Position(step=0, epoch=0, epoch_step=0)
-    none: Any = None
-    worker._loop(
-        config, RunFolder(project), parts, made, start, none, SimpleNamespace(progress=None), None, None
-    )
+    beat: Any = SimpleNamespace(progress=None)
+    start = Resumed(position=Position(), validation_losses={3: 2.5})
+    worker._loop(config, RunFolder(project), parts, made, start, StoreCheck(None), beat, None, {})
+    assert seen["saver"][1]["losses"] == {3: 2.5}
     options = seen["run"][1]
     assert [options["lr_of"](step) for step in (0, 1, 2, 8, 9, 10)] == [0.5, 1.0, 1.0, 1.0, 0.75, 0.5]
     assert (options["seed"], options["clip"]) == (9, 0.3)
@@ -124,7 +124,7 @@ def test_threads_of_a_rank(project: Path, group: None, monkeypatch: pytest.Monke
 
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
-    monkeypatch.setattr(worker, "read_json", stop)
+    monkeypatch.setattr(RunFolder, "read_stores", stop)
     heartbeat: Any = None
     for words in (["train.threads_per_rank=3"], []):
         with pytest.raises(Called):

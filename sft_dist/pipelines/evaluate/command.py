@@ -21,7 +21,6 @@ from sft_dist.config import RunConfig
 from sft_dist.config.load import load_run_config
 from sft_dist.core import process
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import read_json
 from sft_dist.core.records import Example
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.sets import JUDGES, VALIDATION, SetName
@@ -45,7 +44,7 @@ class _Work:
     """What is generated: the same for the ranks and for the one who collects."""
 
     def __init__(self, config: RunConfig, folder: RunFolder) -> None:
-        stores = read_json(folder.stores)
+        stores = folder.read_stores()
         self.config, self.root = config, folder.path / "eval" / "parts"
         self.model = str(folder.export)
         self.base = str(folder.path / "init") if config.model.shape else str(config.model.path)

@@ -8,7 +8,6 @@ from sft_dist.checkpoint.export import export_checkpoint
 from sft_dist.checkpoint.io import NAME, damage
 from sft_dist.config.load import load_run_config
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import read_json
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.pipelines.train.engine import export_base, exports_adapter
 from sft_dist.render.tokenizer import TextTokenizer
@@ -31,7 +30,7 @@ def export(folder: RunFolder, checkpoint: str | None, out: Path | None) -> Path:
         raise UserError(
             f"{folder.checkpoints / name} is damaged ({wrong}), so an export of it would be wrong; name another one with --checkpoint"
         )
-    stores = read_json(folder.stores)
+    stores = folder.read_stores()
     target = (out or folder.export).resolve()
     if out is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,15 +18,28 @@ from sft_dist.checkpoint.remote import Remote
 from sft_dist.config import RunConfig
 from sft_dist.core.collectives import from_rank_0
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import read_jsonl
 from sft_dist.core.process import logger
 from sft_dist.core.records import Batch, Position, Row, StepPlan
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.mix import Corpus
 from sft_dist.model.ulysses import SequenceGroup
-from sft_dist.train.run_log import finite
 
 log = logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resumed:
+    """Where training goes on, and what the checkpoint knows of the steps before.
+
+    Attributes:
+        position: Where to start.
+        losses: Of the last steps (train.guard.SpikeDetector).
+        validation_losses: By step, of all evaluations before it.
+    """
+
+    position: Position
+    losses: Sequence[float] = ()
+    validation_losses: Mapping[int, float] = field(default_factory=dict)
 
 
 def resume(
@@ -36,7 +50,7 @@ def resume(
     *,
     plan_hash: int,
     base: str | None,
-) -> tuple[Position, list[float]]:
+) -> Resumed:
     """Fill the engine from the newest whole checkpoint, if there is one. Collective.
 
     Args:
@@ -48,7 +62,7 @@ def resume(
         base: Fingerprint of the model that training starts from, or None.
 
     Returns:
-        Where to start, and the last losses before it (train.guard.Judge).
+        Where to start, and what was measured before.
 
     Raises:
         UserError: When the checkpoint is of another data plan or model, or `checkpoint.resume=required` finds none.
@@ -70,7 +84,7 @@ def resume(
                 f"checkpoint.resume=required, but {folder.checkpoints} has no whole checkpoint, so there is nothing to "
                 "continue; use checkpoint.resume=auto to start anew"
             )
-        return Position(), []
+        return Resumed(position=Position())
     position, facts = checkpoints.load(engine, found)
     if facts["plan_hash"] != plan_hash:
         raise UserError(
@@ -91,14 +105,10 @@ def resume(
             saved_world_size=facts["world_size"],
         )
         log.info("resumed %s (written by %d ranks)", found.name, facts["world_size"])
-    return position, facts["losses"]
-
-
-def validation_losses(folder: RunFolder) -> dict[int, float]:
-    """Return the validation losses that were measured before, by step; the same on every rank."""
-    lines = read_jsonl(folder.metrics) if dist.get_rank() == 0 else []
-    return from_rank_0(
-        {m["step"]: m["loss"] for m in lines if m.get("kind") == "eval" and finite(m["loss"]) is not None}
+    return Resumed(
+        position=position,
+        losses=facts["losses"],
+        validation_losses=dict(facts["validation_losses"]),
     )
 
 

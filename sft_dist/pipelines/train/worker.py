@@ -10,7 +10,7 @@ import argparse
 import os
 import socket
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,9 +27,10 @@ from sft_dist.checkpoint.remote import Remote
 from sft_dist.config import RunConfig
 from sft_dist.config.load import load_run_config
 from sft_dist.core import process
+from sft_dist.core.bus_error import name_mapped_file
 from sft_dist.core.collectives import from_rank_0, gather
 from sft_dist.core.errors import BusyError, UserError
-from sft_dist.core.files import read_json, write_json
+from sft_dist.core.files import read_object, write_json
 from sft_dist.core.records import Position, StepMetrics
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.mix import Corpus
@@ -41,9 +42,10 @@ from sft_dist.pipelines.config_warnings import config_warnings
 from sft_dist.pipelines.train.engine import TrainingSetup, build_engine, export_base, exports_adapter
 from sft_dist.pipelines.train.oom_message import oom_message
 from sft_dist.pipelines.train.planning import cost_of, make_planner, open_corpus, plan_facts, total_steps
-from sft_dist.pipelines.train.resume import remaining, resume, validation_losses
+from sft_dist.pipelines.train.resume import Resumed, remaining, resume
 from sft_dist.render.tokenizer import TextTokenizer
 from sft_dist.shards.staging import stage
+from sft_dist.shards.verify import StoreCheck
 from sft_dist.train import loop, zero
 from sft_dist.train.environment import environment
 from sft_dist.train.evaluate import set_losses
@@ -68,20 +70,28 @@ def main() -> int:
         with Heartbeat(folder) as heartbeat:
             state = train(config, folder, heartbeat)
     except (UserError, torch.OutOfMemoryError) as error:
-        me = process.current()
-        where = "" if me.is_main else f"rank {me.rank} on {socket.gethostname()}: "
-        said = str(error) if isinstance(error, UserError) else _out_of_memory(config, folder)
-        sys.stderr.write(f"error: {where}{said}\n")
-        if not isinstance(error, BusyError) and (me.is_main or folder.status().get("state") != "fatal"):
-            folder.set_status("fatal", reason=f"{where}{said}")
+        if isinstance(error, BusyError):
+            sys.stderr.write(f"error: {error}\n")
+        else:
+            _say_fatal(folder, str(error) if isinstance(error, UserError) else _out_of_memory(config, folder))
         return 2  # without leaving the process group in order: other ranks may wait inside a collective
     dist.destroy_process_group()
     return 0 if state in ("finished", "stopped") else 3
 
 
+def _say_fatal(folder: RunFolder, reason: str) -> None:
+    me = process.current()
+    where = "" if me.is_main else f"rank {me.rank} on {socket.gethostname()}: "
+    sys.stderr.write(f"error: {where}{reason}\n")
+    if me.is_main or folder.status().get("state") != "fatal":
+        folder.set_status("fatal", reason=f"{where}{reason}")
+
+
 def _out_of_memory(config: RunConfig, folder: RunFolder) -> str:
     plan = folder.path / "plan.json"
-    facts = read_json(plan) if plan.is_file() else {"tokens": 1, "target_tokens": 1}
+    facts = {"tokens": 1, "target_tokens": 1}
+    with suppress(UserError):
+        facts |= read_object(plan, "")
     return oom_message(
         config,
         ranks=dist.get_world_size(),
@@ -99,16 +109,18 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat) -> str:
     remote = Remote(config.checkpoint.remote) if config.checkpoint.remote else None
     if remote:
         remote.probe(f"rank-{rank}")  # now: a failed upload later is but a warning
-    stores = read_json(folder.stores)
-    corpus = open_corpus(
-        {n: _store(s, config.launch.stage_dir) for n, s in stores["sources"].items()},
-        {n: s["key"] for n, s in stores["sources"].items()},
-    )
+    stores = folder.read_stores()
+    paths = {n: _store(s, config.launch.stage_dir) for n, s in stores["sources"].items()}
+    corpus = open_corpus(paths, {n: s["key"] for n, s in stores["sources"].items()})
+    name_mapped_file(partial(_say_fatal, folder))
+    check = StoreCheck(paths.values() if process.current().local_rank == 0 else None)
     tokenizer = TextTokenizer.load(stores["tokenizer"])
     parts = build_engine(config, folder, tokenizer)
+    if check.small:
+        check.wait()
     log.info("attention: %s (%s)", parts.backend, parts.reason)
     plan = _Plan.of(config, corpus, parts, stores["read"])
-    start, losses = resume(config, folder, parts.engine, remote, plan_hash=plan.hash, base=parts.base)
+    resumed = resume(config, folder, parts.engine, remote, plan_hash=plan.hash, base=parts.base)
     if rank == 0:
         write_json(folder.path / "plan.json", plan.facts)
         log.info("%s", _batch_line(config, parts.sequence, plan.steps, parts.parameters))
@@ -119,8 +131,8 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat) -> str:
         folder,
         parts,
         plan,
-        start,
-        SpikeDetector(config.train, losses),
+        resumed,
+        check,
         heartbeat,
         remote,
         stores["eval_stores"],
@@ -209,15 +221,15 @@ def _loop(
     folder: RunFolder,
     parts: TrainingSetup,
     plan: _Plan,
-    start: Position,
-    spikes: SpikeDetector,
+    resumed: Resumed,
+    check: StoreCheck,
     heartbeat: Heartbeat,
     remote: Remote | None,
     eval_stores: dict[str, str],
 ) -> tuple[Position, str, str]:
     """Wire the loop to the run folder: what is logged, saved and evaluated, and when."""
     engine, is_main = parts.engine, dist.get_rank() == 0
-    corpus, cost, optim = plan.corpus, plan.cost, config.optim
+    corpus, cost, optim, start = plan.corpus, plan.cost, config.optim, resumed.position
     requests = StopSignals(folder, is_main=is_main)
     requests.listen()
     evaluator = None
@@ -246,6 +258,7 @@ def _loop(
         )
 
         def on_step(metrics: StepMetrics) -> None:
+            check.look()
             lines.step(metrics)
             if parts.ema is not None:
                 parts.ema.after(metrics.step)
@@ -259,6 +272,11 @@ def _loop(
             chosen_by: float | None = scores["loss"]  # of the validation set; what judges chooses nothing
             return chosen_by
 
+        def settle() -> None:
+            check.wait()  # nothing is kept that was trained on damaged data
+            if parts.ema is not None:
+                parts.ema.settle()
+
         saver = Saver(
             engine,
             folder.checkpoints,
@@ -266,10 +284,10 @@ def _loop(
             keep=config.checkpoint,
             report=lines.saved,
             saved_at=start if start.step else None,
-            losses=validation_losses(folder),
+            losses=resumed.validation_losses,
             remote=remote,
             moved=heartbeat.progress,
-            settle=parts.ema.settle if parts.ema is not None else lambda: None,
+            settle=settle,
         )
         return loop.run(
             engine,
@@ -286,7 +304,7 @@ def _loop(
             heartbeat=heartbeat,
             hooks=loop.Hooks(log=on_step, event=lines.event, evaluate=evaluate),
             saver=saver,
-            spikes=spikes,
+            spikes=SpikeDetector(config.train, resumed.losses),
             seed=config.seed,
             clip=optim.clip,
             useful_flops=lambda tokens, targets, pairs: useful.useful_flops(tokens, pairs, targets),
