@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the ranks of one node: the only caller of torchrun. Everything after the environment goes to torchrun as it is:
+# Runs the ranks of one node: the only caller of torchrun (through cluster/agent.py). Everything after the environment goes to torchrun as it is:
 #
 #   RUN_DIR=runs/x MASTER_ADDR=127.0.0.1 MASTER_PORT=29400 NPROC=2 \
 #     launch/node.sh -m sft_dist.pipelines.train.worker --run-dir runs/x
@@ -12,9 +12,9 @@
 # ATTEMPT       names the log folder, "restart.try"; default: the next free one
 # JOIN_TIMEOUT_S   how long a node waits for the others (600)
 #
-# USR1, or Ctrl-C once: the ranks agree on a step, write a checkpoint and end with status "stopped".
-# USR2: every rank writes the stacks of its threads to its log.   TERM, or Ctrl-C twice: torchrun ends the ranks; a TERM in a
-# job on several nodes or by slurm/train.sbatch is as USR1, for Slurm itself kills what outlives its grace time.
+# USR1, TERM, HUP, or Ctrl-C: the ranks agree on a step, write a checkpoint and end with status "stopped"; a second TERM, HUP or
+# Ctrl-C on one's own machine: torchrun ends the ranks.   USR2: every rank writes the stacks of its threads to its log.
+# Nothing stays behind: torchrun ends with this script, and the ranks with torchrun (cluster/agent.py), kill -9 included.
 #
 # Why Slurm starts this and not torchrun: with proctrack/cgroup it delivers every signal but KILL to its direct child
 # alone; torchrun would die of USR1, and its ranks would never see it.
@@ -100,24 +100,24 @@ on_interrupt() {
     end_ranks
   fi
 }
-on_term() {   # torchrun would kill the ranks after 30 s, in the middle of a checkpoint
-  if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "$by_hand" ]; then to_ranks USR1; else end_ranks; fi
+on_term() {   # torchrun alone would kill the ranks after 30 s, in the middle of a checkpoint
+  if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "$by_hand" ]; then to_ranks USR1; else on_interrupt; fi
 }
-end_ranks() { if [ -n "$pid" ]; then kill -s TERM "$pid" 2>/dev/null; fi; }
+end_ranks() { if [ -n "$pid" ]; then kill -s QUIT "$pid" 2>/dev/null; fi; }
 
 binding=()
 if [ -n "${NUMA_BINDING:-}" ]; then binding=(--numa-binding "$NUMA_BINDING"); fi   # node, socket, exclusive, core-complex
-"$PYTHON" -m torch.distributed.run \
+"$PYTHON" -m sft_dist.cluster.agent \
   --nnodes "$nnodes" --node-rank "$node" --nproc-per-node "$nproc_per_node" \
   --rdzv-backend static --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT" \
   --rdzv-conf "timeout=${JOIN_TIMEOUT_S:-600}" --max-restarts 0 \
-  --signals-to-handle SIGTERM,SIGHUP,SIGQUIT ${binding[@]+"${binding[@]}"} \
+  --signals-to-handle SIGURG ${binding[@]+"${binding[@]}"} \
   --log-dir "$logs" --redirects 3 --tee 3 --local-ranks-filter 0 "$@" </dev/null &
 pid=$!
 trap 'to_ranks USR1' USR1
 trap 'to_ranks USR2' USR2
 trap on_interrupt INT
-trap on_term TERM
+trap on_term TERM HUP
 
 while :; do   # a trapped signal ends `wait` early
   wait "$pid"

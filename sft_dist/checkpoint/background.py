@@ -100,6 +100,7 @@ class Saver:
         self._remote, self._moved, self._settle = remote, moved, settle
         self.saved_at = self.begun_at = saved_at
         self._current: _Checkpoint | None = None
+        root.mkdir(parents=True, exist_ok=True)
 
     def begin(self, position: Position, facts: Mapping[str, Any] | None = None) -> None:
         """Copy the state of this step and write it in the background; one that is still being written comes first."""

@@ -76,7 +76,7 @@ def copy_parts(engine: Any) -> tuple[Parts, dict[str, list[int]]]:
 
 def write_part(aside: Path, rank: int, parts: Parts, ranges: dict[str, list[int]]) -> dict[str, Any]:
     """Write the files of one rank into the folder `aside`, flushed; return their entries in the index."""
-    aside.mkdir(parents=True, exist_ok=True)
+    aside.mkdir(exist_ok=True)  # not its parents: a run folder that is gone is not made again
     files = {}
     for kind, tensors in parts.items():
         name = f"rank-{rank:05d}.{kind}.safetensors"

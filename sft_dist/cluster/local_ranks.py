@@ -7,10 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import FrameType
 
 from sft_dist.core.errors import UserError
+from sft_dist.core.parent import end_with_parent
 from sft_dist.core.process import resource
 from sft_dist.core.runfolder import RunFolder
 
@@ -47,7 +52,7 @@ def run_ranks(
 ) -> int:
     """Run `module` under torchrun on this machine; return the launcher's exit code.
 
-    Ctrl-C once asks the ranks to stop with a checkpoint; twice ends them.
+    Ctrl-C, TERM or HUP once asks the ranks to stop with a checkpoint; twice ends them. They end with this process, too.
 
     Args:
         folder: The run folder; the ranks' output goes below its logs/.
@@ -71,25 +76,49 @@ def run_ranks(
     with console.open("a") as output:
         command = ["bash", str(script), "-m", module, "--run-dir", str(folder.path)]
         # its own session: Ctrl-C reaches this process alone, which then asks politely
-        ranks = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        interrupts = 0
-        while True:
-            try:
-                code = ranks.poll()
-                watch()
-                if code is not None:
-                    return code
-                time.sleep(POLL_S)
-            except KeyboardInterrupt:
-                interrupts += 1
-                # node.sh asks the ranks, also those that do not listen yet, through control/stop
-                os.kill(ranks.pid, signal.SIGINT if interrupts == 1 else signal.SIGTERM)
-                if interrupts == 1:
-                    sys.stderr.write(
-                        "\nstopping at the next step, with a checkpoint; press Ctrl-C again to end at once\n"
-                    )
+        with _as_interrupts(signal.SIGTERM, signal.SIGHUP):
+            ranks = subprocess.Popen(
+                command,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=partial(end_with_parent, signal.SIGTERM, os.getpid()),  # noqa: PLW1509  one system call
+            )
+            said = False
+            while True:
+                try:
+                    code = ranks.poll()
+                    watch()
+                    if code is not None:
+                        return code
+                    time.sleep(POLL_S)
+                except KeyboardInterrupt:
+                    # node.sh asks the ranks, also those that do not listen yet, through control/stop; the second time it ends them
+                    os.kill(ranks.pid, signal.SIGINT)
+                    if not said:
+                        sys.stderr.write(
+                            "\nstopping at the next step, with a checkpoint; once more to end at once\n"
+                        )
+                    said = True
+
+
+@contextmanager
+def _as_interrupts(*numbers: signal.Signals) -> Iterator[None]:
+    """Take these signals for Ctrl-C; one that is ignored (nohup) stays ignored, and so it is in another thread than the main one."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()
+    before = {n: signal.getsignal(n) for n in numbers if ours and signal.getsignal(n) is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def failure(folder: RunFolder, module: str, code: int) -> UserError | RuntimeError:

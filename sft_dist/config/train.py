@@ -177,6 +177,12 @@ class TrainConfig(Section):
         default=None,
         description="First and last optimizer step of a trace in profile/ of the run folder; null: none.",
     )
+    deterministic: bool = Field(
+        json_schema_extra=RESUMABLE,
+        default=False,
+        description="On a GPU: only kernels that give the same bits each time, so that a run repeats exactly on the same devices; "
+        "backward passes of attention and sums by index get slower, and an operation without such a kernel is an error. On a CPU runs repeat anyway.",
+    )
     threads_per_rank: int | None = Field(
         json_schema_extra=ANYTIME,
         default=None,

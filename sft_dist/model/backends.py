@@ -209,6 +209,7 @@ def flash(
         causal=True,
         window_size=(sliding_window - 1 if sliding_window else -1, 0),
         softcap=softcap or 0.0,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )
     return out.view(query.size(0), -1, *out.shape[1:]), None
 

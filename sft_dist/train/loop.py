@@ -101,7 +101,7 @@ def run(
         sums = meter.reduce(stop=stop, save=save or overdue, written=written, failed=failed)
         saver.agree(sums.ranks["written"], sums.ranks["failed"])
         loss = sums.total["loss"] / plan.target_weight  # the same on all ranks
-        cause, norm = _update(engine, clip, spikes, loss, batches[0])
+        cause, norm = _update(engine, clip, spikes, loss, _largest(batches))
         if cause:
             names = worst_examples(
                 chain.from_iterable(gather(example_losses([b.batch for b in batches], losses)))
@@ -191,6 +191,11 @@ def _update(
     if applied:
         spikes.add(loss)
     return "" if applied else cause or "nonfinite", norm
+
+
+def _largest(batches: list[MicroBatch]) -> MicroBatch:
+    """Return the micro-batch of most tokens, the same for ranks that share rows. An empty one has no gradient to poison."""
+    return max(batches, key=lambda micro: int(micro.batch.cu_seqlens[-1]))
 
 
 def _keep(position: Position, saver: Saver, spikes: SpikeDetector) -> None:

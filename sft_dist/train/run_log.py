@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sft_dist.checkpoint.background import Saved
+from sft_dist.core.errors import UserError
 from sft_dist.core.files import append_jsonl
 from sft_dist.core.process import logger
 from sft_dist.core.records import StepMetrics
@@ -45,13 +46,23 @@ class RunLogger:
         self._folder, self._tracker, self._is_main = folder, tracker, is_main
         self._steps, self._log_every, self._remote = steps, log_every, remote
         self._said = -math.inf
+        self._identity = _identity(folder) if is_main else None
 
     def event(self, kind: str, **facts: Any) -> None:
         """Append to events.jsonl."""
         self._write(self._folder.event, kind, **facts)
 
     def step(self, metrics: StepMetrics) -> None:
-        """Append a step to metrics.jsonl, and say in status.json how far the run is, once in STATUS_S."""
+        """Append a step to metrics.jsonl, and say in status.json how far the run is, once in STATUS_S.
+
+        Raises:
+            UserError: When the run folder is gone: nothing that is trained now could be kept.
+        """
+        if self._is_main and _identity(self._folder) != self._identity:
+            raise UserError(
+                f"{self._folder.path} was removed, renamed or replaced while the run was writing to it, so nothing more can be saved; "
+                "put it back under its name, and the same command continues from its newest checkpoint"
+            )
         values = {name: finite(value) for name, value in asdict(metrics).items()}
         self._line("train", values, track=metrics.step % self._log_every == 0)
         if time.monotonic() - self._said >= STATUS_S or metrics.step == self._steps:
@@ -91,6 +102,14 @@ class RunLogger:
             write(*arguments, **facts)
         except OSError as error:
             log.warning("%s; this line of the run's record is lost, training goes on", error)
+
+
+def _identity(folder: RunFolder) -> tuple[int, int] | None:
+    try:
+        found = folder.path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def finite(value: Any) -> Any:

@@ -22,14 +22,14 @@ if sys.argv[1:3] == ["-m", "sft_dist"]:
     os.makedirs(os.environ["RUN_DIR"], exist_ok=True)
     open(os.path.join(os.environ["RUN_DIR"], "config.json"), "w").write(json.dumps(sys.argv[3:]))
     sys.exit(2 if "mistake=1" in sys.argv else 0)
-if sys.argv[1:3] != ["-m", "torch.distributed.run"]:
+if sys.argv[1:3] != ["-m", "sft_dist.cluster.agent"]:
     os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])
 record = os.environ["RECORD"]
 ranks = [subprocess.Popen([{sys.executable!r}, os.environ["RANK_SCRIPT"], str(i)]) for i in range(int(os.environ.get("RANKS", 0)))]
 def forward(*_):
     open(record + ".term", "w").close()
     for rank in ranks: rank.kill()
-signal.signal(signal.SIGTERM, forward)
+signal.signal(signal.SIGQUIT, forward)
 json.dump({{"arguments": sys.argv[3:], "environment": dict(os.environ)}}, open(record + ".aside", "w"))
 os.rename(record + ".aside", record)
 for rank in ranks: rank.wait()
@@ -119,7 +119,7 @@ def test_torchrun_arguments_of_one_node(launch):
         *("--nnodes", "1", "--node-rank", "0", "--nproc-per-node", "2"),
         *("--rdzv-backend", "static", "--master-addr", "127.0.0.1", "--master-port", "29400"),
         *("--rdzv-conf", "timeout=600", "--max-restarts", "0"),
-        *("--signals-to-handle", "SIGTERM,SIGHUP,SIGQUIT"),
+        *("--signals-to-handle", "SIGURG"),
         *("--log-dir", logs, "--redirects", "3", "--tee", "3", "--local-ranks-filter", "0"),
         *("-m", "sft_dist.pipelines.train.worker", "--run-dir", "x y"),
     ]
@@ -247,12 +247,15 @@ def test_usr2_reaches_the_ranks_and_the_run_goes_on(launch):
     assert process.wait(20) == 0
 
 
-def test_term_ends_torchrun(launch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_term_and_hup_ask_for_a_checkpoint_as_ctrl_c_does(launch, number):
     process = launch.start("x.py", RANKS="1", EXIT_CODE="1")
     launch.exists("", ".rank0.ready")
-    process.send_signal(signal.SIGTERM)
-    launch.exists(".term")
+    process.send_signal(number)
+    launch.exists(".rank0.SIGUSR1")
     assert process.wait(20) == 1
+    assert (launch.run / "control" / "stop").exists()
+    assert not Path(f"{launch.environment['RECORD']}.term").exists()
 
 
 def test_term_by_slurm_asks_for_a_checkpoint(launch):

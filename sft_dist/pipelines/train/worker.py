@@ -65,6 +65,9 @@ def main() -> int:
     arguments.add_argument("--run-dir", type=Path, required=True)
     folder = RunFolder(arguments.parse_args().run_dir)
     config = load_run_config(folder.path)
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.use_deterministic_algorithms(mode=True)
     zero.init_distributed(config.deepspeed.timeout_minutes)
     try:
         with Heartbeat(folder) as heartbeat:
@@ -84,7 +87,10 @@ def _say_fatal(folder: RunFolder, reason: str) -> None:
     where = "" if me.is_main else f"rank {me.rank} on {socket.gethostname()}: "
     sys.stderr.write(f"error: {where}{reason}\n")
     if me.is_main or folder.status().get("state") != "fatal":
-        folder.set_status("fatal", reason=f"{where}{reason}")
+        try:
+            folder.set_status("fatal", reason=f"{where}{reason}")
+        except OSError as problem:  # the folder is gone, or its disk is full
+            sys.stderr.write(f"status.json could not be written: {problem}\n")
 
 
 def _out_of_memory(config: RunConfig, folder: RunFolder) -> str:
