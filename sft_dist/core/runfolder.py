@@ -117,13 +117,29 @@ class RunFolder:
         Raises:
             BusyError: When another live run holds it.
         """
-        held = (self.path / "lock").open("a+")
+        return self._hold(self.path / "lock")
+
+    def hold_launch(self) -> IO[str]:
+        """Hold the run for the whole of a command that starts it: from before the folder is touched until its ranks have ended.
+
+        The file lies beside the folder, which such a command may make or put aside. `lock` is held by the ranks, which come later.
+
+        Raises:
+            BusyError: When another command is starting this run, or following it.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return self._hold(self.path.with_name(f".{self.path.name}.launch"))
+
+    def _hold(self, file: Path) -> IO[str]:
+        held = file.open("a+")
         try:
             take_lock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             held.seek(0)
+            who = held.read().strip() or "unknown process"
+            held.close()
             raise BusyError(
-                f"{self.path} is in use by another run ({held.read().strip() or 'unknown process'}), and two runs would "
+                f"{self.path} is in use by another run ({who}), and two runs would "
                 "overwrite one another's checkpoints; wait for it, stop it, or use another name"
             ) from None
         held.truncate(0)

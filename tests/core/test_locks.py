@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sft_dist.cluster.sweep.folder import SweepFolder
-from sft_dist.core import runfolder
+from sft_dist.core import locks
 from sft_dist.core.runfolder import RunFolder
 
 
@@ -27,7 +27,7 @@ def test_a_folder_without_locks_is_used_with_a_warning(
             said.append(text % values)
 
     monkeypatch.setattr(fcntl, "flock", unknown)
-    monkeypatch.setattr(runfolder, "logger", Log)
+    monkeypatch.setattr(locks, "logger", Log)
     RunFolder(tmp_path).lock().close()
     with SweepFolder(tmp_path).lock(), SweepFolder(tmp_path).hold(3):
         pass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from rich.console import Console
 
 from sft_dist.cluster.local_ranks import failure, ranks_of, run_ranks
@@ -26,7 +28,7 @@ def train(config: RunConfig, console: Console, *, command: str) -> RunFolder:
     """Prepare what is missing, train on this machine, return the run folder.
 
     Raises:
-        UserError: For anything wrong with config, data or model.
+        UserError: For anything wrong with config, data or model, or when another command starts or follows this run.
         RuntimeError: When the ranks failed.
     """
     folder = run_folder(config)
@@ -37,6 +39,11 @@ def train(config: RunConfig, console: Console, *, command: str) -> RunFolder:
         )
     nproc = ranks_of(config.launch.nproc)
     check_ranks(config, ranks=nproc)
+    with closing(folder.hold_launch()):
+        return _train(config, console, folder, nproc, command)
+
+
+def _train(config: RunConfig, console: Console, folder: RunFolder, nproc: int, command: str) -> RunFolder:
     with console.status("preparing") as status:
         prepared = prepare(config, command=command, progress=status.update)
     set_up(config, prepared, folder)
