@@ -69,7 +69,12 @@ fi
 scratch=
 if [ -n "${SLURM_JOB_ID:-}" ] || [ "$nnodes" -gt 1 ]; then
   scratch=$(local_disk)/sft_dist-${SLURM_JOB_ID:-$$}-$node
-  mkdir -p "$scratch" || exit 1
+  # Others of the node can foresee its name, and compiled kernels run as code: what is not ours is never read.
+  (umask 077 && mkdir -p "$scratch") || exit 1
+  if [ -L "$scratch" ] || [ ! -O "$scratch" ]; then
+    echo "node.sh: $scratch belongs to another user or is a link, so nothing is run from there; set LOCAL_SCRATCH" >&2
+    exit 1
+  fi
   export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch/triton} TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$scratch/inductor}
   export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$scratch/torch_extensions}
 fi

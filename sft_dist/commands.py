@@ -23,10 +23,13 @@ CHECK_EXAMPLES = 500  # of each source, evenly spread: what `check` renders when
 
 def _load(options: argparse.Namespace) -> RunConfig:
     from sft_dist.config.load import load_config
+    from sft_dist.pipelines.config_warnings import refuse_misspelt_model
 
     words: list[str] = options.config
     file = Path(words[0]) if words and "=" not in words[0] and not words[0].startswith("~") else None
-    return load_config(words[1:] if file else words, file)
+    config = load_config(words[1:] if file else words, file)
+    refuse_misspelt_model(config)
+    return config
 
 
 def _command(options: argparse.Namespace, name: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sft_dist.cluster.local_ranks import gpus
 from sft_dist.config import RunConfig
-from sft_dist.core.errors import UserError
+from sft_dist.core.errors import UserError, nearest
 from sft_dist.train.schedule import decay_steps, warmup_steps
 
 
@@ -84,6 +84,24 @@ def refuse_unwritable(config: RunConfig) -> None:
                 f"{key}={value} cannot be written ({there} {'is no folder' if not there.is_dir() else 'is not writable'}), so nothing "
                 f"could be kept; set {key} to a folder of yours"
             )
+
+
+def refuse_misspelt_model(config: RunConfig) -> None:
+    """Refuse a model.path that is no folder while one of nearly this name lies beside it: else the hub would be asked.
+
+    Raises:
+        UserError: With the folder that is meant.
+    """
+    path = Path(config.model.path or ".").expanduser()
+    if path.exists() or not path.parent.is_dir():
+        return
+    models = [
+        p.parent.name for p in path.parent.glob("*/config.json") if not (p.parent / "status.json").exists()
+    ]
+    if hint := nearest(path.name, models):
+        raise UserError(
+            f"model.path={config.model.path} is no folder, so there is no model to start from.{hint}"
+        )
 
 
 def _thin_batch(config: RunConfig, ranks: int) -> str:

@@ -400,3 +400,23 @@ def test_real_torchrun(tmp_path):
     assert output.splitlines() == ["[default0]:rank 0 of 2", "[default0]:stopped"]
     logs = sorted((tmp_path / "run/logs/attempt-0.1/node-0").glob("*/attempt_0/*/stdout.log"))
     assert [p.read_text() for p in logs] == ["rank 0 of 2\nstopped\n", "rank 1 of 2\nstopped\n"]
+
+
+def test_a_scratch_folder_that_is_not_ours_is_not_used(launch, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (disk / "sft_dist-7-0").symlink_to(elsewhere)
+    process = launch.start("x.py", SLURM_JOB_ID="7", LOCAL_SCRATCH=str(disk), NODE_RANK="0", NNODES="1")
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "belongs to another user or is a link" in output
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_scratch_folder_is_made_for_the_user_alone(launch, tmp_path):
+    called = launch.call(
+        "x.py", SLURM_JOB_ID="7", LOCAL_SCRATCH=str(tmp_path / "disk"), NODE_RANK="0", NNODES="1"
+    )
+    assert called["environment"]["TRITON_CACHE_DIR"].startswith(str(tmp_path / "disk" / "sft_dist-7-0"))

@@ -9,7 +9,7 @@ import pytest
 from sft_dist.config.load import validate
 from sft_dist.core.errors import UserError
 from sft_dist.pipelines import config_warnings
-from sft_dist.pipelines.config_warnings import machine_warnings, refuse_unwritable
+from sft_dist.pipelines.config_warnings import machine_warnings, refuse_misspelt_model, refuse_unwritable
 
 MODEL = {"path": "org/m"}
 
@@ -41,3 +41,12 @@ def test_a_folder_that_can_be_made_is_not_made(tmp_path: Path) -> None:
     values = {"model": MODEL, "run_root": str(tmp_path / "a/b"), "data": {"dir": str(tmp_path / "c")}}
     refuse_unwritable(validate(values))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_misspelt_folder_is_not_asked_of_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"model\.path=.*tinny is no folder.* Did you mean 'tiny'"):
+        refuse_misspelt_model(validate({"model": {"path": str(tmp_path / "tinny")}}))
+    refuse_misspelt_model(validate({"model": {"path": str(tmp_path / "tiny")}}))
+    refuse_misspelt_model(validate({"model": {"path": "org/model"}}))
