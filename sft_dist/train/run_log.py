@@ -18,6 +18,8 @@ from sft_dist.train.tracker import Tracker
 
 log = logger(__name__)
 
+TASK_SERIES_BYTES = 16_000_000  # that the losses of all tasks take in metrics.jsonl, over the whole run
+TASK_BYTES = 44  # of one of them: a name, a number
 STATUS_S = 1.0  # status.json is made durable at each writing, which short steps on a network disk should not wait for
 
 
@@ -31,6 +33,8 @@ class RunLogger:
         steps: Optimizer steps of the whole run.
         log_every: Steps between lines that the tracker gets.
         remote: Where checkpoints are copied to, for the events.
+        tasks: Tasks in the mixture. With many of them, losses by task are written every few steps only, each the mean of the
+            steps since the last time in which the task occurred, so that metrics.jsonl stays small.
     """
 
     def __init__(
@@ -42,10 +46,13 @@ class RunLogger:
         steps: int,
         log_every: int,
         remote: str | None,
+        tasks: int = 0,
     ) -> None:
         self._folder, self._tracker, self._is_main = folder, tracker, is_main
         self._steps, self._log_every, self._remote = steps, log_every, remote
         self._said = -math.inf
+        self._task_every = max(1, math.ceil(tasks * steps * TASK_BYTES / TASK_SERIES_BYTES))
+        self._task_sums: dict[str, tuple[float, int]] = {}
         self._identity = _identity(folder) if is_main else None
 
     def event(self, kind: str, **facts: Any) -> None:
@@ -63,11 +70,25 @@ class RunLogger:
                 f"{self._folder.path} was removed, renamed or replaced while the run was writing to it, so nothing more can be saved; "
                 "put it back under its name, and the same command continues from its newest checkpoint"
             )
+        if not self._is_main:
+            return
         values = {name: finite(value) for name, value in asdict(metrics).items()}
+        values["task_loss"] = self._since_last(metrics)
         self._line("train", values, track=metrics.step % self._log_every == 0)
         if time.monotonic() - self._said >= STATUS_S or metrics.step == self._steps:
             self._said = time.monotonic()
             self._write(self._folder.set_status, "running", step=metrics.step, steps=self._steps)
+
+    def _since_last(self, metrics: StepMetrics) -> dict[str, float]:
+        """Return the mean loss of each task since it was last written, when it is time; else nothing."""
+        for name, loss in metrics.task_loss.items():
+            total, steps = self._task_sums.get(name, (0.0, 0))
+            self._task_sums[name] = (total + loss, steps + 1)
+        if metrics.step % self._task_every and metrics.step != self._steps:
+            return {}
+        means = {name: total / steps for name, (total, steps) in self._task_sums.items()}
+        self._task_sums = {}
+        return means
 
     def evaluation(self, step: int, scores: dict[str, Any]) -> None:
         """Append the losses of the evaluation sets to metrics.jsonl."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from sft_dist.core.errors import UserError
+from sft_dist.core.files import read_jsonl
 from sft_dist.core.records import StepMetrics
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.train.run_log import RunLogger
@@ -47,6 +49,23 @@ def test_a_run_folder_that_vanishes_is_fatal_at_the_next_step(
         with pytest.raises(FileNotFoundError):
             folder.set_status("fatal", reason="gone")
         assert not folder.path.exists()
+
+
+def test_many_tasks_over_many_steps_stay_small_and_lose_no_step(tmp_path: Path) -> None:
+    """800 tasks x 3,000 steps, a tenth of the tasks in each batch, were 180 MB with every task in every line."""
+    tracker: Any = SimpleNamespace(log=lambda line: None)
+    folder = RunFolder(tmp_path)
+    lines = RunLogger(folder, tracker, is_main=True, steps=3000, log_every=10_000, remote=None, tasks=800)
+    for step in range(1, 3001):
+        tasks = {f"task{i:04d}_of_a_long_name": float(step) for i in range(step % 10, 800, 10)}
+        lines.step(replace(metrics(step), task_loss=tasks))
+    assert folder.metrics.stat().st_size < 20_000_000
+    written = [m for m in read_jsonl(folder.metrics) if m["task_loss"]]
+    every = written[0]["step"]
+    assert 1 < every < 20
+    assert [m["step"] for m in written] == [*range(every, 3001, every), *([3000] if 3000 % every else [])]
+    seen = [s for s in range(1, every + 1) if s % 10 == 3]
+    assert written[0]["task_loss"].get("task0003_of_a_long_name") == (sum(seen) / len(seen) if seen else None)
 
 
 def test_a_damaged_status_counts_as_none(tmp_path: Path) -> None:

@@ -261,6 +261,7 @@ def _loop(
             steps=plan.steps,
             log_every=config.train.log_every_steps,
             remote=config.checkpoint.remote,
+            tasks=len(corpus.task_names),
         )
 
         def on_step(metrics: StepMetrics) -> None:
