@@ -109,9 +109,9 @@ trap 'rm -f "$constraints"' EXIT
 printf 'torch==%s\n' "$found" > "$constraints"
 isolation=()
 case ,$EXTRAS, in
-  *,gpu,*)   # flash-attn compiles against the torch that is there, which an isolated build could not see
+  *,flash,*) # flash-attn compiles against the torch that is there, which an isolated build could not see
     pip_install -c "$constraints" "hatchling>=1.26" editables setuptools wheel ninja packaging psutil ||
-      die "pip could not install the build tools of the gpu extra (its reason stands above)"
+      die "pip could not install the build tools of the flash extra (its reason stands above)"
     isolation=(--no-build-isolation) ;;
 esac
 say "installing the project and its extras [$EXTRAS] (about a minute)"

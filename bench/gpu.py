@@ -36,6 +36,7 @@ import sys
 import tempfile
 import time
 import warnings
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -299,12 +300,13 @@ def shape_of(name, reduced):
 
 
 def engine_of(work, name, reduced, seq_len, micro_rows, variant):
-    """The engine that training would use, of one rank."""
+    """The config and the engine that training would use, of one rank."""
     import torch
 
     from sft_dist.config.load import validate
     from sft_dist.core.runfolder import RunFolder
     from sft_dist.pipelines.train.engine import build_engine
+    from sft_dist.pipelines.train.settle import settle
 
     shape, model = shape_of(name, reduced), work / name
     if not (model / "config.json").exists():
@@ -322,12 +324,13 @@ def engine_of(work, name, reduced, seq_len, micro_rows, variant):
     folder = work / "speed"
     folder.mkdir(exist_ok=True)
     (folder / "env.json").write_text("{}")
+    config = settle(config, RunFolder(folder))
     stand_in = SimpleNamespace(vocab_size=shape["vocab_size"], bos_id=None, eos_id=None, pad_id=None)
     parts = build_engine(config, RunFolder(folder), stand_in)
     for group in parts.engine.optimizer.param_groups:
         group["lr"] = 1e-5
     parts.engine.train()
-    return parts
+    return config, parts
 
 
 def steps_of(engine, batches, steps):
@@ -347,13 +350,14 @@ def steps_of(engine, batches, steps):
         sums = meter.reduce()
         zero.update(engine, 1.0)
         _wait()
-        yield free, time.perf_counter() - began, sums.loss / weight
+        yield free, time.perf_counter() - began, sums.total["loss"] / weight
 
 
 def speed(work, name, seq_len, mix, micro_rows, variant, reduced):
     """Tokens a second of one shape in one variant."""
     import torch
 
+    from sft_dist.pipelines.cluster.estimate_inputs import setup_of
     from sft_dist.pipelines.train.planning import cost_of
     from sft_dist.train.metrics import peak_flops
 
@@ -363,7 +367,7 @@ def speed(work, name, seq_len, mix, micro_rows, variant, reduced):
         sum(x) for x in zip(*((len(b.input_ids), b.doc_cost_tokens, len(b.target_ids)) for b in batches), strict=True)
     )  # fmt: skip
     began = time.perf_counter()
-    parts = engine_of(work, name, reduced, seq_len, micro_rows, variant)
+    config, parts = engine_of(work, name, reduced, seq_len, micro_rows, variant)
     built = time.perf_counter() - began
     try:
         _start_memory()
@@ -378,6 +382,11 @@ def speed(work, name, seq_len, mix, micro_rows, variant, reduced):
             "micro_step_ms": round(1000 * step_s / MICRO_STEPS, 1),
             "peak_gib": _peak_gib(),
             "reserved_gib": _reserved_gib(),
+            "shape": shape,
+            "setup": asdict(setup_of(config, targets / tokens, 1, parts.engine.device.type)),
+            "tokens": tokens / MICRO_STEPS,
+            "squares": pairs / MICRO_STEPS,
+            "targets": targets / MICRO_STEPS,
             "fill": round(tokens / (MICRO_STEPS * micro_rows * seq_len), 4),
             "built_s": round(built, 1),
             "loss": losses[-1],
@@ -427,7 +436,7 @@ def resumed(work):
     shutil.rmtree(root, ignore_errors=True)
 
     def run(steps, start=None):
-        parts = engine_of(work, "tiny", True, 512, 1, "stage 3")
+        _, parts = engine_of(work, "tiny", True, 512, 1, "stage 3")
         if start:
             io.load(parts.engine, start)
         losses = [loss for *_, loss in steps_of(parts.engine, batches, steps)]
@@ -463,7 +472,7 @@ def checkpointed(work, reduced):
     from sft_dist.core.records import Position
 
     name = "tiny" if reduced else "qwen3-0.6b"
-    parts = engine_of(work, name, reduced, 512, 1, "stage 1")
+    _, parts = engine_of(work, name, reduced, 512, 1, "stage 1")
     list(steps_of(parts.engine, make_rows(512, False, 1, 1, 300), 1))
     root, told = work / "big", []
     for step in (1, 2):  # the first pins its memory

@@ -249,13 +249,24 @@ def _parser() -> argparse.ArgumentParser:
     estimate.add_argument(
         "--memory", type=float, metavar="GIB", help="of a device, where it is not the usual"
     )
-    estimate.add_argument("--like", type=Path, metavar="RUN", help="take the measured speed of this run")
+    estimate.add_argument(
+        "--like",
+        type=Path,
+        metavar="RUN",
+        help="take the measured speed of this run, or of a file that doctor --prove wrote",
+    )
     estimate.add_argument("--json", action="store_true", help="print JSON (bytes, seconds, hours)")
     doctor = add(
         "doctor", commands.doctor, "Examine this machine, or under srun every node, before training."
     )
     doctor.add_argument("--run", type=Path, metavar="RUN", help="take the config of this run folder")
     doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.add_argument(
+        "--prove",
+        type=Path,
+        metavar="FILE",
+        help="measure this machine's GPU in five minutes (kernels, resume, waits, speed, memory) and write what was found",
+    )
     submit = add("submit", commands.submit, "Submit to a Slurm cluster: cluster=NAME, then as for train.")
     submit.add_argument(
         "--dry-run", action="store_true", help="show the job files and the config, submit nothing"

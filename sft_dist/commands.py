@@ -288,6 +288,11 @@ def estimate(options: argparse.Namespace, console: Console) -> int:
 
 def doctor(options: argparse.Namespace, console: Console) -> int:
     """Examine the machine; 1 when it is not fit."""
+    if options.prove:
+        from sft_dist.cluster.local_ranks import gpus
+        from sft_dist.pipelines.cluster.prove import prove
+
+        return prove(console, options.prove, reduced=not gpus())
     from sft_dist.config.load import load_run_config
     from sft_dist.pipelines.cluster.doctor import doctor
 

@@ -1,12 +1,13 @@
 """Corpus -> EpochPlan: draw, truncate, pack, order. A function of data, settings, seed and epoch, of nothing else.
 
-Every rank plans by itself from the index arrays and compares `EpochPlan.hash`; nothing is broadcast, no shard is
-opened. Resuming is planning the epoch and asking for the step.
+One rank of each node plans from the index arrays for all that are there (shared_plan.py), and all ranks compare
+`EpochPlan.hash`; nothing is broadcast, no shard is opened. Resuming is planning the epoch and asking for the step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from sft_dist.batch.epoch_plan import EpochPlan, Geometry, PlanCounts
 from sft_dist.batch.last_batch import spread_tail
+from sft_dist.batch.shared_plan import NodePlans, PlannedEpoch
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import Position, StepPlan
 from sft_dist.core.rng import derive
@@ -46,6 +48,7 @@ class Planner:
         cost: FLOPs by tokens and squared document lengths; orders rows over global batches.
         micro_cost: What a device spends on a row (CostModel.on_device), by which the rows of a global batch are dealt to
             micro-steps; which rows a batch has does not depend on it. None: `cost`.
+        shared: Where the ranks of this node find plans; None: each plans for itself.
 
     Raises:
         UserError: The settings contradict each other or the data.
@@ -68,6 +71,7 @@ class Planner:
         balance_window: int = 1,
         short_first_steps: int = 0,
         micro_cost: CostModel | None = None,
+        shared: NodePlans | None = None,
     ) -> None:
         assert min(rows_per_step, micro_rows, world_size, window, balance_window) >= 1
         self._corpus = corpus
@@ -86,18 +90,32 @@ class Planner:
             micro_rows=micro_rows,
             world_size=world_size,
         )
-        self._pool = make_pool(corpus, self._mixture, seed)
+        self._shared = shared
+        self._pool = make_pool(corpus, self._mixture, seed) if shared is None or shared.leads else None
         self._planned: EpochPlan | None = None
 
     def epoch(self, epoch: int) -> EpochPlan:
         """Plan one epoch (zero-based). Depends on no other epoch; the last that was planned is kept, and no other."""
         if self._planned is None or self._planned.epoch != epoch:
             self._planned = None
-            self._planned = self._plan(epoch)
+            plan = partial(self._plan, epoch)
+            found = plan() if self._shared is None else self._shared.epoch(epoch, plan)
+            self._planned = EpochPlan(
+                corpus=self._corpus,
+                epoch=epoch,
+                docs=found.docs,
+                row_first=found.row_first,
+                counts=found.counts,
+                geometry=self._geometry,
+                cost=self._micro_cost,
+                seed=self._seed,
+            )
         return self._planned
 
-    def _plan(self, epoch: int) -> EpochPlan:
+    def _plan(self, epoch: int) -> PlannedEpoch:
         g = self._geometry
+        if self._pool is None:  # another rank should have planned
+            self._pool = make_pool(self._corpus, self._mixture, self._seed)
         drawn = draw(self._corpus, self._mixture, seed=self._seed, epoch=epoch, pool=self._pool)
         slices = self._corpus.slices(drawn, g.seq_len, keep_end=g.keep_end)
         kept, dropped, truncated = self._kept(drawn, slices)
@@ -135,16 +153,7 @@ class Planner:
             dropped=dropped,
             duplicates=self._pool.duplicates,
         )
-        return EpochPlan(
-            corpus=self._corpus,
-            epoch=epoch,
-            docs=docs[by_row[tail.order]],
-            row_first=tail.row_first,
-            counts=counts,
-            geometry=g,
-            cost=self._micro_cost,
-            seed=self._seed,
-        )
+        return PlannedEpoch(docs=docs[by_row[tail.order]], row_first=tail.row_first, counts=counts)
 
     def steps(self, start: Position, epochs: int) -> Iterator[tuple[StepPlan, Position]]:
         """Yield global batches from `start` to the end of epoch `epochs` - 1, each with the position after it."""

@@ -72,10 +72,10 @@ class ModelConfig(Section):
         default="auto",
         description="Packed attention backend; auto takes the fastest that is present and right.",
     )
-    gradient_checkpointing: bool | PositiveInt | Literal["selective"] = Field(
+    gradient_checkpointing: bool | PositiveInt | Literal["selective", "auto"] = Field(
         json_schema_extra=RESUMABLE,
-        default=True,
-        description="Recompute activations in the backward pass: of every layer, of every k-th, of none (false), or all but attention and every second matrix product (selective, ZeRO stage 0 to 2).",
+        default="auto",
+        description="Recompute activations in the backward pass: of every layer, of every k-th, of none (false), or all but attention and every second matrix product (selective, ZeRO stage 0 to 2); auto: as few as fit, by the estimate.",
     )
     offload_activations: bool = Field(
         json_schema_extra=RESUMABLE,
@@ -87,10 +87,10 @@ class ModelConfig(Section):
         default=1,
         description="Run feed-forward layers on this many slices of the tokens, one after the other: less memory, some recomputation.",
     )
-    compile: bool = Field(
+    compile: bool | Literal["auto"] = Field(
         json_schema_extra=RESUMABLE,
-        default=False,
-        description="torch.compile of each layer (ZeRO stage 0 to 2): faster, after minutes of compiling.",
+        default="auto",
+        description="torch.compile of each layer: faster, after minutes of compiling; auto: on a GPU, where Triton is there.",
     )
     trust_remote_code: bool = Field(default=False, description="Run model code from the hub.")
     trainable: tuple[str, ...] = Field(

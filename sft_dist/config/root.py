@@ -77,7 +77,7 @@ class RunConfig(Section):
                 f"train.tokens_per_step={self.train.tokens_per_step} is not a multiple of pack.seq_len={self.pack.seq_len}, "
                 f"so a global batch would not be whole rows; use {rows * self.pack.seq_len}"
             )
-        if OPTIMIZERS[self.optim.name].matrices and self.deepspeed.stage:
+        if OPTIMIZERS[self.optim.name].matrices and self.deepspeed.stage not in (0, "auto"):
             raise ValueError(
                 f"optim.name={self.optim.name} with deepspeed.stage={self.deepspeed.stage}: it needs whole matrices and ZeRO cuts them; "
                 "DeepSpeed's own gathers them, but puts its update in the gradient's place before the norm is taken, so that "
@@ -96,11 +96,6 @@ class RunConfig(Section):
             raise ValueError(
                 "model.gradient_checkpointing=selective with deepspeed.stage=3: it matches the operations of forward and backward "
                 "one by one, and ZeRO-3 gathers and frees weights between them; use 2 (every second layer), or deepspeed.stage=2"
-            )
-        if self.model.compile and self.deepspeed.stage == 3:
-            raise ValueError(
-                "model.compile with deepspeed.stage=3: ZeRO-3 gathers the weights of every module in Python, which cuts each "
-                "layer into fragments that are not worth compiling; use deepspeed.stage=2, or model.compile=false"
             )
         if self.loss.neftune_alpha is not None and self.train.sequence_parallel > 1:
             raise ValueError(

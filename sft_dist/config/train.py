@@ -32,6 +32,11 @@ class LossConfig(Section):
     dft: bool = Field(
         default=False, description="Weight each target by its own probability (dynamic fine-tuning)."
     )
+    kernel: Literal["auto", "plain", "triton"] = Field(
+        json_schema_extra=RESUMABLE,
+        default="auto",
+        description="How it is computed: plain, by torch's operations; triton, by a kernel that passes twice over the logits in place; auto: triton on a GPU that has it.",
+    )
     neftune_alpha: PositiveFloat | None = Field(
         default=None, description="Noise on the input embeddings (NEFTune; 5 to 15 are usual); null: none."
     )
@@ -117,10 +122,10 @@ class TrainConfig(Section):
     tokens_per_step: PositiveInt = Field(
         default=131072, description="Capacity of a global batch in tokens: rows x seq_len."
     )
-    micro_rows: PositiveInt = Field(
+    micro_rows: PositiveInt | Literal["auto"] = Field(
         json_schema_extra=RESUMABLE,
-        default=1,
-        description="Rows that one rank runs side by side in a micro-step.",
+        default="auto",
+        description="Rows that one rank runs side by side in a micro-step; auto: more than one where they fit and are faster by calculation (1 on CPU).",
     )
     sequence_parallel: PositiveInt = Field(
         json_schema_extra=RESUMABLE,
@@ -205,7 +210,9 @@ class TrainConfig(Section):
 class DeepSpeedConfig(Section):
     """The dozen fields of DeepSpeed that a user decides; everything else is derived in train/zero.py."""
 
-    stage: Literal[0, 1, 2, 3] = Field(default=3, description="ZeRO stage.")
+    stage: Literal["auto", 0, 1, 2, 3] = Field(
+        default="auto", description="ZeRO stage; auto: the smallest from 1 on that fits, by the estimate."
+    )
     overlap_comm: bool | Literal["auto"] = Field(
         default="auto",
         description="Reduce gradients beside the backward pass (stage 2 and 3); auto: under stage 3, and under stage 2 on several ranks.",
@@ -213,8 +220,8 @@ class DeepSpeedConfig(Section):
     reduce_bucket_size: PositiveInt = Field(
         default=100_000_000, description="Elements; the buffer is allocated in the communication dtype."
     )
-    prefetch_bucket_size: NonNegativeInt = Field(
-        default=50_000_000, description="Elements gathered ahead (stage 3)."
+    prefetch_bucket_size: NonNegativeInt | Literal["auto"] = Field(
+        default="auto", description="Elements gathered ahead (stage 3); auto: two layers."
     )
     persistence_threshold: NonNegativeInt = Field(
         default=100_000, description="Smaller parameters stay gathered (stage 3)."
@@ -265,7 +272,7 @@ class DeepSpeedConfig(Section):
             "quantized_weights": self.quantized_weights,
             "quantized_gradients": self.quantized_gradients,
         }
-        if self.stage != 3 and (wrong := [k for k, on in only_3.items() if on]):
+        if self.stage not in (3, "auto") and (wrong := [k for k, on in only_3.items() if on]):
             raise ValueError(
                 f"deepspeed.{wrong[0]} needs partitioned weights, which deepspeed.stage={self.stage} does not have; use stage 3"
             )

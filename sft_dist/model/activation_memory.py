@@ -23,6 +23,10 @@ Checkpointing = bool | int | Literal["selective"]
 # Matrix products of which a selective checkpoint keeps every second result (the others cost little more than reading).
 PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
 
+# Kinds of layers (windows, gates) x with and without gradients x one token, few, many: 6 were seen for Gemma 3; dynamo's own
+# limit is 8.
+RECOMPILE_LIMIT = 32
+
 
 def layers(hf: nn.Module) -> Iterator[nn.Module]:
     """Yield the repeated layers of a model, in order."""
@@ -77,7 +81,7 @@ def tile_mlp(hf: nn.Module, tiles: int) -> None:
     """Run every feed-forward layer on `tiles` slices of the tokens, each recomputed in the backward pass.
 
     Only one slice's inner activations live at a time (arXiv 2506.13996). The number of slices is fixed, whatever T is:
-    ranks must run the same calls. Under ZeRO-3 the feed-forward layer has to be gathered as one (`leaf_module`).
+    ranks must run the same calls. Under ZeRO-3 the layer is gathered as one (model.load), so no slice gathers anew.
 
     Raises:
         UserError: For a model without plain feed-forward layers, such as a mixture of experts.
@@ -94,10 +98,18 @@ def tile_mlp(hf: nn.Module, tiles: int) -> None:
         mlp.forward = partial(_tiled, mlp.forward, tiles)
 
 
-def compile_layers(hf: nn.Module) -> None:
-    """Compile each layer, for any number of tokens: equal layers share one compilation."""
+def compile_layers(hf: nn.Module, backend: str = "inductor") -> None:
+    """Compile the forward pass of each layer, for any number of tokens: equal layers share one compilation.
+
+    What surrounds the forward pass (gathering by ZeRO-3, recomputation) stays outside, in Python. A layer that would be
+    compiled more than `RECOMPILE_LIMIT` times ends the run: dynamo would go on without compiling, and say nothing.
+    """
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT  # noqa: SLF001  the name under which it is documented
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # noqa: SLF001
     for layer in layers(hf):
-        layer.compile(dynamic=True)
+        layer.forward = torch.compile(layer.forward, dynamic=True, backend=backend)
 
 
 def _tiled(forward: Callable[[Tensor], Tensor], tiles: int, x_1TE: Tensor) -> Tensor:

@@ -304,11 +304,13 @@ def _partition_rest(hf: Any, zero_config: Mapping[str, Any]) -> None:
         deepspeed.zero.Init(module=hf, config_dict_or_path=dict(zero_config))
     whole = [n for n, p in hf.named_parameters() if not hasattr(p, "ds_tensor")]
     assert not whole, f"parameters are not partitioned under ZeRO-3: {whole[:3]}"
-    # An expert that is a module of its own runs only when a token of this rank needs it: ranks would gather different
-    # weights at the same time and wait for ever. A leaf is gathered as a whole, whatever runs inside.
+    # A leaf is gathered as a whole, whatever runs inside. Layers: one gather in the place of nine, and hooks in Python around
+    # the layer only, so that it can be compiled. Experts, in a model without layers of its own: one that is a module of its
+    # own runs only when a token of this rank needs it, and ranks would gather different weights and wait for ever.
+    layers = {type(layer) for layer in activation_memory.layers(hf)}
     routed = {type(m) for m in hf.modules() if isinstance(getattr(m, "experts", None), nn.ModuleList)}
-    if routed:
-        set_z3_leaf_modules(hf, sorted(routed, key=lambda kind: kind.__name__))
+    if whole_modules := layers | routed:
+        set_z3_leaf_modules(hf, sorted(whole_modules, key=lambda kind: kind.__name__))
 
 
 @contextmanager

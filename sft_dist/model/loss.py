@@ -23,11 +23,16 @@ different options can be compared with each other and with the held-out loss.
 Why no fused kernel of a library: those known to us either return one sum or, per token, gradients for an upstream of
 ones, which loses the weight of each token; and a gradient made here needs no logits in memory either.
 
+Of a chunk there are two ways, chosen by `loss.kernel`: plainly, by torch's operations on an fp32 copy of the logits; or by a
+Triton kernel that passes twice over the logits as they are and leaves their gradient in their place (loss_kernel.py).
+
 Shapes: N targets of a micro-batch, C targets of a chunk, E model width, V vocabulary.
 """
 
 from __future__ import annotations
 
+import importlib.util
+from functools import cache
 from typing import Any
 
 import torch
@@ -46,6 +51,97 @@ CHUNK_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 27}
 PLAIN = LossConfig()
 
 
+Losses = tuple[
+    Tensor, Tensor, Tensor | None
+]  # cross-entropy [C], what is minimised [C], gradient of the logits [C, V]
+
+
+def _plainly(
+    logits_CV: Tensor,
+    targets_C: Tensor,
+    w_C: Tensor,
+    softcap: float | None,
+    options: LossConfig,
+    *,
+    gradient: bool,
+) -> Losses:
+    """The losses of a chunk, by torch's operations."""
+    smoothing, z, V = options.label_smoothing, options.z_loss, logits_CV.size(1)
+    dtype, t_C1 = logits_CV.dtype, targets_C[:, None]
+    logits_CV = logits_CV.float()
+    if softcap:
+        logits_CV = softcap * torch.tanh(logits_CV / softcap)
+    capped_CV = logits_CV.clone() if softcap and gradient else None
+    target_C = logits_CV.gather(1, t_C1).squeeze(1)
+    mean_C = logits_CV.mean(dim=-1) if smoothing else None
+    top_C1 = logits_CV.amax(dim=-1, keepdim=True)
+    exp_CV = logits_CV.sub_(top_C1).exp_()  # in place: one pass serves the sum and the gradient
+    sum_C = exp_CV.sum(dim=-1)
+    lse_C = top_C1.squeeze(1) + sum_C.log()
+    nll_C = lse_C - target_C
+    ce_C = nll_C if mean_C is None else (1 - smoothing) * nll_C + smoothing * (lse_C - mean_C)
+    ce_weight_C = w_C * torch.exp(-nll_C) if options.dft else w_C
+    objective_C = ce_weight_C * ce_C + w_C * (z * lse_C.square())
+    if not gradient:
+        return nll_C, objective_C, None
+    d_CV = exp_CV.mul_(((ce_weight_C + 2 * z * w_C * lse_C) / sum_C)[:, None])
+    d_CV.scatter_add_(1, t_C1, (ce_weight_C * (smoothing - 1))[:, None])
+    if smoothing:
+        d_CV -= (ce_weight_C * (smoothing / V))[:, None]
+    if capped_CV is not None and softcap:
+        d_CV *= 1.0 - (capped_CV / softcap) ** 2
+    return nll_C, objective_C, d_CV.to(dtype)
+
+
+def _in_place(
+    logits_CV: Tensor,
+    targets_C: Tensor,
+    w_C: Tensor,
+    softcap: float | None,
+    options: LossConfig,
+    *,
+    gradient: bool,
+) -> Losses:
+    """The same by the kernel: the logits become their gradient."""
+    from sft_dist.model.loss_kernel import loss_in_place
+
+    nll_C, objective_C = loss_in_place(
+        logits_CV,
+        targets_C,
+        w_C,
+        softcap,
+        label_smoothing=options.label_smoothing,
+        z_loss=options.z_loss,
+        dft=options.dft,
+        gradient=gradient,
+    )
+    return nll_C, objective_C, logits_CV if gradient else None
+
+
+def _by_kernel(kernel: str, h_NE: Tensor) -> bool:
+    if kernel == "auto":
+        return h_NE.is_cuda and _has_triton()
+    if kernel == "triton" and not _has_triton():
+        raise UserError(
+            "loss.kernel=triton, but Triton is not installed, so the kernel cannot be built; install triton, or use "
+            "loss.kernel=plain"
+        )
+    return kernel == "triton"
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _add_product(dw_VE: Tensor, d_CV: Tensor, h_CE: Tensor) -> None:
+    """Add the chunk's part of the projection's gradient to the fp32 sum; on a GPU the product itself adds in fp32."""
+    if dw_VE.is_cuda and d_CV.dtype != torch.float32:
+        torch.addmm(dw_VE, d_CV.T, h_CE, out_dtype=torch.float32, out=dw_VE)
+    else:
+        dw_VE += (d_CV.T @ h_CE).float()
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Weighted cross-entropy of a linear projection; gradients are made in the forward pass, logits never kept."""
 
@@ -60,8 +156,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         options: LossConfig,
     ) -> tuple[Tensor, Tensor]:
         N, V = h_NE.size(0), weight_VE.size(0)
-        smoothing, z = options.label_smoothing, options.z_loss
         chunk = max(1, min(N, CHUNK_LOGITS["cuda" if h_NE.is_cuda else "cpu"] // V))
+        in_place = _by_kernel(options.kernel, h_NE)
         nll_N = torch.zeros(N, dtype=torch.float32, device=h_NE.device)
         objective_N = torch.zeros_like(nll_N)
         need_h, need_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
@@ -70,35 +166,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         dw_VE = torch.zeros(weight_VE.shape, dtype=torch.float32, device=weight_VE.device) if need_w else None
         for a in range(0, N, chunk):
             b = min(a + chunk, N)
-            h_CE, t_C1, w_C = h_NE[a:b], targets_N[a:b, None], weights_N[a:b]
-            logits_CV = F.linear(h_CE, weight_VE).float()
-            if softcap:
-                logits_CV = softcap * torch.tanh(logits_CV / softcap)
-            capped_CV = logits_CV.clone() if softcap and (need_h or need_w) else None
-            target_C = logits_CV.gather(1, t_C1).squeeze(1)
-            mean_C = logits_CV.mean(dim=-1) if smoothing else None
-            top_C1 = logits_CV.amax(dim=-1, keepdim=True)
-            exp_CV = logits_CV.sub_(top_C1).exp_()  # in place: one pass serves the sum and the gradient
-            sum_C = exp_CV.sum(dim=-1)
-            lse_C = top_C1.squeeze(1) + sum_C.log()
-            nll_C = lse_C - target_C
-            ce_C = nll_C if mean_C is None else (1 - smoothing) * nll_C + smoothing * (lse_C - mean_C)
-            ce_weight_C = w_C * torch.exp(-nll_C) if options.dft else w_C
-            nll_N[a:b] = nll_C
-            objective_N[a:b] = ce_weight_C * ce_C + w_C * (z * lse_C.square())
-            if not (need_h or need_w):
+            h_CE = h_NE[a:b]
+            logits_CV = F.linear(h_CE, weight_VE)
+            of_chunk = _in_place if in_place else _plainly
+            nll_N[a:b], objective_N[a:b], d_CV = of_chunk(
+                logits_CV, targets_N[a:b], weights_N[a:b], softcap, options, gradient=need_h or need_w
+            )
+            if d_CV is None:
                 continue
-            d_CV = exp_CV.mul_(((ce_weight_C + 2 * z * w_C * lse_C) / sum_C)[:, None])
-            d_CV.scatter_add_(1, t_C1, (ce_weight_C * (smoothing - 1))[:, None])
-            if smoothing:
-                d_CV -= (ce_weight_C * (smoothing / V))[:, None]
-            if capped_CV is not None and softcap:
-                d_CV *= 1.0 - (capped_CV / softcap) ** 2
-            d_CV = d_CV.to(h_NE.dtype)
             if dh_NE is not None:
                 dh_NE[a:b] = d_CV @ weight_VE
             if dw_VE is not None:
-                dw_VE += (d_CV.T @ h_CE).float()
+                _add_product(dw_VE, d_CV, h_CE)
         ctx.save_for_backward(*(t for t in (dh_NE, dw_VE) if t is not None))
         ctx.need = (need_h, need_w, weight_VE.dtype)
         ctx.mark_non_differentiable(nll_N)
@@ -109,8 +188,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         upstream = grads[0]
         need_h, need_w, dtype = ctx.need
         saved = iter(ctx.saved_tensors)
-        dh = next(saved) * upstream if need_h else None
-        dw = (next(saved) * upstream).to(dtype) if need_w else None
+        # in place: nothing else reads them, and a second backward pass is refused by autograd
+        dh = next(saved).mul_(upstream) if need_h else None
+        dw = next(saved).mul_(upstream).to(dtype) if need_w else None
         return dh, dw, None, None, None, None
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sft_dist.cluster.local_ranks import gpus
 from sft_dist.config import RunConfig
+from sft_dist.config.auto import asked, supposed
 from sft_dist.core.errors import UserError, nearest
 from sft_dist.train.schedule import decay_steps, warmup_steps
 
@@ -39,6 +40,7 @@ def config_warnings(config: RunConfig, *, ranks: int, steps: int) -> tuple[str, 
         found.append(
             f"train.profile={list(window)} begins after the last of {steps} steps, so nothing is recorded; use earlier steps"
         )
+    found.append(_far_gathers(config, ranks))
     return tuple(text for text in found if text)
 
 
@@ -104,11 +106,29 @@ def refuse_misspelt_model(config: RunConfig) -> None:
         )
 
 
+def _far_gathers(config: RunConfig, ranks: int) -> str:
+    """Say that ZeRO-3 gathers all weights from other nodes for every micro-step; an empty string where it does not."""
+    zero, nodes = config.deepspeed, config.launch.nodes
+    if (
+        zero.stage != 3
+        or nodes == 1
+        or zero.hpz_partition_size > 1
+        or asked(supposed(config))["micro_rows"] >= 4
+    ):
+        return ""
+    return (
+        f"deepspeed.stage=3 on {nodes} nodes gathers all weights over the network twice for every micro-step, which takes longer than "
+        f"a row of a few thousand tokens; use deepspeed.hpz_partition_size={max(2, ranks // nodes)} with train.micro_rows=4, or "
+        "deepspeed.stage=2 where it fits (docs/cluster.md has the arithmetic)"
+    )
+
+
 def _thin_batch(config: RunConfig, ranks: int) -> str:
     """Say that a global batch has fewer rows than the ranks run side by side; an empty string where it has enough."""
     rows = config.train.tokens_per_step // config.pack.seq_len
     groups = max(1, ranks // config.train.sequence_parallel)
-    side_by_side = groups * config.train.micro_rows
+    micro_rows = asked(supposed(config))["micro_rows"]
+    side_by_side = groups * micro_rows
     if rows >= side_by_side:
         return ""
     idle = (
@@ -118,7 +138,7 @@ def _thin_batch(config: RunConfig, ranks: int) -> str:
     )
     return (
         f"train.tokens_per_step={config.train.tokens_per_step} is {rows} row{'s' * (rows > 1)} of pack.seq_len={config.pack.seq_len}, "
-        f"but {groups} {'ranks' if groups == ranks else 'groups of ranks'} x train.micro_rows={config.train.micro_rows} run "
+        f"but {groups} {'ranks' if groups == ranks else 'groups of ranks'} x train.micro_rows={micro_rows} run "
         f"{side_by_side} side by side, so {idle}; use train.tokens_per_step={side_by_side * config.pack.seq_len}, fewer ranks or "
         "fewer micro_rows"
     )

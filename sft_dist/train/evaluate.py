@@ -16,6 +16,7 @@ from sft_dist.batch.collate import collate, sequence_shard
 from sft_dist.batch.epoch_plan import EpochPlan
 from sft_dist.batch.planner import Planner
 from sft_dist.config import RunConfig
+from sft_dist.config.auto import asked
 from sft_dist.core.sets import VALIDATION
 from sft_dist.mix import Corpus
 from sft_dist.model.packed import upload
@@ -57,7 +58,7 @@ def set_losses(
         moved: Called after every pass, for a heartbeat: a long evaluation is no hang.
     """
     rank, world = sequence.data_rank, sequence.data_ranks
-    micro_rows, seq_len = config.train.micro_rows, config.pack.seq_len
+    micro_rows, seq_len = asked(config)["micro_rows"], config.pack.seq_len
     budget = config.train.eval_tokens // max(1, len(eval_stores))
 
     def curve(folder: str) -> _Curve:

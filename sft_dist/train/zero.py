@@ -50,7 +50,7 @@ DERIVED = {
     "zero_optimization.offload_param": "deepspeed.offload_params",
     "zero_optimization.cpu_offload_param": "deepspeed.offload_params",
     "zero_optimization.zenflow": "nothing: it updates late, so a run would depend on where it was stopped",
-    "zero_optimization.leaf_module.name_suffixes": "model.mlp_tiles (zero_optimization.leaf_module.classes is free)",
+    "zero_optimization.leaf_module": "nothing: whole layers are gathered",
     "zero_optimization.zero_hpz_partition_size": "deepspeed.hpz_partition_size",
     "zero_optimization.zero_quantized_weights": "deepspeed.quantized_weights",
     "zero_optimization.zero_quantized_gradients": "deepspeed.quantized_gradients",
@@ -62,9 +62,11 @@ DERIVED = {
     "zero_force_ds_cpu_optimizer": "nothing: torch's fused AdamW updates on the host as well",
 }
 
+AHEAD = 50_000_000  # DeepSpeed's own
+
 
 def zero_config(
-    section: DeepSpeedConfig, *, dtype: str, clip: float | None, whole_mlp: bool = False, ranks: int = 1
+    section: DeepSpeedConfig, *, dtype: str, clip: float | None, ahead: int = AHEAD, ranks: int = 1
 ) -> dict[str, Any]:
     """Return the DeepSpeed config.
 
@@ -72,7 +74,7 @@ def zero_config(
         section: `deepspeed` of the run's config.
         dtype: float32 or bfloat16, of the weights in forward and backward.
         clip: Largest global gradient norm; None: no clipping.
-        whole_mlp: Gather a feed-forward layer as one, for `model.mlp_tiles` (stage 3).
+        ahead: Elements that are gathered ahead where the section leaves it open (stage 3).
         ranks: Of the run.
 
     Raises:
@@ -80,7 +82,8 @@ def zero_config(
     """
     check_extra(section.extra)
     _check_machine(section)
-    stage = section.stage
+    stage, gathered_ahead = section.stage, section.prefetch_bucket_size
+    assert stage != "auto", "pipelines.train.settle comes first"
     zero: dict[str, Any] = {
         "stage": stage,
         "overlap_comm": _overlaps(stage, ranks)
@@ -92,7 +95,7 @@ def zero_config(
     }
     if stage == 3:
         zero |= {
-            "stage3_prefetch_bucket_size": section.prefetch_bucket_size,
+            "stage3_prefetch_bucket_size": ahead if gathered_ahead == "auto" else gathered_ahead,
             "stage3_param_persistence_threshold": section.persistence_threshold,
             "stage3_max_live_parameters": section.max_live_parameters,
             "stage3_max_reuse_distance": section.max_live_parameters,
@@ -102,8 +105,6 @@ def zero_config(
             "zero_quantized_weights": section.quantized_weights,
             "zero_quantized_gradients": section.quantized_gradients,
         }
-        if whole_mlp:
-            zero["leaf_module"] = {"name_suffixes": ["mlp"]}
     if section.offload_optimizer != "none":
         zero["offload_optimizer"] = _offload(section.offload_optimizer, section.nvme_path)
     if section.offload_params != "none":

@@ -75,7 +75,8 @@ def test_adapters_train_little(tmp_path):
     said = estimate(config, SUMMARY, ranks=2, device="H100")
     # four of six FLOPs where a weight is frozen; attention has none to freeze
     full = estimate(load_config(whole), SUMMARY, ranks=2, device="H100")
-    assert 2 / 3 < said["time"]["hours"] / full["time"]["hours"] < 0.7
+    products = [s["time"]["micro_step_ms"]["products"] for s in (said, full)]
+    assert 0.6 < products[0] / products[1] < 0.7
     assert said["trained_parameters"] == layers * 4 * (4 * 2 * E + 3 * (E + inner))
     assert said["checkpoint_bytes"] == 12 * said["trained_parameters"]
 
@@ -87,7 +88,7 @@ def test_parts_that_are_frozen_need_no_state():
     whole, part = said(), said("model.trainable=['layers[2:]']")
     assert part["trained_parameters"] < whole["trained_parameters"]
     assert part["checkpoint_bytes"] == 12 * part["trained_parameters"]
-    assert part["time"]["step_s"] < whole["time"]["step_s"]
+    assert part["time"]["micro_step_ms"]["products"] < whole["time"]["micro_step_ms"]["products"]
     assert said("model.freeze=[nothing.*]")["not_found"] == ["nothing.*"]
 
 
@@ -133,7 +134,9 @@ def test_too_little_host_memory_is_said(tmp_path, capsys):
 def test_steps_tokens_and_time():
     said = estimate(load_config([*DEMO]), SUMMARY, ranks=2, device="H100")
     assert (said["steps"], said["tokens"]) == (10, 10 * 4096 // 2)
-    assert said["time"]["basis"].startswith("assumed: 35%")
+    assert said["time"]["basis"].startswith(
+        "calculated, confirmed by no GPU: a micro-step is bound by the host"
+    )
     assert said["time"]["device_hours"] == 2 * said["time"]["hours"]
     assert estimate(load_config([*DEMO]), SUMMARY, ranks=2)["time"] is None  # a CPU's peak is not known
 

@@ -244,17 +244,22 @@ def test_suggestions_fit_and_name_the_least_change_first():
     assert suggestions(SHAPE, GPU, rows=4, seq_len=256, limit_bytes=10**9) == ()  # nothing makes it fit
 
 
-def test_time_from_a_peak_and_from_a_run():
+def test_time_of_a_device_and_from_a_run():
     cost = CostModel(linear_flops_per_token=100.0, attention_flops_per_pair=0.0)
     work = Work(steps=10, tokens=3600, targets=0, squares=0)
-    assumed = time_of(work, cost, 2, peak_flops=3e5, measured=None)
-    assert assumed.step_s == pytest.approx(300 * 3600 / (0.35 * 3e5 * 2))
-    assert assumed.device_hours == pytest.approx(2 * assumed.hours)
+    setup = replace(GPU, ranks=2, tokens=900)
+    given = {"fill": 1.0, "rows_per_step": 4, "rows": 1, "seq_len": 900, "ranks_per_node": 8}
+    found = time_of(work, cost, setup, SHAPE, **given, device=devices.DEVICES["H100"], measured=None)
+    parts = found.micro_step_ms
+    slowest = max(parts["host"], parts["products"] + parts["attention"] + parts["memory"], parts["wires"])
+    assert found.step_s == pytest.approx((2 * slowest + parts["once"]) / 1000)  # four rows on two ranks
+    assert found.device_hours == pytest.approx(2 * found.hours)
+    assert "confirmed by no GPU" in found.basis
     run = Measured(name="r", tokens_per_s=100.0, ranks=4, flops_per_token=600.0)  # a model of twice the size
-    taken = time_of(work, cost, 2, peak_flops=None, measured=run)
+    taken = time_of(work, cost, setup, SHAPE, **given, device=None, measured=run)
     assert taken.tokens_per_s == pytest.approx(100.0)  # half the ranks, half the FLOPs a token
     assert taken.hours == pytest.approx(0.1)
-    assert time_of(work, cost, 2, peak_flops=None, measured=None) is None
+    assert time_of(work, cost, setup, SHAPE, **given, device=None, measured=None) is None
 
 
 def test_sizes_on_disk():

@@ -16,6 +16,6 @@ def test_the_committed_reference_is_current() -> None:
 def test_defaults_and_types_by_eye() -> None:
     text = reference()
     assert "| `seed` | `0` | int." in text
-    assert "| `stage` | `3` |" in text
+    assert "| `stage` | `auto` |" in text
     assert "| `schedule` | `cosine` | `cosine` \\| `linear` \\| `constant` \\| `wsd`." in text
     assert "### data.sources.NAME (kind: alpaca)" in text

@@ -135,7 +135,6 @@ def engine_of(
     clip: float | None = 1.0,
     checkpointing: Any = False,
     sp: int = 1,
-    whole_mlp: bool = False,
     change: Callable[[Any], None] = lambda module: None,
     optim: Mapping[str, Any] = MappingProxyType({}),
     **zero_options: Any,
@@ -151,7 +150,6 @@ def engine_of(
         ),
         dtype=dtype,
         clip=clip,
-        whole_mlp=whole_mlp,
     )
     loaded = load_packed(
         model,

@@ -54,11 +54,16 @@ FEATURES: dict[str, dict[str, Any]] = {
         "checkpointing": True,
         "change": lambda module: activation_memory.offload_layer_inputs(module.hf),
     },
-    "tiles": {"whole_mlp": True, "change": lambda module: activation_memory.tile_mlp(module.hf, 3)},
+    "tiles": {"change": lambda module: activation_memory.tile_mlp(module.hf, 3)},
     "tiles_full": {
-        "whole_mlp": True,
         "checkpointing": True,
         "change": lambda module: activation_memory.tile_mlp(module.hf, 3),
+    },
+    # aot_eager: the graphs of dynamo and autograd, each operation as it is
+    "compiled": {"change": lambda module: activation_memory.compile_layers(module.hf, "aot_eager")},
+    "compiled_full": {
+        "checkpointing": True,
+        "change": lambda module: activation_memory.compile_layers(module.hf, "aot_eager"),
     },
     "neftune": {"change": lambda module: add_noise(module, 5.0)},
     "loss_options": {"change": smooth},

@@ -25,6 +25,9 @@ SAME = [
     Feature(name="tiles", stage=3),
     Feature(name="tiles_full", stage=3),
     Feature(name="tiles", stage=2),
+    Feature(name="compiled", stage=3),
+    Feature(name="compiled_full", stage=3),
+    Feature(name="compiled", stage=2),
 ]
 OTHER = [
     Feature(name="neftune", stage=3),

@@ -31,7 +31,7 @@ PINS = {
 
 def test_requirements_leave_out_what_other_stages_install():
     done = subprocess.run(
-        [sys.executable, DOCKER / "requirements.py", "sweep", "gpu"],
+        [sys.executable, DOCKER / "requirements.py", "sweep", "gpu", "flash"],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

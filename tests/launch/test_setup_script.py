@@ -146,13 +146,13 @@ def test_a_replaced_torch_is_an_error(checkout):
 
 
 def test_other_torch_and_extras(checkout):
-    checkout.setup("TORCH_SPEC=torch==2.12.0", EXTRAS="dev,gpu")
+    checkout.setup("TORCH_SPEC=torch==2.12.0", EXTRAS="dev,flash")
     torch, tools, project = checkout.asked()
     assert torch == "install torch==2.12.0"
     assert tools.startswith(
         "install -c FILE hatchling"
     )  # flash-attn is compiled against the torch that is there
-    assert project == "install -c FILE --no-build-isolation -e .[dev,gpu] (torch==2.12.0)"
+    assert project == "install -c FILE --no-build-isolation -e .[dev,flash] (torch==2.12.0)"
 
 
 def test_environment_of_its_own_when_none_is_active(checkout, tmp_path):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,3 +135,35 @@ def test_a_head_keeps_its_parameters_and_still_makes_logits() -> None:
 def test_a_head_with_a_bias_is_refused() -> None:
     with pytest.raises(UserError, match="a Linear with a bias"):
         loss.LossHead.adopt(nn.Linear(4, 4), None)
+
+
+def test_the_kernel_is_the_plain_path(tmp_path: Path) -> None:
+    """Triton's interpreter runs the kernel on a CPU: every branch, blocks that are not full, both dtypes."""
+    pytest.importorskip("triton")
+    out = tmp_path / "errors.json"
+    env = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("kernel_cases.py")), str(out)], check=True, env=env
+    )
+    errors = json.loads(out.read_text())
+    assert len(errors) == 6
+    for case, by_part in errors.items():
+        # fp32: other orders of summation. bf16: the interpreter cuts bits off where hardware rounds, 2^-8 of each element
+        tolerance = 1e-5 if "float32" in case else 6e-3
+        assert max(by_part.values()) < tolerance, (case, by_part)
+
+
+def test_a_kernel_that_cannot_be_built_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "_has_triton", lambda: False)
+    h, w, t, weights = inputs(5)
+    with pytest.raises(UserError, match="loss.kernel=plain"):
+        loss.weighted_cross_entropy(h, w, t, weights, None, LossConfig(kernel="triton"))
+    loss.weighted_cross_entropy(h, w, t, weights, None, LossConfig(kernel="auto"))
+
+
+def test_a_second_backward_pass_over_the_same_loss_is_an_error() -> None:
+    h, w, t, weights = inputs(5)
+    total, _ = loss.weighted_cross_entropy(h, w, t, weights)
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()

@@ -11,6 +11,7 @@ import pytest
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
+from sft_dist.config.auto import supposed
 from sft_dist.config.load import load_config
 from sft_dist.config.model import LoraConfig
 from sft_dist.core.errors import UserError
@@ -62,7 +63,7 @@ def asked_for(
         raise Called(options)
 
     monkeypatch.setattr(engine, "load_packed", stop)
-    config = load_config(list(overrides), project / "my.yaml")
+    config = supposed(load_config(list(overrides), project / "my.yaml"))
     with pytest.raises(Called) as caught:
         engine.build_engine(config, RunFolder(project / "run"), TextTokenizer.load(str(base_model)))
     return caught.value.options
@@ -98,7 +99,10 @@ def test_every_field_reaches_the_export(project: Path) -> None:
     ("overrides", "message"),
     [
         (["lora.rank=4", "model.freeze=[head]"], "so it is unclear what is trained"),
-        (["lora.rank=4", "lora.quantize_base=nf4"], "cannot partition 4-bit weights; use deepspeed.stage=2"),
+        (
+            ["lora.rank=4", "lora.quantize_base=nf4", "deepspeed.stage=3"],
+            "cannot partition 4-bit weights; use deepspeed.stage=2",
+        ),
         (["model.rope_scaling.factor=1"], "model.rope_scaling.factor"),
         (
             ["lora.export=adapter", "model.rope_scaling.factor=2"],

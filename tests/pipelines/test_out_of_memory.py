@@ -28,7 +28,8 @@ def config(tmp_path: Path) -> RunConfig:
     return validate(
         {
             "data": {"sources": {"none": {"kind": "demo"}}},
-            "model": {"path": str(tmp_path), "gradient_checkpointing": False},
+            "model": {"path": str(tmp_path), "gradient_checkpointing": False, "compile": False},
+            "deepspeed": {"stage": 3},
             "pack": {"seq_len": 16_384},
             "train": {"micro_rows": 4, "tokens_per_step": 524_288},
         }

@@ -161,7 +161,6 @@ def make(
     extra: dict[str, Any] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    whole_mlp = options.pop("whole_mlp", False)
     section = DeepSpeedConfig(
         stage=stage,
         reduce_bucket_size=5,
@@ -172,7 +171,7 @@ def make(
         extra=extra or {},
         **options,
     )
-    return zero_config(section, dtype=dtype, clip=clip, whole_mlp=whole_mlp)
+    return zero_config(section, dtype=dtype, clip=clip)
 
 
 def test_what_deepspeed_would_default_to_wrongly_is_explicit() -> None:
@@ -208,7 +207,6 @@ def test_offload_and_hpz_reach_deepspeed() -> None:
     assert keys["zero_hpz_partition_size"] == 8
     assert "offload_optimizer" not in make()["zero_optimization"]
     assert make(offload_optimizer="cpu")["zero_force_ds_cpu_optimizer"] is False
-    assert make(whole_mlp=True)["zero_optimization"]["leaf_module"] == {"name_suffixes": ["mlp"]}
 
 
 @pytest.mark.parametrize("name", ["quantized_weights", "quantized_gradients"])
@@ -245,8 +243,10 @@ SHAPE = {"model": {"shape": {}, "dtype": "float32"}, "render": {"train_vocab_siz
         ({"deepspeed": {"stage": 0, "offload_optimizer": "cpu"}}, "offload_optimizer moves partitioned"),
         ({"deepspeed": {"offload_optimizer": "nvme"}}, "set deepspeed.nvme_path"),
         ({"deepspeed": {"offload_params": "cpu"}}, "set offload_optimizer too"),
-        ({"model": {"gradient_checkpointing": "selective"}}, "gathers and frees weights between"),
-        ({"model": {"compile": True}}, "model.compile with deepspeed.stage=3"),
+        (
+            {"model": {"gradient_checkpointing": "selective"}, "deepspeed": {"stage": 3}},
+            "gathers and frees weights between",
+        ),
         ({"model": {"offload_activations": True, "gradient_checkpointing": False}}, "recomputes none"),
         ({"loss": {"neftune_alpha": 5}, "train": {"sequence_parallel": 2}}, "loss.neftune_alpha"),
         ({"train": {"export_ema": True}}, "set optim.ema_decay"),
@@ -287,7 +287,6 @@ def test_a_key_that_deepspeed_does_not_know_is_refused() -> None:
         ({"wandb": {"enabled": "perhaps"}}, "DeepSpeed refuses deepspeed.extra"),
         ({"amp": {"enabled": True}}, "DeepSpeed refuses deepspeed.extra.*has been removed"),
         ({"zero_optimization": False}, "zero_optimization=False would replace a whole section"),
-        ({"zero_optimization": {"leaf_module": None}}, "leaf_module=None would replace a whole section"),
     ],
 )
 def test_what_deepspeed_would_ignore_or_cannot_read_is_refused(extra: dict[str, Any], said: str) -> None:
@@ -304,13 +303,10 @@ def test_keys_that_deepspeed_reads_are_let_through() -> None:
         "flops_profiler": {"enabled": False},
         "comms_logger": {"enabled": True},
         "tensorboard": {"enabled": False},
-        "zero_optimization": {"leaf_module": {"classes": ["torch.nn.Linear"]}},
+        "zero_optimization": {"round_robin_gradients": True},
     }
-    config = make(extra=extra, whole_mlp=True)
+    config = make(extra=extra)
     assert {k: config[k] for k in extra if k != "zero_optimization"} == {
         k: v for k, v in extra.items() if k != "zero_optimization"
     }
-    assert config["zero_optimization"]["leaf_module"] == {
-        "name_suffixes": ["mlp"],
-        "classes": ["torch.nn.Linear"],
-    }
+    assert config["zero_optimization"]["round_robin_gradients"] is True

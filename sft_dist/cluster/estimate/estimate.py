@@ -1,19 +1,20 @@
 """Memory, time and disk that a run needs, and what to change where it does not fit. No torch.
 
-Assumed where nothing is measured, and printed with the result: the MFU of `ASSUMED_MFU`, and that the driver, NCCL and
-fragmentation take `RESERVED` on top of what tensors hold.
+Where nothing is measured, the time is calculated from host time, launches, products, bytes and wires (speed.py), and the result
+says so. On top of what tensors hold, the driver, NCCL and fragmentation take `RESERVED`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 
 from sft_dist.cluster.estimate.memory import BYTES, Memory, Setup, Shape, estimate_memory
+from sft_dist.cluster.estimate.speed import Seconds, micro_step
 from sft_dist.config.optimizers import FP32
 from sft_dist.pack import CostModel
+from sft_dist.pack.devices import Device
 
-ASSUMED_MFU = 0.35  # useful FLOPs over peak; published packed runs of 1B to 8B models lie between 0.3 and 0.5
 RESERVED_SHARE = 0.05  # of the peak, lost to fragmentation with expandable segments
 RESERVED_BYTES = 1 << 30  # CUDA context and NCCL's buffers
 MAX_SUGGESTIONS = 4
@@ -38,13 +39,25 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Time:
-    """How long it takes. `basis` says where the speed comes from."""
+    """How long it takes.
+
+    Attributes:
+        tokens_per_s: Of all ranks.
+        step_s: Seconds of a step.
+        hours: Of the run.
+        device_hours: Of all its devices.
+        basis: Where the speed comes from.
+        mfu: Useful FLOPs over the devices' peak; None where it is not known.
+        micro_step_ms: Milliseconds of a micro-step by what takes them; empty where the speed was measured.
+    """
 
     tokens_per_s: float
     step_s: float
     hours: float
     device_hours: float
     basis: str
+    mfu: float | None = None
+    micro_step_ms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,27 +105,75 @@ def with_backward(cost: CostModel, shape: Shape) -> CostModel:
 
 
 def time_of(
-    work: Work, cost: CostModel, ranks: int, *, peak_flops: float | None, measured: Measured | None
+    work: Work,
+    cost: CostModel,
+    setup: Setup,
+    shape: Shape,
+    *,
+    fill: float,
+    rows_per_step: float,
+    rows: int,
+    seq_len: int,
+    ranks_per_node: int,
+    device: Device | None,
+    measured: Measured | None,
+    slower: float = 1.0,
 ) -> Time | None:
-    """Return the time of a run; None where neither a device's peak nor a measurement is known.
+    """Return the time of a run; None where neither a device nor a measurement is known.
 
     A measured speed is carried over by useful FLOPs: per rank as many a second as there.
+
+    Args:
+        work: Of the run.
+        cost: FLOPs, of what is trained.
+        setup: How it is trained.
+        shape: The model.
+        fill: Tokens over capacity of the rows.
+        rows_per_step: Rows of a global batch.
+        rows: `train.micro_rows`.
+        seq_len: Capacity of a row in tokens.
+        ranks_per_node: GPUs of a node.
+        device: The GPU.
+        measured: An earlier run.
+        slower: By how much longer a micro-step was measured to take than is calculated.
     """
     flops = cost.useful_flops(work.tokens, work.squares, work.targets)
+    parts: dict[str, float] = {}
     if measured:
-        rate = measured.tokens_per_s * measured.flops_per_token / measured.ranks * ranks
+        step_s = flops / (measured.tokens_per_s * measured.flops_per_token / measured.ranks * setup.ranks)
         basis = (
             f"measured in {measured.name}: {measured.tokens_per_s:,.0f} tokens/s on {measured.ranks} ranks"
         )
-    elif peak_flops:
-        rate = ASSUMED_MFU * peak_flops * ranks
-        basis = f"assumed: {ASSUMED_MFU:.0%} of the device's peak (MFU); --like RUN takes the speed of an earlier run"
+    elif device:
+        tokens = setup.tokens * fill
+        share = tokens / work.tokens
+        taken = micro_step(
+            shape, setup, cost, device, tokens=tokens, squares=work.squares * share, targets=work.targets * share,
+            ranks_per_node=ranks_per_node,
+        )  # fmt: skip
+        groups = setup.ranks * setup.tokens / (rows * seq_len)  # of ranks that share rows
+        step_s = slower * (max(1.0, rows_per_step / (groups * rows)) * taken.micro_step + taken.once)
+        parts = {name: 1000 * seconds for name, seconds in asdict(taken).items()}
+        basis = _calculated(taken) + (f"; times {slower:.2f}, as measured on one" if slower != 1.0 else "")
     else:
         return None
-    step_s = flops / rate
     hours = step_s * work.steps / 3600
     return Time(
-        tokens_per_s=work.tokens / step_s, step_s=step_s, hours=hours, device_hours=hours * ranks, basis=basis
+        tokens_per_s=work.tokens / step_s,
+        step_s=step_s,
+        hours=hours,
+        device_hours=hours * setup.ranks,
+        basis=basis,
+        mfu=flops / step_s / (device.peak_flops * setup.ranks) if device else None,
+        micro_step_ms=parts,
+    )
+
+
+def _calculated(taken: Seconds) -> str:
+    ms = {name: f"{1000 * seconds:,.0f}" for name, seconds in asdict(taken).items()}
+    return (
+        f"calculated, confirmed by no GPU: a micro-step is bound by {taken.bound_by}; ms of the host {ms['host']}, of products "
+        f"{ms['products']}, attention {ms['attention']}, memory {ms['memory']}, network {ms['wires']}; --like RUN takes the speed of an earlier run"
     )
 
 

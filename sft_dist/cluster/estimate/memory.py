@@ -34,6 +34,7 @@ class Shape:
         trains_head: Whether the output projection is trained.
         passed: Layers that the backward pass goes through: from the lowest trained one up.
         trained_share: Of the elements of the layers' matrices.
+        norms_heads: Whether queries and keys are normed.
     """
 
     E: int
@@ -51,6 +52,7 @@ class Shape:
     trains_head: bool
     passed: int
     trained_share: float
+    norms_heads: bool = False
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
@@ -95,6 +97,7 @@ class Shape:
             trains_head=True,
             passed=L,
             trained_share=1.0,
+            norms_heads=family.startswith(("qwen3", "gemma3", "olmo2", "olmo3")),
         )
 
 
@@ -118,6 +121,9 @@ class Setup:
         on_nvme: Whether they lie on a local disk instead.
         offload_parameters: Whether the weights do.
         device: cuda or cpu.
+        compiled: Whether each layer is.
+        fused: Whether norms, rotary positions and gates are one kernel each.
+        fused_loss: Whether the loss passes over its logits twice, in place.
     """
 
     ranks: int
@@ -137,6 +143,9 @@ class Setup:
     hpz: int = 1
     state_bytes: int = OPTIMIZERS["adamw"].state_bytes
     device: str = "cuda"
+    compiled: bool = False
+    fused: bool = False
+    fused_loss: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,6 +24,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from sft_dist.batch import sequence_shard
 from sft_dist.config import RunConfig
+from sft_dist.config.auto import asked
 from sft_dist.config.load import load_run_config
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import write_json
@@ -32,6 +33,7 @@ from sft_dist.core.runfolder import RunFolder
 from sft_dist.model.packed import to_inputs
 from sft_dist.pipelines.cluster.estimate_inputs import model_config
 from sft_dist.pipelines.train.engine import build_engine
+from sft_dist.pipelines.train.settle import settle
 from sft_dist.render.tokenizer import TextTokenizer
 from sft_dist.train import zero
 from sft_dist.train.environment import environment
@@ -130,6 +132,7 @@ def _train(config: RunConfig, folder: RunFolder, device: torch.device) -> dict[s
     vocab = int(model_config(config)["vocab_size"])
     # what assembling asks of a tokenizer; the true one may not be trained yet
     stand_in = SimpleNamespace(vocab_size=vocab, bos_id=None, eos_id=None, pad_id=None)
+    config = settle(config, folder)
     parts = build_engine(config, folder, cast("TextTokenizer", stand_in))
     parts.engine.train()
     batch = sequence_shard(_full_rows(config, vocab), parts.sequence.place, parts.sequence.size)
@@ -152,7 +155,7 @@ def _train(config: RunConfig, folder: RunFolder, device: torch.device) -> dict[s
 
 
 def _full_rows(config: RunConfig, vocab: int) -> Batch:
-    T, rows = config.pack.seq_len, config.train.micro_rows
+    T, rows = config.pack.seq_len, asked(config)["micro_rows"]
     ids = np.random.default_rng(0).integers(1, vocab, rows * T)
     targets = np.concatenate([np.arange(r * T + 1, (r + 1) * T) for r in range(rows)])
     return Batch.of_documents(ids, [T] * rows, targets)

@@ -26,6 +26,7 @@ from sft_dist.cluster.estimate.memory import estimate_memory
 from sft_dist.cluster.local_ranks import ranks_of
 from sft_dist.cluster.slurm.site import load_site
 from sft_dist.config import RunConfig
+from sft_dist.config.auto import asked, decided, is_decided
 from sft_dist.config.cluster import SiteProfile
 from sft_dist.config.load import load_run_config
 from sft_dist.core.errors import UserError
@@ -35,12 +36,15 @@ from sft_dist.pipelines.cluster.estimate_inputs import (
     GIB,
     checkpoint_bytes,
     ema_bytes,
+    host_memory,
     kept_bytes,
     model_config,
     setup_of,
     shape_of,
     unknown_parts,
 )
+from sft_dist.pipelines.cluster.fit import Place, choose
+from sft_dist.pipelines.cluster.prove import scale
 from sft_dist.pipelines.train.planning import Summary, cost_of
 
 WARM_UP_STEPS = 3  # the first steps of a run allocate and compile
@@ -63,7 +67,7 @@ def estimate(
         ranks: Of the whole run; None: from launch, or from the site profile of `cluster`.
         device: Name of a GPU in pack.devices, or cpu; None: from the site profile, else cpu.
         memory_gib: Memory of a device; None: from pack.devices.
-        like: Run folder whose measured speed is taken.
+        like: Run folder whose measured speed is taken, or a file of `doctor --prove` that scales what is calculated.
 
     Raises:
         UserError: For a model whose shape is not on this machine, an unknown device, or a run without measurements.
@@ -89,10 +93,8 @@ def estimate(
             f"the device {name!r} is unknown, so neither its memory nor its speed is; use one of {', '.join(devices.DEVICES)}, or cpu"
         )
     text = model_config(config)
-    shape = shape_of(config, text)
     share = summary.target_tokens / max(1, summary.tokens)
-    setup = setup_of(config, share, ranks, "cuda" if known else "cpu")
-    usage = estimate_memory(shape, setup)
+    per_node = -(-ranks // config.launch.nodes)
     limit = (
         round(memory_gib * GIB)
         if memory_gib
@@ -100,6 +102,19 @@ def estimate(
         if known
         else (_host_limit(site, here=True) or host_memory()) * config.launch.nodes // ranks
     )
+    place = Place(
+        ranks=ranks,
+        per_node=per_node,
+        device=known,
+        name=name,
+        memory_bytes=limit,
+        can_compile=known is not None,
+    )
+    config, chosen = _decided(config, text, place, share, summary.squares_per_token)
+    shape = shape_of(config, text)
+    setup = setup_of(config, share, ranks, "cuda" if known else "cpu")
+    usage = estimate_memory(shape, setup)
+    rows = asked(config)["micro_rows"]
     rows_per_step = config.train.tokens_per_step / config.pack.seq_len
     tokens = rows_per_step * config.pack.seq_len * summary.fill
     work = Work(
@@ -112,16 +127,21 @@ def estimate(
     time = time_of(
         work,
         cost,
-        ranks,
-        peak_flops=known.peak_flops if known else None,
-        measured=_measured(like) if like else None,
+        setup,
+        shape,
+        fill=summary.fill,
+        rows_per_step=rows_per_step,
+        rows=rows,
+        seq_len=config.pack.seq_len,
+        ranks_per_node=per_node,
+        device=known,
+        measured=_measured(like) if like and like.is_dir() else None,
+        slower=scale(like) if like and like.is_file() else 1.0,
     )
     need = needed(usage.peak, setup.device)
-    proposals = suggestions(
-        shape, setup, rows=config.train.micro_rows, seq_len=config.pack.seq_len, limit_bytes=limit
-    )
-    per_node = -(-ranks // config.launch.nodes)
+    proposals = suggestions(shape, setup, rows=rows, seq_len=config.pack.seq_len, limit_bytes=limit)
     host = per_node * (usage.host + (checkpoint_bytes(config, shape) + 2 * ema_bytes(config, shape)) // ranks)
+    pinned = host if known else 0  # a GPU copies from and to pinned memory only while it computes
     host += per_node * usage.peak if not known else 0
     return {
         "parameters": shape.parameters,
@@ -141,9 +161,21 @@ def estimate(
         "disk_bytes": kept_bytes(config, shape),
         "disk_free_bytes": _free(Path(config.run_root)),
         "host_bytes": host,
+        "pinned_bytes": pinned,
+        "chosen": chosen,
         "host_limit_bytes": _host_limit(site, here=known is None),
         "not_found": unknown_parts(config, text),
     }
+
+
+def _decided(
+    config: RunConfig, text: Mapping[str, Any], place: Place, share: float, squares: float
+) -> tuple[RunConfig, str]:
+    """Return the config with what a run there would choose, and why; nothing where nothing is left to it."""
+    if is_decided(config):
+        return config, ""
+    choice, why = choose(config, text, place, target_share=share, squares=squares)
+    return decided(config, choice), why
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
@@ -167,6 +199,8 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     verdict = "fits" if result["fits"] else "DOES NOT FIT"
     table.add_row(f"{there} ({verdict})", f"{result['device_bytes'] / GIB:.2f}")
     console.print(table)
+    if result["chosen"]:
+        console.print(f"chosen: {result['chosen']}", soft_wrap=True)
     for proposal in result["suggestions"]:
         console.print(
             f"would fit: {' '.join(proposal['overrides'])} ({proposal['peak'] / GIB:.1f} GiB)", soft_wrap=True
@@ -176,8 +210,9 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     about = "" if result["exact"] else "about "
     console.print(f"{about}{result['steps']:,} steps, {result['tokens']:,} tokens", soft_wrap=True)
     if time := result["time"]:
+        mfu = "" if time["mfu"] is None else f", MFU {time['mfu']:.0%}"
         console.print(
-            f"{time['hours']:.2f} hours, {time['device_hours']:.1f} device-hours, {time['tokens_per_s']:,.0f} tokens/s ({time['basis']})",
+            f"{time['hours']:.2f} hours, {time['device_hours']:.1f} device-hours, {time['tokens_per_s']:,.0f} tokens/s{mfu} ({time['basis']})",
             soft_wrap=True,
         )
     else:
@@ -191,6 +226,7 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         soft_wrap=True,
     )
     host, has = result["host_bytes"], result["host_limit_bytes"]
+    pinned = f", {result['pinned_bytes'] / GIB:.2f} of it pinned" if result["pinned_bytes"] else ""
     of = f" of {has / GIB:.1f}" if has else ""
     more = (
         "; NOT ENOUGH: ask for more (mem of the site profile), or use more nodes"
@@ -198,7 +234,8 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         else ""
     )
     console.print(
-        f"host memory of a node, with the copy that a checkpoint is written from: {host / GIB:.2f} GiB{of}{more}",
+        f"host memory of a node, with the copy that a checkpoint is written from: {host / GIB:.2f} GiB{of}"
+        f"{pinned}{more}",
         soft_wrap=True,
     )
     for entry in result["not_found"]:
@@ -237,16 +274,6 @@ def _host_limit(site: SiteProfile | None, *, here: bool) -> int | None:
     if not found or not int(found[1]):  # 0 asks for all of it, however much that is
         return None
     return int(found[1]) << {"K": 10, "": 20, "M": 20, "G": 30, "T": 40}[found[2]]
-
-
-def host_memory() -> int:
-    """Return the memory of this machine in bytes."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemTotal:"):
-            return int(line.split()[1]) * 1024
-    raise UserError(
-        "the memory of this machine is unknown (/proc/meminfo has no MemTotal); give --memory GIB"
-    )
 
 
 def _free(folder: Path) -> int:

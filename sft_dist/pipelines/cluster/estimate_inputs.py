@@ -116,13 +116,14 @@ def shape_of(config: RunConfig, text: Mapping[str, Any]) -> Shape:
 
 
 def setup_of(config: RunConfig, target_share: float, ranks: int, device: str) -> Setup:
-    """Return how the config trains; `target_share` is that of tokens that carry loss."""
-    zero = config.deepspeed
+    """Return how a decided config (config.auto) trains; `target_share` is that of tokens that carry loss."""
+    zero, rows, stage = config.deepspeed, config.train.micro_rows, config.deepspeed.stage
+    assert rows != "auto" and stage != "auto", "decide it first"  # noqa: PT018
     return Setup(
         ranks=ranks,
-        stage=zero.stage,
+        stage=stage,
         dtype=config.model.dtype,
-        tokens=config.train.micro_rows * config.pack.seq_len // config.train.sequence_parallel,
+        tokens=rows * config.pack.seq_len // config.train.sequence_parallel,
         target_share=target_share,
         gradient_checkpointing=config.model.gradient_checkpointing,
         reduce_bucket_size=zero.reduce_bucket_size,
@@ -136,6 +137,7 @@ def setup_of(config: RunConfig, target_share: float, ranks: int, device: str) ->
         hpz=zero.hpz_partition_size,
         state_bytes=OPTIMIZERS[config.optim.name].state_bytes,
         device=device,
+        compiled=config.model.compile is True,
     )
 
 
@@ -162,6 +164,16 @@ def kept_bytes(config: RunConfig, shape: Shape) -> int:
     weights = FP32 * shape.trained + ema_bytes(config, shape)
     kept = whole * checkpoint_bytes(config, shape) + (count - whole) * weights
     return kept + export_bytes(shape, config.model.dtype)
+
+
+def host_memory() -> int:
+    """Return the memory of this machine in bytes."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    raise UserError(
+        "the memory of this machine is unknown (/proc/meminfo has no MemTotal); give --memory GIB"
+    )
 
 
 def _tokens_of(tokenizer: str | None) -> int:

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from sft_dist.config import RunConfig
+from sft_dist.config.auto import asked, supposed
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_json, write_json
 from sft_dist.core.records import Batch, Drop, Example, Tokens
@@ -165,7 +166,12 @@ class _Losses:
                 f"packed documents see one another with model.attention={loaded.backend} (by {moved:.2g}), so scores would be "
                 "wrong; use model.attention=sdpa_dense, or another model"
             )
-        return cls(module=module, device=device, seq_len=config.pack.seq_len, rows=config.train.micro_rows)
+        return cls(
+            module=module,
+            device=device,
+            seq_len=config.pack.seq_len,
+            rows=asked(supposed(config))["micro_rows"],
+        )
 
     @torch.inference_mode()
     def of(self, members: Sequence[Document], examples: int) -> NDArray[np.float64]:

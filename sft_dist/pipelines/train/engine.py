@@ -12,7 +12,9 @@ import torch.distributed as dist
 
 from sft_dist.batch import sequence_shard
 from sft_dist.checkpoint.export_plan import Base
+from sft_dist.cluster.estimate.memory import Shape
 from sft_dist.config import RunConfig
+from sft_dist.config.auto import is_decided
 from sft_dist.core.collectives import from_rank_0, gather
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_json, replace_folder, write_json
@@ -68,6 +70,7 @@ def build_engine(config: RunConfig, folder: RunFolder, tokenizer: TextTokenizer)
     Raises:
         UserError: For a model that is missing, unfit, or leaks between packed documents.
     """
+    assert is_decided(config), "pipelines.train.settle comes first"
     device = zero.device_type()
     model_path = _initial_model(config, folder, tokenizer)
     sequence = _share_rows(config, model_path)
@@ -75,7 +78,7 @@ def build_engine(config: RunConfig, folder: RunFolder, tokenizer: TextTokenizer)
         config.deepspeed,
         dtype=config.model.dtype,
         clip=config.optim.clip,
-        whole_mlp=config.model.mlp_tiles > 1,
+        ahead=_ahead(config, model_path),
         ranks=dist.get_world_size(),
     )
     loaded = load_packed(
@@ -120,6 +123,17 @@ def build_engine(config: RunConfig, folder: RunFolder, tokenizer: TextTokenizer)
         ema=ema,
         base=base,
     )
+
+
+def _ahead(config: RunConfig, model_path: str) -> int:
+    """Return the elements that ZeRO-3 gathers ahead: it gathers whole layers, so two of them, or none would be ahead."""
+    text = read_config(
+        model_path, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
+    ).get_text_config()
+    try:
+        return 2 * Shape.of(text.to_dict()).layer_parameters
+    except UserError:  # a family without the fields of a decoder
+        return zero.AHEAD
 
 
 def _base_of(model_path: str, revision: str | None) -> str:

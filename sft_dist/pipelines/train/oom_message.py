@@ -5,6 +5,7 @@ from __future__ import annotations
 from sft_dist.cluster.estimate.estimate import needed, suggestions
 from sft_dist.cluster.estimate.memory import estimate_memory
 from sft_dist.config import RunConfig
+from sft_dist.config.auto import asked
 from sft_dist.core.errors import UserError
 from sft_dist.pipelines.cluster.estimate_inputs import GIB, model_config, setup_of, shape_of
 
@@ -29,7 +30,7 @@ def oom_message(config: RunConfig, *, ranks: int, device_bytes: int, target_shar
     setup = setup_of(config, target_share, ranks, "cuda")
     limit = min(device_bytes, round(MARGIN * needed(estimate_memory(shape, setup).peak, setup.device)))
     found = suggestions(
-        shape, setup, rows=config.train.micro_rows, seq_len=config.pack.seq_len, limit_bytes=limit
+        shape, setup, rows=asked(config)["micro_rows"], seq_len=config.pack.seq_len, limit_bytes=limit
     )[:WAYS]
     if not found:
         return f"{said}. Nothing that `sft-dist estimate` knows would make it fit; use more nodes or a smaller model"

@@ -13,7 +13,9 @@ import numpy as np
 
 from sft_dist.batch.epoch_plan import EpochPlan
 from sft_dist.batch.planner import Planner
+from sft_dist.batch.shared_plan import NodePlans
 from sft_dist.config import RunConfig
+from sft_dist.config.auto import asked, supposed
 from sft_dist.core.errors import UserError
 from sft_dist.mix import Corpus, Mixture, SourceMix
 from sft_dist.pack import CostModel
@@ -139,9 +141,11 @@ def _ranks(number: int) -> str:
     return "1 rank" if number == 1 else f"{number} ranks"
 
 
-def make_planner(config: RunConfig, corpus: Corpus, *, world_size: int, cost: CostModel) -> Planner:
-    """Return the planner of a config."""
-    pack = config.pack
+def make_planner(
+    config: RunConfig, corpus: Corpus, *, world_size: int, cost: CostModel, shared: NodePlans | None = None
+) -> Planner:
+    """Return the planner of a config; `shared`: where the ranks of a node find what one of them planned."""
+    pack, memory = config.pack, asked(supposed(config))
     return Planner(
         corpus,
         mixture=mixture_of(config, corpus),
@@ -150,13 +154,14 @@ def make_planner(config: RunConfig, corpus: Corpus, *, world_size: int, cost: Co
         window=pack.window,
         packing=pack.packing,
         rows_per_step=config.train.tokens_per_step // pack.seq_len,
-        micro_rows=config.train.micro_rows,
+        micro_rows=memory["micro_rows"],
         world_size=world_size,
         balance_window=pack.balance_window,
         short_first_steps=pack.short_first_steps,
         seed=config.seed,
         cost=cost,
-        micro_cost=cost.on_device(recomputed=bool(config.model.gradient_checkpointing)),
+        shared=shared,
+        micro_cost=cost.on_device(recomputed=bool(memory["gradient_checkpointing"])),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import socket
 import sys
 from contextlib import closing, suppress
@@ -21,10 +22,12 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from sft_dist.batch.planner import Planner
+from sft_dist.batch.shared_plan import NodePlans
 from sft_dist.checkpoint.background import Saver
 from sft_dist.checkpoint.export import export_checkpoint
 from sft_dist.checkpoint.remote import Remote
 from sft_dist.config import RunConfig
+from sft_dist.config.auto import asked
 from sft_dist.config.load import load_run_config
 from sft_dist.core import process
 from sft_dist.core.bus_error import name_mapped_file
@@ -37,12 +40,13 @@ from sft_dist.mix import Corpus
 from sft_dist.model.trainable import with_backward
 from sft_dist.model.ulysses import SequenceGroup
 from sft_dist.pack import CostModel
-from sft_dist.pipelines.cluster.estimate import host_memory
+from sft_dist.pipelines.cluster.estimate_inputs import host_memory
 from sft_dist.pipelines.config_warnings import config_warnings
 from sft_dist.pipelines.train.engine import TrainingSetup, build_engine, export_base, exports_adapter
 from sft_dist.pipelines.train.oom_message import oom_message
 from sft_dist.pipelines.train.planning import cost_of, make_planner, open_corpus, plan_facts, total_steps
 from sft_dist.pipelines.train.resume import Resumed, remaining, resume
+from sft_dist.pipelines.train.settle import settle, settled_before
 from sft_dist.render.tokenizer import TextTokenizer
 from sft_dist.shards.staging import stage
 from sft_dist.shards.verify import StoreCheck
@@ -99,7 +103,7 @@ def _out_of_memory(config: RunConfig, folder: RunFolder) -> str:
     with suppress(UserError):
         facts |= read_object(plan, "")
     return oom_message(
-        config,
+        settled_before(config, folder),
         ranks=dist.get_world_size(),
         device_bytes=torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else host_memory(),
         target_share=facts["target_tokens"] / max(1, facts["tokens"]),
@@ -121,6 +125,7 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat) -> str:
     name_mapped_file(partial(_say_fatal, folder))
     check = StoreCheck(paths.values() if process.current().local_rank == 0 else None)
     tokenizer = TextTokenizer.load(stores["tokenizer"])
+    config = settle(config, folder)
     parts = build_engine(config, folder, tokenizer)
     if check.small:
         check.wait()
@@ -205,9 +210,14 @@ class _Plan:
 
     @classmethod
     def of(cls, config: RunConfig, corpus: Corpus, parts: TrainingSetup, read: dict[str, Any]) -> _Plan:
-        """Plan the first epoch on every rank, and compare."""
+        """Plan the first epoch once a node, and compare on every rank."""
         cost = cost_of(parts.engine.module.hf.config.get_text_config().to_dict())
-        planner = make_planner(config, corpus, world_size=parts.sequence.data_ranks, cost=cost)
+        shared = NodePlans.of_run(
+            from_rank_0(secrets.token_hex(8)),
+            leads=int(os.environ.get("LOCAL_RANK", "0")) == 0,
+            patience_s=30.0 * config.deepspeed.timeout_minutes,
+        )
+        planner = make_planner(config, corpus, world_size=parts.sequence.data_ranks, cost=cost, shared=shared)
         first = planner.epoch(0)
         hashes = gather(first.hash)
         if len(set(hashes)) != 1:
@@ -215,7 +225,8 @@ class _Plan:
                 f"the ranks planned different epochs (hashes {hashes}), so they would train on different data; "
                 "the nodes see different token stores or versions: check data.dir on every node"
             )
-        steps = total_steps(config, planner, first)
+        # every epoch is planned for this, so by one rank
+        steps = from_rank_0(total_steps(config, planner, first) if dist.get_rank() == 0 else 0)
         facts: dict[str, Any] = {}  # of rank 0, who writes them
         if dist.get_rank() == 0:
             facts = plan_facts(config, first, corpus, steps, dist.get_world_size(), parts.parameters, read)
@@ -321,7 +332,7 @@ def _loop(
 
 def _batch_line(config: RunConfig, sequence: SequenceGroup, steps: int, parameters: int) -> str:
     rows = config.train.tokens_per_step // config.pack.seq_len
-    micro = -(-rows // (sequence.data_ranks * config.train.micro_rows))
+    micro = -(-rows // (sequence.data_ranks * asked(config)["micro_rows"]))
     shared = f" ({sequence.size} share a row)" if sequence.size > 1 else ""
     return (
         f"{parameters:,} parameters, {sequence.data_ranks * sequence.size} ranks{shared}, ZeRO-{config.deepspeed.stage}, {config.model.dtype}; a global batch is "
