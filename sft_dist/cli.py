@@ -91,9 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     traceback = options.verbose or bool(os.environ.get("SFT_TRACEBACK"))
     if options.verbose:
         logging.basicConfig(level=logging.DEBUG)
-    # rich would fold lines at 80 columns in a log file
+    # rich would fold lines at 80 columns in a log file; COLUMNS says how wide its reader wants them
     console: Console = SafeConsole(
-        highlight=False, width=None if sys.stdout.isatty() else 240, quiet=options.quiet
+        highlight=False,
+        width=None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 240,
+        quiet=options.quiet,
     )
     try:
         return int(options.command(options, console))

@@ -26,6 +26,11 @@ def _load(options: argparse.Namespace) -> RunConfig:
     from sft_dist.pipelines.config_warnings import refuse_misspelt_model
 
     words: list[str] = options.config
+    if not words and options.command not in WITHOUT_CONFIG:
+        raise UserError(
+            f"{options.command.__name__.replace('_', '-')} needs a config, for without one it would work on the demo set; name a file "
+            "(my.yaml), or experiment=demo"
+        )
     file = Path(words[0]) if words and "=" not in words[0] and not words[0].startswith("~") else None
     config = load_config(words[1:] if file else words, file)
     refuse_misspelt_model(config)
@@ -417,3 +422,6 @@ def init(options: argparse.Namespace, console: Console) -> int:
         f"{options.out} is written; next: sft-dist check {shlex.quote(str(options.out))}", markup=False
     )
     return 0
+
+
+WITHOUT_CONFIG = (run, doctor)  # the one shows the demo, the other examines the machine

@@ -5,8 +5,9 @@ A user's own YAML file is laid over the shipped defaults; overrides on the comma
 
 from __future__ import annotations
 
+import glob
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -60,10 +61,39 @@ def validate(values: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except pydantic.ValidationError as error:
-        lines = [_explain(dict(e)) for e in error.errors()]
+        lines = [*(_explain(dict(e)) for e in error.errors()), *_missing_files(values)]
         raise UserError(
             "the config has {} mistake{}:\n{}".format(len(lines), "s" * (len(lines) > 1), "\n".join(lines))
         ) from None
+
+
+def _missing_files(values: dict[str, Any]) -> Iterator[str]:
+    """Name the local files that a config with other mistakes asks for and that are not there."""
+
+    def section(of: Any, key: str) -> dict[str, Any]:
+        found = of.get(key) if isinstance(of, dict) else None
+        return found if isinstance(found, dict) else {}
+
+    named = [("model.path", section(values, "model").get("path"), False)]
+    for name, source in section(section(values, "data"), "sources").items():
+        if isinstance(source, dict):
+            named.append(
+                (
+                    f"data.sources.{name}.path",
+                    source.get("path"),
+                    source.get("kind") not in ("hub", "promptsource"),
+                )
+            )
+    for key, path, local in named:
+        if (
+            isinstance(path, str)
+            and path
+            and not glob.has_magic(path)
+            and (local or path.startswith(("/", ".", "~")))
+        ):
+            place = Path(path).expanduser()
+            if not place.exists():
+                yield f"  {key}={path}: {place} does not exist; check the path"
 
 
 def config_to_json(config: RunConfig) -> str:

@@ -48,8 +48,9 @@ def preview_terminal(renderer: Renderer, examples: Sequence[Example], console: C
             )
             continue
         body = Text()
-        for s in segments:
-            body.append_text(_coloured(s, marks=console.color_system is None))
+        for role, block in _blocks(renderer, segments):
+            for s in block:
+                body.append_text(_coloured(s, role, marks=console.color_system is None))
         console.print(
             Panel(
                 body,
@@ -61,11 +62,33 @@ def preview_terminal(renderer: Renderer, examples: Sequence[Example], console: C
         )
 
 
-def _coloured(s: Segment, marks: bool) -> Text:
+def _blocks(renderer: Renderer, segments: Sequence[Segment]) -> list[tuple[str, list[Segment]]]:
+    """Return (who speaks, the segments) turn by turn, also where the template speaks.
+
+    A line end behind a turn belongs to it, and a turn that the template opens the conversation with is a system turn.
+    """
+    turns: list[list[Segment]] = []
+    for s in segments:
+        if turns and (turns[-1][-1].turn == s.turn or not s.text.strip()):
+            turns[-1].append(s)
+        else:
+            turns.append([s])
+    ends = (
+        [n for n, s in enumerate(turns[0]) if s.control and s.text in renderer.stop_tokens] if turns else []
+    )
+    first = (
+        [("system", turns[0][: ends[-2] + 1]), (turns[0][-1].role, turns[0][ends[-2] + 1 :])]
+        if len(ends) > 1
+        else []
+    )
+    return [*first, *((turn[0].role, turn) for turn in turns[bool(first) :])]
+
+
+def _coloured(s: Segment, role: str, marks: bool) -> Text:
     """Return the segment's text; `marks` brackets what carries loss where there are no colours."""
     from rich.text import Text
 
-    colour = ROLE_COLOURS[s.role]
+    colour = ROLE_COLOURS[role]
     style = f"black on {colour}" if s.weight else f"dim {colour}" if s.control else colour
     shown = s.text.replace("\n", "↵\n")
     text = Text(f"⟦{shown}⟧" if marks and s.weight else shown, style=style)
@@ -134,17 +157,11 @@ def _card(renderer: Renderer, example: Example) -> str:
         segments = renderer.explain(example)
     except UserError as error:
         return f'<article class="dropped">{title}<p>{escape(str(error))}</p></article>'
-    turns: list[list[Segment]] = []
-    for s in segments:
-        if turns and turns[-1][-1].turn == s.turn:
-            turns[-1].append(s)
-        else:
-            turns.append([s])
     blocks = "".join(
-        f'<div class="turn {turn[0].role}"><b>{turn[0].role}</b><div class="text">'
+        f'<div class="turn {role}"><b>{role}</b><div class="text">'
         f"{''.join(_tokens(renderer, s) for s in turn)}</div>"
         f"<i>{sum(len(s.ids) for s in turn)}</i></div>"
-        for turn in turns
+        for role, turn in _blocks(renderer, segments)
     )
     return f"<article>{title}<p>{escape(_summary(segments))}</p>{blocks}</article>"
 

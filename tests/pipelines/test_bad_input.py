@@ -127,7 +127,7 @@ def test_seq_len_shorter_than_every_example(sft: Sft) -> None:
 
 
 def test_a_missing_base_model(sft: Sft, project: Path) -> None:
-    assert "model.path=./nothing has no config.json" in refused(
+    assert "model.path=./nothing does not exist" in refused(
         sft, "check", "my.yaml", "model.path=./nothing", "render.template=chatml"
     )
 

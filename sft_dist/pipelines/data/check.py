@@ -12,30 +12,29 @@ from rich.console import Console
 
 from sft_dist.cluster.local_ranks import ranks_of
 from sft_dist.config import RunConfig
-from sft_dist.core.errors import UserError
 from sft_dist.mix import Corpus
 from sft_dist.mix.extrapolate import ExtrapolatedStore
-from sft_dist.model.rope import check_reach
 from sft_dist.model.support import rows_for
+from sft_dist.pipelines.before_ranks import machine_warnings, refuse_mistakes
 from sft_dist.pipelines.data.prepare import Prepared, prepare
 from sft_dist.pipelines.train.planning import (
     Summary,
-    check_ranks,
     config_json,
     cost_model,
     make_planner,
     open_corpus,
     summarise,
 )
-from sft_dist.selection.files import stored_sources, training_examples
+from sft_dist.selection.files import stored_sources
+from sft_dist.selection.tokenize import SelectedExamples
 from sft_dist.shards import Store
 from sft_dist.sources import open_source
 from sft_dist.sources.base import FileSource
 from sft_dist.sources.files.data_files import RawRecord
 from sft_dist.sources.marks import unread_marks
-from sft_dist.train.zero import check_extra
 
 MARKED_KINDS = ("alpaca", "chat", "hub")  # sources whose records may mark what carries loss
+_ONE_STEP = "an epoch is one step, so every update sees all of the data; use a smaller train.tokens_per_step, or more data"
 MARK_RECORDS = 20_000  # of each source, that are looked through for marks that are not read
 
 
@@ -49,22 +48,8 @@ def check(config: RunConfig, *, limit: int) -> Summary:
     Raises:
         UserError: For anything that preparation or planning would refuse.
     """
-    check_extra(config.deepspeed.extra)
-    nproc = config.launch.nproc
-    check_ranks(config, ranks=None if nproc == "auto" else nproc * config.launch.nodes)
-    model = config.model.path
-    if (
-        model
-        and (Path(model).exists() or model.startswith(("/", ".", "~")))
-        and not (Path(model) / "config.json").is_file()
-    ):
-        raise UserError(
-            f"model.path={model} has no config.json, so there is no base model to start from; check the path"
-        )
-    if text := config_json(config):
-        scaling = config.model.rope_scaling.model_dump() if config.model.rope_scaling else None
-        check_reach(text, scaling, config.pack.seq_len)
-    marks = unread_mark_warnings(config)
+    refuse_mistakes(config)
+    marks = (*machine_warnings(config), *unread_mark_warnings(config))
     built = stored_sources(Path(config.data.dir), config.data.sources)
     if built and all((Path(config.data.dir) / "stores" / n / "manifest.json").is_file() for n in built):
         prepared = prepare(config, build=False)
@@ -102,7 +87,7 @@ def unread_mark_warnings(config: RunConfig) -> tuple[str, ...]:
 
 
 def preview(config: RunConfig, console: Console, *, per_source: int, html: Path | None) -> None:
-    """Show the first training examples of each source, and the first packed rows."""
+    """Show training examples of each source, evenly spread over it, and the first packed rows."""
     from sft_dist.core.files import write_text
     from sft_dist.render.preview import preview_html, preview_terminal
 
@@ -111,7 +96,9 @@ def preview(config: RunConfig, console: Console, *, per_source: int, html: Path 
         examples = []
         for name, source_config in config.data.sources.items():
             source = open_source(name, source_config)
-            examples += list(islice(training_examples(source, prepared.selected.sources[name]), per_source))
+            selection = prepared.selected.sources[name]
+            spread = SelectedExamples(source, selection, max(1, selection.read), per_source)
+            examples += [e for _, members in spread.read({0}) for e in members]
         preview_terminal(prepared.renderer, examples, console)
         if html is not None:
             write_text(html, preview_html(prepared.renderer, examples, _packed_rows(config, prepared)))
@@ -154,4 +141,6 @@ def _summary(
     }
     ranks = ranks_of(config.launch.nproc) * config.launch.nodes
     summary = summarise(config, planner, prepared.selected, rendered, exact=exact, ranks=ranks)
+    if planner.epoch(0).n_steps == 1:
+        marks = (*marks, _ONE_STEP)
     return replace(summary, warnings=(*summary.warnings, *marks))

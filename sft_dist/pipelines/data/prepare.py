@@ -11,7 +11,9 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from pathlib import Path
 
 from sft_dist.config import RunConfig
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import fingerprint
+from sft_dist.core.files import fingerprint, read_json
 from sft_dist.core.locks import take_lock
 from sft_dist.core.records import Example
 from sft_dist.core.sets import CURVES, SETS, CurveName, curve_of
@@ -124,6 +126,7 @@ def prepare(
                     progress=progress,
                 )
                 job.run(part)
+                _refuse_empty(name, store, folder / "rejects")
             if (
                 (url := store_url(config, name))
                 and (store / "manifest.json").is_file()
@@ -157,6 +160,24 @@ def _turn(folder: Path, *, slices: bool, progress: Progress) -> Iterator[None]:
         for left in folder.glob(".tokenizer.*") if not slices else ():
             shutil.rmtree(left, ignore_errors=True)  # of a launch that was killed
         yield
+
+
+def _refuse_empty(name: str, store: Path, rejects: Path) -> None:
+    """Refuse a source of which nothing can be rendered, with the reasons and a record of each."""
+    if not (store / "manifest.json").is_file() or read_json(store / "manifest.json")["examples"]:
+        return
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for file in sorted(rejects.glob(f"{name}-render-*.jsonl")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            reject = json.loads(line)
+            counts[reject["reason"]] += 1
+            first.setdefault(reject["reason"], f"{reject['detail']}; first: example {reject['record']['id']}")
+    reasons = "; ".join(f"{n:,} {reason} ({first[reason]})" for reason, n in counts.most_common(3))
+    raise UserError(
+        f"data.sources.{name}: none of its {counts.total():,} examples can be rendered, so there is nothing to train on: {reasons}. "
+        "Mend the records, or use another render.template"
+    )
 
 
 def _refuse_only_prompts(selected: Selected) -> None:

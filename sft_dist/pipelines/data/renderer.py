@@ -45,7 +45,12 @@ def make_renderer(
         own = config.model.tokenizer is None
         named = config.model.path if own else config.model.tokenizer
         assert named is not None  # validated by the config
-        tokenizer = TextTokenizer.load(named, config.model.revision if own else None)
+        try:
+            tokenizer = TextTokenizer.load(named, config.model.revision if own else None)
+        except UserError as error:
+            if not own:
+                raise
+            raise UserError(f"model.path={named} gives no tokenizer: {error}") from None
     return Renderer(
         tokenizer,
         template=render.template,

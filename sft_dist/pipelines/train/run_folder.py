@@ -11,15 +11,20 @@ from sft_dist.config import RunConfig
 from sft_dist.config.changes import differences, fixed, shown
 from sft_dist.config.load import config_from_json, config_to_json, load_run_config
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import write_json, write_text
+from sft_dist.core.files import read_json, write_json, write_text
+from sft_dist.core.process import logger
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.sets import NEAR, SETS
 from sft_dist.pipelines.data.prepare import Prepared, store_url
+from sft_dist.pipelines.train.planning import cost_model, make_planner, open_corpus, total_steps
 from sft_dist.shards import Store
+from sft_dist.train.schedule import lr_at
 from sft_dist.train.zero import check_extra
 
 if TYPE_CHECKING:
     from sft_dist.checkpoint.remote import Remote
+
+JUMP = 0.02  # of a learning rate that is said when a run goes on with another plan
 
 
 def run_folder(config: RunConfig) -> RunFolder:
@@ -48,11 +53,51 @@ def set_up(config: RunConfig, prepared: Prepared, folder: RunFolder) -> None:
         )
     config = make_way(config, folder)
     _refuse_other_remote(config, folder)
+    if jump := rate_jump(config, prepared, folder):
+        logger().warning(jump)
     (folder.path / "control").mkdir(parents=True, exist_ok=True)
     with folder.lock():
         _freeze_evaluation(config, folder)
         write_text(folder.config, config_to_json(config))
         write_json(folder.stores, _stores(config, prepared))
+
+
+def rate_jump(config: RunConfig, prepared: Prepared, folder: RunFolder) -> str:
+    """Say how the learning rate jumps where a run goes on with another number of steps or another schedule; empty if it does not."""
+    plan = folder.path / "plan.json"
+    if not (_has_checkpoint(folder) and folder.config.is_file() and plan.is_file()):
+        return ""
+    old = load_run_config(folder.path)
+    if (old.optim, old.train) == (config.optim, config.train):
+        return ""
+    done = int(read_json(plan)["steps"])
+    at = max(
+        int(p.name.removeprefix("step-")) for p in folder.checkpoints.glob("step-*") if p.name[5:].isdecimal()
+    )
+    planner = make_planner(
+        config,
+        open_corpus(prepared.stores),
+        world_size=1,
+        cost=cost_model(config, prepared.renderer.tokenizer.vocab_size),
+    )
+    steps = total_steps(config, planner, planner.epoch(0))
+    if at >= steps or not at:
+        return ""
+    before, after = (
+        lr_at(step, c.optim, total_steps=n, tokens_per_step=c.train.tokens_per_step)
+        for step, c, n in ((at - 1, old, done), (at, config, steps))
+    )
+    planned = (
+        lr_at(at, old.optim, total_steps=done, tokens_per_step=old.train.tokens_per_step)
+        if at < done
+        else before
+    )
+    if abs(after - planned) <= JUMP * max(after, planned):
+        return ""
+    return (
+        f"the run goes on from step {at} with {steps} steps in place of {done}, so the learning rate goes from {before:.3g} to {after:.3g} "
+        f"at step {at + 1}, where {planned:.3g} was planned; to avoid the jump, start anew (checkpoint.resume=never)"
+    )
 
 
 def make_way(config: RunConfig, folder: RunFolder) -> RunConfig:

@@ -1,0 +1,200 @@
+"""Config -> every mistake, and every odd thing, that can be known on this machine before ranks start. Writes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from sft_dist.cluster.local_ranks import gpus, ranks_of
+from sft_dist.cluster.slurm.site import load_site
+from sft_dist.config import RunConfig
+from sft_dist.core.errors import UserError, nearest
+from sft_dist.model.rope import check_reach
+from sft_dist.pipelines.cluster.estimate_inputs import model_config, shape_of
+from sft_dist.pipelines.train.planning import check_ranks, config_json
+from sft_dist.render.tokenizer import TextTokenizer
+from sft_dist.sources import open_source
+from sft_dist.train.zero import check_extra
+
+SHAPE_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def refuse_mistakes(config: RunConfig) -> None:
+    """Look at everything that can be known before ranks start.
+
+    Raises:
+        UserError: With every mistake, a line each.
+    """
+    found: list[str] = []
+    for look in LOOKS:
+        try:
+            found += look(config)
+        except UserError as error:
+            found.append(str(error))
+    found = list(dict.fromkeys(found))
+    if len(found) == 1:
+        raise UserError(found[0])
+    if found:
+        raise UserError("{} mistakes:\n{}".format(len(found), "\n".join(f"  {line}" for line in found)))
+
+
+def _settings(config: RunConfig) -> Iterator[str]:
+    check_extra(config.deepspeed.extra)
+    nproc = config.launch.nproc
+    check_ranks(config, ranks=None if nproc == "auto" else nproc * config.launch.nodes)
+    yield from ()
+
+
+def _model(config: RunConfig) -> Iterator[str]:
+    path = config.model.path
+    if path and (Path(path).exists() or path.startswith(("/", ".", "~")) or path.count("/") != 1):
+        place = Path(path).expanduser()
+        if not (place / "config.json").is_file():
+            state = "has no config.json" if place.exists() else "does not exist"
+            beside = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
+            raise UserError(
+                f"model.path={path} {state}, so there is no base model to start from; check the path.{nearest(place.name, beside)}"
+            )
+    if text := config_json(config):
+        scaling = config.model.rope_scaling.model_dump() if config.model.rope_scaling else None
+        check_reach(text, scaling, config.pack.seq_len)
+    yield from ()
+
+
+def _trained(config: RunConfig) -> Iterator[str]:
+    """Look at what is trained, by the names of a local model's weights or those of a model of our shape."""
+    here = config.model.shape is not None or (Path(config.model.path or "") / "config.json").is_file()
+    if not here or _names_are_missing(config):
+        return
+    lora, text = config.lora, model_config(config)
+    if lora is None:
+        if config.model.freeze and not shape_of(config, text).trained:
+            yield "model.trainable and model.freeze leave nothing to train, so every step would do nothing; narrow model.freeze"
+        return
+    modules = _modules(config)
+    for name in lora.target_modules:
+        if modules and name not in modules:
+            yield (
+                f"lora.target_modules has {name!r}, which is no module of this model, so nothing would be adapted; "
+                f"it has {', '.join(sorted(modules))}.{nearest(name, modules)}"
+            )
+    ends = {n for n in lora.modules_to_save if n in ("embed_tokens", "lm_head")}
+    if ends and text.get("tie_word_embeddings"):
+        yield (
+            f"lora.modules_to_save names {', '.join(sorted(ends))}, but this model's embedding and output projection are one matrix, "
+            "which would come apart; leave it frozen, or train all weights (lora=null)"
+        )
+
+
+def _names_are_missing(config: RunConfig) -> bool:
+    """Whether the size of the vocabulary, which the shape needs, is not known because the tokenizer is not there."""
+    return config.model.shape is not None and not (
+        config.render.train_vocab_size or Path(config.model.tokenizer or "").exists()
+    )
+
+
+def _modules(config: RunConfig) -> set[str]:
+    """Return the names of the modules of a layer; empty where they are not known."""
+    if config.model.shape is not None:
+        return set(SHAPE_MODULES)
+    folder = Path(config.model.path or "")
+    index = folder / "model.safetensors.index.json"
+    try:
+        if index.is_file():
+            names = list(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        else:
+            from safetensors import safe_open
+
+            with safe_open(folder / "model.safetensors", framework="numpy") as file:
+                names = list(file.keys())
+    except Exception:  # noqa: BLE001  several kinds; the model's loader names what is wrong with its files
+        return set()
+    matrices = [n for n in names if ".layers." in n and n.endswith(".weight") and "norm" not in n]
+    return {n.split(".")[-2] for n in matrices}
+
+
+def _folders(config: RunConfig) -> Iterator[str]:
+    for key, path in (("run_root", config.run_root), ("data.dir", config.data.dir)):
+        place = Path(path).expanduser().absolute()
+        there = next(p for p in (place, *place.parents) if p.exists())
+        if not there.is_dir():
+            yield f"{key}={path}: {there} is a file, so nothing can be written below it; name a folder"
+        elif not os.access(there, os.W_OK | os.X_OK) or there == Path("/proc"):
+            yield f"{key}={path}: {there} cannot be written, so nothing could be kept there; name another folder"
+
+
+def _places(config: RunConfig) -> Iterator[str]:
+    if config.cluster is not None:
+        load_site(config.cluster)
+    for key, url in (("data.remote", config.data.remote), ("checkpoint.remote", config.checkpoint.remote)):
+        if url:
+            import fsspec
+
+            try:
+                fsspec.get_filesystem_class(url.split("://")[0] if "://" in url else "file")
+            except (ValueError, ImportError) as error:
+                yield (
+                    f"{key}={url} cannot be opened ({error}), so nothing would be copied; install the fsspec driver of this protocol, "
+                    f"or set {key}=null"
+                )
+
+
+def _tokenizer(config: RunConfig) -> Iterator[str]:
+    own, path = config.model.tokenizer is None, str(config.model.path)
+    if own and path.startswith(("/", ".", "~")) and not Path(path).expanduser().exists():
+        return  # said of the model
+    if config.render.train_vocab_size is None:
+        TextTokenizer.load(
+            path if own else str(config.model.tokenizer), config.model.revision if own else None
+        )
+    yield from ()
+
+
+def _sources(config: RunConfig) -> Iterator[str]:
+    for name, source in config.data.sources.items():
+        try:
+            open_source(name, source)
+        except UserError as error:
+            said = str(error)
+            yield said if f"data.sources.{name}" in said else f"data.sources.{name}: {said}"
+
+
+LOOKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
+    _settings,
+    _model,
+    _trained,
+    _folders,
+    _places,
+    _tokenizer,
+    _sources,
+)
+
+
+def machine_warnings(config: RunConfig) -> tuple[str, ...]:
+    """Say what is allowed and hardly meant on this machine; nothing where the run is for a cluster."""
+    if config.cluster is not None or config.launch.nodes > 1:
+        return ()
+    devices, ranks, cores = gpus(), ranks_of(config.launch.nproc), os.cpu_count() or 1
+    found = []
+    if devices and ranks > devices:
+        found.append(
+            f"launch.nproc={ranks} starts more ranks than the {devices} GPUs of this machine, and two cannot share one; use launch.nproc=auto"
+        )
+    if devices:
+        return tuple(found)
+    if ranks > cores:
+        found.append(
+            f"launch.nproc={ranks} starts {ranks} ranks on {cores} CPU cores, for this machine has no GPU, so each step takes many "
+            "times as long; use launch.nproc=1"
+        )
+    if config.model.dtype == "bfloat16":
+        found.append(
+            "model.dtype=bfloat16 on CPU, for this machine has no GPU: slower than float32 on most CPUs; use model.dtype=float32"
+        )
+    if config.model.attention in ("flash", "flex"):
+        found.append(
+            f"model.attention={config.model.attention} needs a GPU, and this machine has none, so ranks would refuse it here; use auto"
+        )
+    return tuple(found)
