@@ -95,10 +95,11 @@ class LanguageRule(Section):
         default=0.9,
         gt=0,
         le=1,
-        description="Least probability of another language at which a text is dropped.",
+        description="Least probability of languages that are not allowed, together, at which a text is dropped.",
     )
     min_letters: PositiveInt = Field(
-        default=40, description="Prompts and answers of fewer letters are not judged."
+        default=40,
+        description="Prompts and answers of fewer letters are not judged; a Han or Kana character counts as five.",
     )
 
 

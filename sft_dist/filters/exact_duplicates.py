@@ -34,35 +34,37 @@ def _joined(fields: Sequence[str]) -> str:
 
 
 class Seen:
-    """A growing set of 128-bit keys in 32 to 64 bytes each; Python's own takes 100."""
+    """A growing map of 128-bit keys to the 128-bit id that came first, in 64 to 128 bytes each; Python's own takes 250."""
 
     def __init__(self) -> None:
-        self._slots = np.zeros((1 << 10, 2), np.uint64)
+        self._slots = np.zeros((1 << 10, 4), np.uint64)  # key, then id
         self._size = 0
 
-    def add(self, key: int) -> bool:
-        """Put a key in; return whether it was new."""
+    def first(self, key: int, example_id: str) -> str | None:
+        """Return the id that came with this key before; None when the key is new, and `example_id` is the first."""
         if 2 * self._size >= len(self._slots):
-            grown = np.zeros((2 * len(self._slots), 2), np.uint64)
+            grown = np.zeros((2 * len(self._slots), 4), np.uint64)
             _move(self._slots, grown)
             self._slots = grown
         low, high = np.uint64(key & 0xFFFFFFFFFFFFFFFF), np.uint64(key >> 64)
-        new = bool(_add(self._slots, low, high))
-        self._size += new
-        return new
+        slot = _slot_of(self._slots, low, high)
+        if self._slots[slot, 0] or self._slots[slot, 1]:
+            return f"{int(self._slots[slot, 2]):016x}{int(self._slots[slot, 3]):016x}"
+        self._slots[slot] = low, high, int(example_id[:16], 16), int(example_id[16:], 16)
+        self._size += 1
+        return None
 
 
 @jit
-def _add(slots: NDArray[np.uint64], low: np.uint64, high: np.uint64) -> bool:
-    """Put a key in; (0, 0) marks an empty slot, and no hash will ever be it."""
+def _slot_of(slots: NDArray[np.uint64], low: np.uint64, high: np.uint64) -> int:
+    """Return where a key lies, or the empty slot where it belongs; (0, 0) marks an empty slot, and no hash will ever be it."""
     mask = np.uint64(len(slots) - 1)
     at = low & mask  # keys are hashes: their bits need no further mixing
     while slots[at, 0] != 0 or slots[at, 1] != 0:
         if slots[at, 0] == low and slots[at, 1] == high:
-            return False
+            break
         at = (at + np.uint64(1)) & mask
-    slots[at, 0], slots[at, 1] = low, high
-    return True
+    return int(at)
 
 
 @jit
@@ -70,4 +72,4 @@ def _move(old: NDArray[np.uint64], new: NDArray[np.uint64]) -> None:
     """Put every key of one table into another."""
     for i in range(len(old)):
         if old[i, 0] != 0 or old[i, 1] != 0:
-            _add(new, old[i, 0], old[i, 1])
+            new[_slot_of(new, old[i, 0], old[i, 1])] = old[i]

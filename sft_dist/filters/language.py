@@ -8,15 +8,23 @@ from typing import Any, ClassVar
 
 from sft_dist.core.errors import UserError, nearest
 from sft_dist.core.records import Drop, Example
-from sft_dist.filters.patterns import LETTER
+from sft_dist.filters.patterns import IDEOGRAPH, LETTER
 from sft_dist.filters.rules import answers_of, excerpt, prompt_of
 
 JUDGED_CHARS = 1000  # of a text: a language shows in fewer, and the time goes with the length
 
+LETTERS_OF_A_WORD = 5
+CLOSE_LANGUAGES = (
+    6  # that share the probability of a text; code and formulas have a little of each of a hundred
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Language:
-    """Prompts and answers that are clearly in another language; each is judged by itself, short ones are not.
+    """Prompts and answers that are clearly in none of the allowed languages; each is judged by itself, short ones are not.
+
+    Close languages share the probability of a text (Croatian, Bosnian, Serbian), so what counts is that of the most probable ones that
+    are not allowed, together: 1 less that of the allowed ones, but for text that is in no language.
 
     Raises:
         UserError: A code in `allow` is none that can be told.
@@ -40,15 +48,24 @@ class Language:
         """Return `language` or None."""
         for text in (prompt_of(example), *answers_of(example)):
             judged = text[:JUDGED_CHARS]
-            if len(LETTER.findall(judged)) < self.min_letters:
+            if letters_of(judged) < self.min_letters:
                 continue
-            language, probability = _identifier().classify(judged)
-            if language not in self.allow and probability >= self.min_probability:
+            ranked: list[tuple[str, float]] = _identifier().rank(judged)
+            others = [probability for language, probability in ranked if language not in self.allow]
+            other = float(sum(others[:CLOSE_LANGUAGES]))
+            if other >= self.min_probability:
+                language, probability = ranked[0]
                 return Drop(
                     self.name,
-                    f"{language} with probability {probability:.2f} >= {self.min_probability}: {excerpt(text)}",
+                    f"none of {', '.join(self.allow)} with probability {other:.2f} >= {self.min_probability} "
+                    f"({language} {probability:.2f}): {excerpt(text)}",
                 )
         return None
+
+
+def letters_of(text: str) -> int:
+    """Return the letters of a text; a Han or Kana character is a word, and counts as the letters of one."""
+    return len(LETTER.findall(text)) + (LETTERS_OF_A_WORD - 1) * len(IDEOGRAPH.findall(text))
 
 
 @lru_cache(maxsize=1)

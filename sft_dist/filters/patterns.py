@@ -14,6 +14,7 @@ MOJIBAKE = re.compile(
 )
 
 LETTER = re.compile(r"[^\W\d_]")
+IDEOGRAPH = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003134f]")
 SCRIPTS = {
     "Latin": re.compile(
         "[A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02b8\u1e00-\u1eff\uff21-\uff3a\uff41-\uff5a]"

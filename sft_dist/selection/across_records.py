@@ -58,7 +58,7 @@ class ContaminationLog:
         item = self.examples[first.item]
         return Drop(
             "leakage",
-            f"{first.how}: {first.coverage:.2f} of the words, of evaluation example {item.id} of {item.task}: {first.span!r}",
+            f"{first.how}: {first.coverage:.2f} of the words, of evaluation example {item.id} of {item.task} ({item.source}): {first.span!r}",
         )
 
     def contaminated(self) -> tuple[Contaminated, ...]:
@@ -95,10 +95,14 @@ class CrossRecordFilter:
         """Return why a training example is dropped, or None."""
         if verdict.leaks:
             return self.contamination.add(verdict.leaks, self.source, example)
-        if self.exact and not self._seen.add(verdict.key):
-            return Drop("exact_duplicate", "an earlier record of this source has the same prompt and answer")
-        if self.near is not None and verdict.sketch is not None and (drop := self.near.add(verdict.sketch)):
-            return drop
+        if self.exact and (first := self._seen.first(verdict.key, example.id)):
+            return Drop(
+                "exact_duplicate", f"like example {first} of {self.source}: the same prompt and answer"
+            )
+        if self.near is not None and verdict.sketch is not None:
+            drop = self.near.add(verdict.sketch, example.id, self.source)
+            if drop:
+                return drop
         return self.quality(example) if self.quality and not example.is_prompt else None
 
 

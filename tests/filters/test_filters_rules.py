@@ -296,7 +296,8 @@ def test_language():
     assert rule(single(ENGLISH, ENGLISH)) is None
     drop = rule(single(ENGLISH, GERMAN))
     assert drop.reason == "language"
-    assert drop.detail.startswith("de with probability ")
+    assert drop.detail.startswith("none of en with probability ")
+    assert "(de " in drop.detail
     assert rule(single(GERMAN, ENGLISH)).reason == "language"
     assert Language(allow=("en", "de"))(single(GERMAN, ENGLISH)) is None
     assert rule(single(ENGLISH, "Guten Morgen!")) is None  # too short to tell
@@ -306,6 +307,25 @@ def test_language():
     )
     code = "def add(x, y):\n    return [a + b for a, b in zip(x, y, strict=True)]"
     assert rule(single(ENGLISH, code)) is None  # in no language for sure
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Ovo je kratki tekst na hrvatskom jeziku koji govori o vremenu i moru u Dalmaciji.",
+        "Ini adalah kalimat dalam bahasa Indonesia tentang cuaca dan makanan di kota besar.",
+        "Dette er en norsk setning om v\u00e6ret og maten i en stor by ved havet.",
+        "\u82f9\u679c\u662f\u4e00\u79cd\u7ea2\u8272\u6c34\u679c\u3002",  # nine Chinese words, which zh and wuu share
+    ],
+)
+def test_close_languages_share_a_text_and_none_of_them_is_allowed(text):
+    assert Language(allow=("en",))(single(ENGLISH, text)).reason == "language"
+    assert (
+        Language(allow=("en", "hr", "bs", "sr", "id", "ms", "no", "da", "zh", "wuu", "yue"))(
+            single(ENGLISH, text)
+        )
+        is None
+    )
 
 
 def test_a_language_that_cannot_be_told_is_refused():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sft_dist.core.records import Message, make_example, single_turn
-from sft_dist.filters import Seen
+from sft_dist.filters import Seen, near_duplicates
 from sft_dist.filters.near_duplicates import NearDuplicates, Sketcher, bands_of, jaccard, parts_of
 from sft_dist.filters.ngrams import ngrams, shingles, words
 
@@ -37,7 +37,12 @@ def kept(examples, **options):
     options = {"threshold": 0.8, "shingle_words": 5, "permutations": 128} | options
     sketcher = Sketcher(**options)
     index = NearDuplicates(threshold=options["threshold"], bands=sketcher.bands)
-    return {i: d.detail for i, s in enumerate(sketcher(examples)) if (d := index.add(s))}
+    ids = [f"{i:032x}" for i in range(len(examples))]
+    return {
+        i: d.detail.replace("0" * 30, "")
+        for i, s in enumerate(sketcher(examples))
+        if (d := index.add(s, ids[i], "src"))
+    }
 
 
 def test_words_fold_case_and_split_han_characters():
@@ -80,8 +85,8 @@ def test_the_first_of_several_is_kept_and_the_drop_says_what_was_measured():
     far = " ".join([*WORDS[:30], *WORDS[100:130]])
     # 56 shingles of 5 words; the last word stands in one of them
     assert kept([example(text, "yes"), example(near, "yes"), example(far, "yes"), example(text, "yes")]) == {
-        1: f"like kept example 1: prompt {55 / 57:.2f}, answer 1.00 >= 0.8",
-        3: "like kept example 1: prompt 1.00, answer 1.00 >= 0.8",
+        1: f"like example 00 of src: prompt {55 / 57:.2f}, answer 1.00 >= 0.8",
+        3: "like example 00 of src: prompt 1.00, answer 1.00 >= 0.8",
     }
 
 
@@ -117,8 +122,8 @@ def test_lsh_finds_what_brute_force_finds():
         if match is None:
             stays.append(i)
         else:
-            expected[i] = stays.index(match) + 1
-    found = {i: int(d.split(":")[0].split()[-1]) for i, d in kept(examples).items()}
+            expected[i] = match
+    found = {i: int(d.split()[2], 16) for i, d in kept(examples).items()}
     assert len(expected) > 50
     assert found == expected
 
@@ -151,7 +156,33 @@ def test_seen_grows_and_tells_keys_apart():
         + [k << 64 | 1 for k in range(1, 50)]
         + list(range(1, 50))
     )
-    seen, plain = Seen(), set()
-    for key in [*keys, *keys[::7], *keys]:
-        assert seen.add(key) == (key not in plain)
-        plain.add(key)
+    seen, plain = Seen(), {}
+    for n, key in enumerate([*keys, *keys[::7], *keys]):
+        assert seen.first(key, f"{n:032x}") == plain.get(key)
+        plain.setdefault(key, f"{n:032x}")
+
+
+def test_one_conversation_in_two_formats():
+    passage, definition = " ".join(WORDS[:60]), " ".join(WORDS[200:400])
+    alpaca = example("Name the river.", "Rhine", passage)
+    messages = example(f"Name the river.\n{passage}", "Rhine")
+    changed = example(f"Name the river.\n\n{passage} please", "Rhine")
+    assert kept([alpaca, messages, changed]).keys() == {1, 2}
+    assert kept([messages, alpaca, changed]).keys() == {1, 2}
+    assert kept([alpaca, messages])[1].startswith("like example 00 of src: prompt 1.00, answer 1.00")
+    # short ones too, whose INPUT is shorter than a shingle
+    assert kept(
+        [example("Name the colour of it.", "red", "apple"), example("Name the colour of it. apple", "red")]
+    )
+    # a definition that two records share does not make them alike
+    assert not kept([example(definition, "yes", "red apple"), example(f"{definition}\n\ngreen pear", "yes")])
+    assert not kept([example("Name the river.", "Rhine", passage), example(passage, "Rhine stone")])
+
+
+def test_an_index_goes_on_in_64_bits(monkeypatch):
+    examples = [example(" ".join(WORDS[i : i + 30]), "yes") for i in range(0, 1500, 15)]
+    both = [*examples, *examples[::-1]]
+    narrow = kept(both)
+    monkeypatch.setattr(near_duplicates, "LARGEST_INT32", 300)
+    assert kept(both) == narrow
+    assert len(narrow) == len(examples)

@@ -85,7 +85,8 @@ def test_near_duplicates_within_a_source_and_across(tmp_path: Path):
     config = write(tmp_path, data, near_duplicates=rule)
     _, selected = run(config)
     assert selected.sources["other"].dropped == {"near_duplicate": 1}
-    assert rejects(config, "other")[0]["detail"].startswith("like kept example 1: prompt 0.9")
+    assert rejects(config, "other")[0]["detail"].startswith("like example ")
+    assert " of other: prompt 0.9" in rejects(config, "other")[0]["detail"]
     assert selected.sources["other"].codes.tolist()[40] == DROPPED
 
     # the same record in another source counts with across_sources only, and there the first source keeps it
