@@ -75,9 +75,9 @@ def check(options: argparse.Namespace, console: Console) -> int:
     config = _load(options)
     refuse_unwritable(config)
     summary = check(config, limit=CHECK_EXAMPLES)
-    console.print(summary.line(), soft_wrap=True)
     for line in summary.set_lines():
         console.print(line, soft_wrap=True, markup=False)
+    console.print(summary.line(), soft_wrap=True)
     for warning in (*summary.warnings, *machine_warnings(config)):
         sys.stderr.write(f"warning: {warning}\n")
     return 0

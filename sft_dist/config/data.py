@@ -135,6 +135,10 @@ class DataConfig(Section):
                 )
         return self
 
+    def filters_of(self, source: str) -> FiltersConfig:
+        """Return the filter rules of a source: those of `filters`, its own in their place."""
+        return self.filters.with_rules(self.sources[source].filters)
+
     @property
     def validates(self) -> bool:
         """Whether anything is kept for validation."""

@@ -145,8 +145,8 @@ class QualityRule(Section):
     )
 
 
-class FiltersConfig(Section):
-    """Rules by name."""
+class RecordRules(Section):
+    """Rules that judge one record alone, by name. A source may set its own (`data.sources.NAME.filters`)."""
 
     length: LengthRule | None = LengthRule()
     control_characters: bool = Field(
@@ -168,6 +168,11 @@ class FiltersConfig(Section):
     repetition: RepetitionRule | None = None
     language: LanguageRule | None = None
     answer_repeats_prompt: AnswerRepeatsPromptRule | None = None
+
+
+class FiltersConfig(RecordRules):
+    """Rules by name."""
+
     exact_duplicates: bool = Field(
         default=True, description="Keep one of several examples with equal prompt and answer in a source."
     )
@@ -184,3 +189,12 @@ class FiltersConfig(Section):
         default=None, description="Drop training examples that give evaluation examples away."
     )
     quality: QualityRule | None = Field(default=None, description="Keep the examples that teach most.")
+
+    def with_rules(self, own: RecordRules | None) -> FiltersConfig:
+        """Return these rules, those that a source sets itself in their place.
+
+        Args:
+            own: The rules of a source; what it leaves unset stays as it is here.
+        """
+        update = {name: getattr(own, name) for name in own.model_fields_set} if own else {}
+        return self.model_copy(update=update)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from sft_dist.config.base import Section
+from sft_dist.config.filters import RecordRules
 from sft_dist.core.records import Role
 
 
@@ -39,6 +40,10 @@ class SourceBase(Section):
         description="Underlying dataset of every record, '{field}' likewise; data.holdout.datasets looks at it.",
     )
     license: str | None = Field(default=None, description="Licence, for the dataset card.")
+    filters: RecordRules | None = Field(
+        default=None,
+        description="Rules of this source in place of those of data.filters, such as {refusal: false}; rules that it leaves out stay.",
+    )
     use: Literal["train", "validation", "seen", "heldout"] = Field(
         default="train",
         description="train, or the set that all of its examples go to: validation chooses; seen (tasks that other sources train) "

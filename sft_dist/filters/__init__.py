@@ -11,8 +11,8 @@ A rule that the config sets to null or false is off; 0 is a number like any othe
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar, Protocol
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel
 
@@ -36,20 +36,26 @@ from sft_dist.filters.rules import (
 
 __all__ = ["FILTERS", "Filter", "Seen", "build_filters", "duplicate_key", "filters_fingerprint"]
 
-RULES_VERSION = 3  # raised when a rule decides otherwise under the same options
+RULES_VERSION = 4  # raised when a rule decides otherwise under the same options
 
 
 class Filter(Protocol):
-    """One rule. It judges an example alone, so any process may apply it to any part of a source."""
+    """One rule. It judges an example alone, so any process may apply it to any part of a source.
+
+    Attributes:
+        name: Its name in the config.
+        reasons: Each reason for which it drops -> what the card says of it.
+    """
 
     name: ClassVar[str]
+    reasons: ClassVar[Mapping[str, str]]
 
     def __call__(self, example: Example) -> Drop | None:
         """Return why the example is dropped, or None."""
 
 
 # By the config's names, in the order in which they run: the cheapest first.
-FILTERS: dict[str, Callable[..., Filter]] = {
+FILTERS: dict[str, type[Filter]] = {
     "length": Length,
     "broken_text": BrokenText,
     "control_characters": ControlCharacters,
@@ -66,7 +72,8 @@ FILTERS: dict[str, Callable[..., Filter]] = {
 
 def build_filters(config: FiltersConfig) -> list[Filter]:
     """Return the rules that are on, in the order in which they run."""
-    chosen = []
+    chosen: list[Filter] = []
+    make: Any  # each rule takes its own options
     for name, make in FILTERS.items():
         rule = getattr(config, name)
         if isinstance(rule, BaseModel):

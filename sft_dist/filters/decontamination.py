@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from sft_dist.core.records import Example
 from sft_dist.filters.ngrams import codes, ngrams, words
+from sft_dist.holdout.holdout import beside_question
 
 # An n-gram of more than this many distinct inputs of a task, or of more than this share of them (but at least three),
 # belongs to the template. Passages have seldom more than ten questions among the evaluated ones.
@@ -121,7 +122,8 @@ class ContaminationIndex:
         own: dict[
             int, NDArray[np.bool_]
         ] = {}  # of each touched item, the words of the question that stand in it
-        for number, text in enumerate([asked, *answers]):
+        shown = [words(beside_question(example))]  # demonstrations stand there
+        for number, text in enumerate([asked, *answers, *shown]):
             for item, part, there, here in self._matches(text):
                 spans.setdefault(item, _longest(text, here, self.ngram))
                 mask = covered.setdefault(part, np.zeros(len(self._parts[part].content), np.bool_))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -31,6 +32,7 @@ class Language:
     """
 
     name: ClassVar[str] = "language"
+    reasons: ClassVar[Mapping[str, str]] = {"language": "another language than the allowed ones"}
     allow: tuple[str, ...] = ("en",)
     min_probability: float = 0.9
     min_letters: int = 40

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -67,6 +67,11 @@ class Length:
     """Prompts and answers that are too short, conversations that are too long, in characters without outer space."""
 
     name: ClassVar[str] = "length"
+    reasons: ClassVar[Mapping[str, str]] = {
+        "prompt_too_short": "the prompt is too short",
+        "answer_too_short": "the answer is too short",
+        "too_many_chars": "too long",
+    }
     min_prompt_chars: int = 1
     min_answer_chars: int = 1
     max_chars: int | None = None
@@ -90,6 +95,7 @@ class ControlCharacters:
     """Control characters other than tab, line feed and carriage return: the mark of binary or badly decoded text."""
 
     name: ClassVar[str] = "control_characters"
+    reasons: ClassVar[Mapping[str, str]] = {"control_characters": "control characters"}
 
     def __call__(self, example: Example) -> Drop | None:
         """Return `control_characters` or None."""
@@ -106,6 +112,7 @@ class BrokenText:
     """Replacement characters, and UTF-8 that was read as Latin-1 or Windows-1252."""
 
     name: ClassVar[str] = "broken_text"
+    reasons: ClassVar[Mapping[str, str]] = {"broken_text": "wrongly decoded characters"}
 
     def __call__(self, example: Example) -> Drop | None:
         """Return `broken_text` or None."""
@@ -120,6 +127,7 @@ class Placeholder:
     """Answers that are a placeholder, a bare link, or markup that a generator left over."""
 
     name: ClassVar[str] = "placeholder"
+    reasons: ClassVar[Mapping[str, str]] = {"placeholder": "the answer is a placeholder"}
 
     def __call__(self, example: Example) -> Drop | None:
         """Return `placeholder` or None."""
@@ -134,6 +142,10 @@ class Format:
     """Answers that go on with another turn, and answers to a request for JSON that begin like JSON and are none."""
 
     name: ClassVar[str] = "format"
+    reasons: ClassVar[Mapping[str, str]] = {
+        "next_turn": "the answer goes on with another turn",
+        "broken_json": "JSON was asked for, and the answer is broken JSON",
+    }
 
     def __call__(self, example: Example) -> Drop | None:
         """Return `next_turn`, `broken_json` or None."""
@@ -156,6 +168,7 @@ class Refusal:
     """Answers that open with a refusal or with talk about being a language model (English and Chinese)."""
 
     name: ClassVar[str] = "refusal"
+    reasons: ClassVar[Mapping[str, str]] = {"refusal": "the answer refuses"}
 
     def __call__(self, example: Example) -> Drop | None:
         """Return `refusal` or None."""
@@ -170,6 +183,7 @@ class TruncatedAnswer:
     """Last answers that stop in the middle."""
 
     name: ClassVar[str] = "truncated_answer"
+    reasons: ClassVar[Mapping[str, str]] = {"truncated_answer": "the answer stops in the middle"}
     min_words: int = 16
 
     def __call__(self, example: Example) -> Drop | None:
@@ -192,6 +206,7 @@ class Script:
     """Letters outside the allowed scripts: a guess at the language that is right as far as a script tells it."""
 
     name: ClassVar[str] = "script"
+    reasons: ClassVar[Mapping[str, str]] = {"script": "another script than the allowed ones"}
     allow: tuple[str, ...] = ("Latin",)
     min_share: float = 0.5
     min_letters: int = 20
@@ -219,6 +234,7 @@ class Repetition:
     """Answers that repeat themselves: the share of n-grams of words that occurred before in the same answer."""
 
     name: ClassVar[str] = "repetition"
+    reasons: ClassVar[Mapping[str, str]] = {"repetition": "the answer repeats itself"}
     ngram: int = 4
     max_share: float = 0.5
     min_words: int = 32
@@ -244,6 +260,7 @@ class AnswerRepeatsPrompt:
     """Answers that are mostly one piece of the prompt."""
 
     name: ClassVar[str] = "answer_repeats_prompt"
+    reasons: ClassVar[Mapping[str, str]] = {"answer_repeats_prompt": "the answer is a piece of the prompt"}
     max_overlap: float = 0.95
     min_answer_chars: int = 40
 

@@ -20,8 +20,18 @@ from sft_dist.core.records import Example
 from sft_dist.core.rng import derive
 from sft_dist.core.sample import Sample
 from sft_dist.core.sets import SetName
+from sft_dist.core.words import words
 from sft_dist.holdout.families import INSTRUCTIONS, near_tasks
-from sft_dist.holdout.holdout import DATASET, Holdout, answer_key, fold, input_key
+from sft_dist.holdout.holdout import (
+    COMPARED_WORDS,
+    DATASET,
+    Holdout,
+    answer_key,
+    fold,
+    input_key,
+    is_generated,
+    shown_keys,
+)
 from sft_dist.sources.base import RECORD
 from sft_dist.sources.task_files import read_task_list
 
@@ -52,7 +62,8 @@ class _Task:
 
     def add(self, example: Example) -> None:
         """Take one example into account; `keep` inputs are remembered, those of prompts without an answer are not."""
-        self.instructions.add(example.instruction, example.instruction)
+        if not is_generated(example):
+            self.instructions.add(example.instruction, example.instruction)
         datasets = frozenset(o.removeprefix(DATASET) for o in example.origin if o.startswith(DATASET))
         self.from_datasets[datasets] += 1
         if example.is_prompt or example.form != "chat":
@@ -178,8 +189,15 @@ def decide(
         datasets=frozenset(fold(d) for d in refused),
         ids=frozenset(ids),
         copies=frozenset(f"{k:016x}" for n in held & set(seen) for k in seen[n].answered),
+        instructions=_instructions(seen, held) - _instructions(seen, set(trained)),
         notes=tuple(notes),
     )
+
+
+def _instructions(tasks: Mapping[str, _Task], names: AbstractSet[str]) -> frozenset[str]:
+    """Return the words of the instructions of these tasks that were written, not generated."""
+    texts = (text for n in names if n in tasks for text in tasks[n].instructions.items())
+    return frozenset(" ".join(found) for text in texts if (found := words(text)[:COMPARED_WORDS]))
 
 
 def _draw_inputs(
@@ -197,7 +215,8 @@ def _draw_inputs(
     rest: dict[str, list[str]] = {}
     wanted: dict[str, int] = {}
     for name, task in trained.items():
-        keys = task.smallest(without=refused)
+        shown = frozenset().union(*(shown_keys(text) for text in task.instructions.items()))
+        keys = [key for key in task.smallest(without=refused) if key not in shown]
         judged, chosen = _numbers(task.distinct, len(keys) // 2, holdout, validation)
         if judged:
             inputs[name] = frozenset(keys[:judged])

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from rapidfuzz.distance import LCSseq
-
 from sft_dist.core.errors import UserError, nearest
-from sft_dist.core.words import words
+from sft_dist.core.words import rouge_l, words
+from sft_dist.holdout.holdout import COMPARED_WORDS
 
 INSTRUCTIONS = 8  # of each task, that are compared: the distinct ones with the smallest hashes
-COMPARED_WORDS = 200  # of an instruction: the beginning of a long definition says what it asks for
 
 
 def near_tasks(
@@ -37,8 +35,7 @@ def near_tasks(
         UserError: A name of a family matches no task.
     """
     family = _families(families, instructions)
-    number: dict[str, int] = {}
-    coded = {t: [_letters(i, number) for i in found] for t, found in instructions.items()}
+    found_words = {t: [words(i)[:COMPARED_WORDS] for i in found] for t, found in instructions.items()}
     held_out = set(held)
     trained = sorted(set(instructions) - held_out)
     out: dict[str, str] = {}
@@ -49,7 +46,7 @@ def near_tasks(
             continue
         others = [t for t in trained if not (own and t in family)]
         score, relative = max(
-            ((_likeness(coded[task], coded[t], similarity), t) for t in others), default=(0.0, "")
+            ((_likeness(found_words[task], found_words[t], similarity), t) for t in others), default=(0.0, "")
         )
         if score >= similarity:
             out[task] = f"its instruction is like that of the trained task {relative} (ROUGE-L {score:.2f})"
@@ -72,20 +69,11 @@ def _families(families: Mapping[str, Sequence[str]], tasks: Iterable[str]) -> di
     return out
 
 
-def _letters(text: str, number: dict[str, int]) -> str:
-    """Return one character a word, so that a fast comparison of strings compares words."""
-    return "".join(
-        chr(0x100 + number.setdefault(w, len(number)) % 0xD000) for w in words(text)[:COMPARED_WORDS]
-    )
-
-
-def _likeness(ours: Sequence[str], theirs: Sequence[str], least: float) -> float:
+def _likeness(ours: Sequence[list[str]], theirs: Sequence[list[str]], least: float) -> float:
     """Return the largest ROUGE-L F-measure of two instructions; 0 when it is below `least`."""
     best = 0.0
     for a in ours:
         for b in theirs:
-            total = len(a) + len(b)
-            if not a or not b or 2 * min(len(a), len(b)) < max(best, least) * total:
-                continue
-            best = max(best, 2 * LCSseq.similarity(a, b) / total)
+            if 2 * min(len(a), len(b)) >= max(best, least) * (len(a) + len(b)):  # else it cannot be as much
+                best = max(best, rouge_l(a, b))
     return best if best >= least else 0.0

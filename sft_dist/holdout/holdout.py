@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal, TypeAlias
 
 import xxhash
@@ -14,15 +14,17 @@ from sft_dist.core.errors import UserError
 from sft_dist.core.files import fingerprint
 from sft_dist.core.records import Drop, Example
 from sft_dist.core.sets import SetName
-from sft_dist.core.words import words
+from sft_dist.core.words import rouge_l, words
 from sft_dist.sources.base import RECORD
 
 Side: TypeAlias = Literal["train"] | SetName
 
 TASK, DATASET = "task:", "dataset:"  # kinds of an origin; anything else is the id of a parent example
-SHORT_INPUT_WORDS = (
-    4  # an input of fewer words ("Cuba") is the same question only where the answer is the same too
-)
+SHORT_INPUT_WORDS = 3  # an input of fewer ("Cuba") is the same question only where the answer is the same too
+COMPARED_WORDS = 200  # of an instruction: the beginning of a long definition says what it asks for
+SHOWN_WORDS = 3  # of an input, at least, that is looked for in prompts: "yes" stands in many
+SHOWN_LINES, SHOWN_RUN = 1000, 30  # lines of an instruction that is searched, and of an input in it, at most
+SAME_INSTRUCTION = 0.7  # ROUGE-L from which on Self-Instruct takes two instructions for the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,7 @@ class Holdout:
             ("record:...") that they were made from: no other question about those is trained on.
         copies: Answer keys of the examples of held-out tasks, those that are not evaluated too: the same question with
             the same answer is not trained on, whatever source and task it comes under.
+        instructions: Instructions (words, joined by blanks) that held-out tasks have and no trained one: generated examples must not.
         notes: What was asked for and could not be given, one sentence each.
     """
 
@@ -57,7 +60,13 @@ class Holdout:
     datasets: frozenset[str] = frozenset()
     ids: frozenset[str] = frozenset()
     copies: frozenset[str] = frozenset()
+    instructions: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def instruction_words(self) -> list[tuple[str, list[str]]]:
+        """The held-out instructions, each with its words."""
+        return [(text, text.split()) for text in sorted(self.instructions)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready fields, everything sorted."""
@@ -101,7 +110,7 @@ class Holdout:
 
 
 _BY_TASK = ("inputs", "validation_inputs", "heldout_inputs")
-_KEYS = ("source_inputs", "answers", "datasets", "ids", "copies")
+_KEYS = ("source_inputs", "answers", "datasets", "ids", "copies", "instructions")
 
 
 def _sorted_keys(by_task: Mapping[str, frozenset[str]]) -> dict[str, list[str]]:
@@ -118,9 +127,14 @@ def split(example: Example, holdout: Holdout, *, drop_eval_inputs: bool = True) 
             of its own task are never trained on either way.
 
     Returns:
-        "train", a set, or a Drop: `eval_surplus` (of a held-out task, but not among those that are evaluated),
-        `heldout_origin` (descends from what is held out), `eval_record`, `heldout_copy` (question and answer of a
-        held-out task), `eval_input` (another task or source is evaluated on that input, or this is a prompt without an answer).
+        "train", a set, or a Drop:
+        `eval_surplus`: of a held-out task, but not among those that are evaluated.
+        `heldout_origin`: descends from what is held out.
+        `heldout_instruction`: generated, and asks what a held-out task asks.
+        `eval_record`: another question about its annotated record is evaluated.
+        `eval_shown`: the prompt shows an input that is evaluated, as a demonstration or an earlier turn.
+        `eval_input`: another task or source is evaluated on that input, or this is a prompt without an answer.
+        `heldout_copy`: question and answer of a held-out task.
     """
     key = input_key(example)
     if example.task in holdout.tasks:
@@ -135,6 +149,10 @@ def split(example: Example, holdout: Holdout, *, drop_eval_inputs: bool = True) 
     for origin in (o for o in example.origin if not o.startswith(RECORD)):
         if why := _refused(origin, holdout):
             return Drop("heldout_origin", why)
+    if holdout.instructions and is_generated(example) and (asked := _held_instruction(example, holdout)):
+        return Drop(
+            "heldout_instruction", f"generated with the instruction of a held-out task: {asked[:80]!r}"
+        )
     if use := holdout.uses.get(example.source):
         return _asked(example, use, key)
     if key in holdout.inputs.get(example.task, frozenset()):
@@ -143,6 +161,8 @@ def split(example: Example, holdout: Holdout, *, drop_eval_inputs: bool = True) 
         return _asked(example, "validation", key)
     if record := next((o for o in example.origin if o.startswith(RECORD) and o in holdout.ids), None):
         return Drop("eval_record", f"another example made from {record} is evaluated")
+    if drop_eval_inputs and (shown := next((k for k in shown_by(example) if k in holdout.evaluated), None)):
+        return Drop("eval_shown", f"the prompt shows input {shown}, which is evaluated")
     answered = answer_key(example, key)
     if (
         drop_eval_inputs
@@ -153,6 +173,19 @@ def split(example: Example, holdout: Holdout, *, drop_eval_inputs: bool = True) 
     if answered in holdout.copies:
         return Drop("heldout_copy", f"an example of a held-out task asks input {key} and has the same answer")
     return "train"
+
+
+def is_generated(example: Example) -> bool:
+    """Return whether an example was made from others by `construct`."""
+    return any(o.startswith(TASK) for o in example.origin)
+
+
+def _held_instruction(example: Example, holdout: Holdout) -> str | None:
+    """Return the instruction of a held-out task that an example has, nearly word for word."""
+    own = words(example.instruction)[:COMPARED_WORDS]
+    if " ".join(own) in holdout.instructions:
+        return " ".join(own)
+    return next((held for held, w in holdout.instruction_words if rouge_l(own, w) >= SAME_INSTRUCTION), None)
 
 
 def _is_short(example: Example) -> bool:
@@ -172,8 +205,50 @@ def input_key(example: Example) -> str:
     Case, white space and Unicode form do not count, so that phrasings of one input fall on one side.
     """
     # \x1f between turns only after folding: it counts as white space itself
-    whole = "\x1f".join(" ".join(fold(t).split()) for t in example.asked_in_turns)
-    return xxhash.xxh3_64_hexdigest(whole.encode("utf-8", "surrogatepass"))
+    return _key_of("\x1f".join(" ".join(fold(t).split()) for t in example.asked_in_turns))
+
+
+def _key_of(folded: str) -> str:
+    return xxhash.xxh3_64_hexdigest(folded.encode("utf-8", "surrogatepass"))
+
+
+def shown_by(example: Example) -> Iterator[str]:
+    """Yield the keys of what a prompt shows beside its own question: demonstrations in the instruction, single turns of several."""
+    turns = [m.content for m in example.messages if m.role == "user"]
+    if beside := beside_question(example):
+        yield from shown_keys(beside)
+    elif len(turns) > 1:
+        for text in turns:
+            if len(words(text)) >= SHOWN_WORDS:
+                yield _key_of(" ".join(fold(text).split()))
+
+
+def beside_question(example: Example) -> str:
+    """Return what a prompt holds beside its own question, demonstrations too; empty where the question is not known apart."""
+    if example.input:
+        return example.instruction
+    if example.question is None:
+        return ""
+    prompt = "\n\n".join(m.content for m in example.messages if m.role == "user")
+    return prompt.replace(example.question, "\n")
+
+
+@lru_cache(maxsize=1 << 12)
+def shown_keys(text: str) -> frozenset[str]:
+    """Return the keys of the inputs that a text may show: its runs of lines, with and without a label such as "Input:"."""
+    lines = [" ".join(fold(line).split()) for line in text.splitlines()]
+    lines = [line for line in lines if line]
+    if len(lines) < 2 or len(lines) > SHOWN_LINES:
+        return frozenset()
+    out: set[str] = set()
+    for first, line in enumerate(lines):
+        for start in {line, line.partition(":")[2].strip()} - {""}:
+            run = start
+            for last in range(first, min(first + SHOWN_RUN, len(lines))):
+                run = f"{run} {lines[last]}" if last > first else run
+                if run.count(" ") >= SHOWN_WORDS - 1:
+                    out.add(_key_of(run))
+    return frozenset(out)
 
 
 def asked_text(example: Example) -> str:

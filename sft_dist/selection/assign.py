@@ -109,7 +109,7 @@ def select(
     record_filter = RecordFilter(
         holdout=holdout,
         drop_eval_inputs=options.eval_inputs,
-        rules=build_filters(options),
+        rules={name: build_filters(data.filters_of(name)) for name in sources},
         leaks=index,
         sketcher=Sketcher(**options.near_duplicates.model_dump(exclude={"across_sources"}))
         if options.near_duplicates
@@ -277,7 +277,7 @@ def _key(data: DataConfig, sources: dict[str, Source], seed: int) -> str:
             "uses": evaluation_sources(data),
             "task_file": read_task_list(task_file) if task_file else None,
             "seed": seed,
-            "filters": filters_fingerprint(data.filters),
+            "filters": {name: filters_fingerprint(data.filters_of(name)) for name in sources},
             "eval_inputs": data.filters.eval_inputs,
             "max_bad_share": data.max_bad_share,
             "scores": _score_files(data, sources),

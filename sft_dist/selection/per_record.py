@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -43,14 +43,14 @@ class RecordFilter:
     Attributes:
         holdout: What is never trained on.
         drop_eval_inputs: See `holdout.holdout`.
-        rules: Rules that record_filter one example.
+        rules: Rules that judge one example alone, by source.
         leaks: The evaluation examples' n-grams; None: leakage is not looked for.
         sketcher: Makes what near duplicates are found by; None: they are kept.
     """
 
     holdout: Holdout
     drop_eval_inputs: bool
-    rules: Sequence[Filter]
+    rules: Mapping[str, Sequence[Filter]]
     leaks: ContaminationIndex | None
     sketcher: Sketcher | None
 
@@ -64,7 +64,9 @@ class RecordFilter:
                 continue
             side = split(record, self.holdout, drop_eval_inputs=self.drop_eval_inputs)
             if side == "train":
-                side = next((drop for rule in self.rules if (drop := rule(record))), side)
+                side = next(
+                    (drop for rule in self.rules.get(record.source, ()) if (drop := rule(record))), side
+                )
             if side != "train":
                 out.append(Verdict(side))
                 continue
@@ -81,7 +83,11 @@ class RecordFilter:
     @property
     def heavy(self) -> bool:
         """True when judging costs more than handing a record to another process."""
-        return self.leaks is not None or self.sketcher is not None or len(self.rules) > 2
+        return (
+            self.leaks is not None
+            or self.sketcher is not None
+            or any(len(rules) > 2 for rules in self.rules.values())
+        )
 
 
 class FilterPool(ExitStack):

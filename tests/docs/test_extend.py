@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -51,6 +52,7 @@ def test_a_filter_rule_by_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Shouting:
         name = "shouting"
+        reasons: ClassVar = {"shouting": "the answer shouts"}
 
         def __call__(self, example: Example) -> Drop | None:
             shouted = [m for m in example.messages if m.role == "assistant" and m.content.isupper()]

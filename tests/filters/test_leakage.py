@@ -75,10 +75,13 @@ def test_a_long_answer_gives_an_example_away():
 def test_instructions_do_not_count():
     known = index(example("red apple and green pear on the small table"))
     assert known(example("blue whale and grey wolf in the large picture")) == []
-    # a definition that holds the evaluation input (an exemplar of the task) is shared by design
-    assert (
-        known(example("blue whale", instruction="Count. red apple and green pear on the small table")) == []
-    )
+    assert known(example("blue whale", instruction=f"{DEFINITION} Count well.")) == []
+
+
+def test_demonstrations_count():
+    known = index(example("red apple and green pear on the small table"))
+    shown = example("blue whale", instruction="Count. red apple and green pear on the small table")
+    assert found(known(shown)) == [(0, 1.0, "eval_in_training")]
 
 
 def test_templates_do_not_count():

@@ -9,7 +9,7 @@ import pytest
 
 from sft_dist.config.data import HoldoutConfig, ValidationConfig
 from sft_dist.core.errors import UserError
-from sft_dist.core.records import Drop, single_turn
+from sft_dist.core.records import Drop, Message, make_example, single_turn
 from sft_dist.holdout import decide as decide_all
 from sft_dist.holdout import input_key, split
 
@@ -299,6 +299,66 @@ def test_sources_that_are_evaluated_whole():
     found = decide(examples("b") + test, uses={"test": "heldout"}, max_eval_per_task=4, seed=0)
     assert found.tasks == {"a", "c"}
     assert sides(test, found) == {(t, s): n for t in "ac" for s, n in (("heldout", 4), ("eval_surplus", 20))}
+
+
+def test_what_is_evaluated_is_shown_in_no_prompt():
+    def ask(task, n, shows):
+        return single_turn(
+            task=task,
+            source="s",
+            instruction=f"Say it in French.\n\nInput: the number {shows}\nOutput: x",
+            input=f"the number {n}",
+            output=str(n),
+        )
+
+    own = [("s", ask("a", n, 7)) for n in range(20) if n != 7] + [("s", ask("a", 7, 8))]
+    found = decide(own, examples_per_task=10, seed=0)
+    assert len(found.inputs["a"]) == 9  # of 20 inputs, but not those two that every prompt of the task shows
+    assert not found.inputs["a"] & {input_key(ask("a", 7, 0)), input_key(ask("a", 8, 0))}
+    evaluated = next(n for n in range(20) if input_key(ask("a", n, 0)) in found.inputs["a"])
+    assert split(ask("b", 99, evaluated), found).reason == "eval_shown"
+    assert split(ask("b", 99, 100), found) == "train"
+    earlier = [
+        Message(role="user", content=f"the number {evaluated}"),
+        Message(role="assistant", content="x"),
+    ]
+    later = [Message(role="user", content="and now?"), Message(role="assistant", content="y")]
+    talk = make_example(task="c", source="s", messages=(*earlier, *later))
+    assert split(talk, found).reason == "eval_shown"
+    assert split(make_example(task="c", source="s", messages=(*later, *later)), found) == "train"
+
+
+def test_generated_examples_do_not_ask_what_a_held_out_task_asks():
+    def ask(task, instruction, origin=()):
+        return single_turn(
+            task=task,
+            source="s",
+            instruction=instruction,
+            input=f"some words of {task}",
+            output="x",
+            origin=origin,
+        )
+
+    data = [
+        ("s", ask("held", "Which of the two words names a larger animal?")),
+        ("s", ask("held", "Answer the question.")),
+        ("s", ask("free", "Answer the question.")),
+    ]
+    found = decide(data, tasks=["held"], seed=0)
+    made = ("task:free", "0" * 32)
+    asked = [
+        ("Which of the two words names a larger animal?", made, "heldout_instruction"),
+        ("Which of the two words names the larger animal", made, "heldout_instruction"),
+        ("Answer the question.", made, "train"),  # a trained task asks so too
+        (
+            "Which of the two words names a larger animal?",
+            (),
+            "train",
+        ),  # written: another source, another task
+    ]
+    for instruction, origin, side in asked:
+        side_of = split(ask("mine", instruction, origin), found, drop_eval_inputs=False)
+        assert (side_of.reason if isinstance(side_of, Drop) else side_of) == side
 
 
 def test_held_out_tasks_are_near_or_far():

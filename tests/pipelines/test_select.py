@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sft_dist.config import RunConfig
+from sft_dist.config.filters import RecordRules
 from sft_dist.config.load import validate
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import BadRecord
@@ -281,7 +282,7 @@ def test_records_are_read_a_few_chunks_ahead(tmp_path: Path, monkeypatch):
     examples = list(open_source("other", config.data.sources["other"])) * 10
     sketcher = Sketcher(threshold=0.8, shingle_words=5, permutations=16)
     judge = per_record.RecordFilter(
-        holdout=Holdout(), drop_eval_inputs=True, rules=(), leaks=None, sketcher=sketcher
+        holdout=Holdout(), drop_eval_inputs=True, rules={}, leaks=None, sketcher=sketcher
     )
     for processes, most in ((1, 5), (2, 5 * per_record.AHEAD * 2)):
         counts = Counter[str]()
@@ -297,3 +298,24 @@ def test_records_are_read_a_few_chunks_ahead(tmp_path: Path, monkeypatch):
                 counts["taken"] += 1
         assert (counts["read"], counts["taken"]) == (400, 400)
         assert counts["ahead"] <= most + 1
+
+
+def test_a_source_sets_its_own_rules(tmp_path: Path):
+    data = rows()
+    for name in data:
+        data[name].append(
+            {
+                "instruction": f"Help with {text(3800)}.",
+                "output": "I am sorry, but I cannot help with that.",
+                "task": "trained",
+            }
+        )
+    config = write(tmp_path, data, refusal=True)
+    sources = dict(config.data.sources)
+    sources["other"] = sources["other"].model_copy(update={"filters": RecordRules(refusal=False)})
+    own = config.model_copy(update={"data": config.data.model_copy(update={"sources": sources})})
+    _, everywhere = run(config)
+    assert [everywhere.sources[n].dropped.get("refusal", 0) for n in ("main", "other")] == [1, 1]
+    _, scoped = run(own)
+    assert [scoped.sources[n].dropped.get("refusal", 0) for n in ("main", "other")] == [1, 0]
+    assert own.data.filters_of("other").length == config.data.filters.length  # what it leaves out stays

@@ -205,7 +205,7 @@ def _key(config: RunConfig, source: Source, selection: Selection, renderer: Rend
     """Everything that the content of a store depends on, part by part, so that an error can name what changed."""
     return {
         "input": source.fingerprint(),
-        "filters": filters_fingerprint(config.data.filters),
+        "filters": filters_fingerprint(config.data.filters_of(source.name)),
         "selection": selection.fingerprint,
         "render": renderer.fingerprint,
         "shard_examples": str(config.data.shard_examples),

@@ -47,7 +47,8 @@ class Texts:
         self._shown[source].add(example.id, example)
         self._sample.add(example.id, (question(example), example.output))
         instruction = example.instruction
-        if self._instructions.add(xxhash.xxh3_128_intdigest(instruction.encode("utf-8", "surrogatepass"))):
+        key = xxhash.xxh3_128_intdigest(instruction.encode("utf-8", "surrogatepass"))
+        if self._instructions.first(key, example.id) is None:
             self._count += 1
             self._asked.add(instruction, instruction)
             if found := verb_and_noun(instruction):

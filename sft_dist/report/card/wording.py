@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sft_dist.filters import FILTERS
 from sft_dist.report.card.facts import RARE, REPEATED, SourceFacts
 from sft_dist.report.formatting import DASH, count, percent
 
@@ -13,32 +14,21 @@ SET_NAMES = {
     "heldout": "held-out tasks",
 }
 
-# Reason of a drop -> what it means.
+# Reason of a drop -> what it means. Rules on one record bring their own words.
 REASONS = {
-    "answer_repeats_prompt": "the answer is a piece of the prompt",
-    "answer_too_short": "the answer is too short",
-    "broken_json": "JSON was asked for, and the answer is broken JSON",
-    "broken_text": "wrongly decoded characters",
-    "control_characters": "control characters",
     "eval_input": "the input is evaluated in another task",
     "eval_record": "another example of the same record is evaluated",
+    "eval_shown": "an input that is evaluated is shown in the prompt",
     "eval_surplus": "of a held-out task, beyond what is evaluated",
     "exact_duplicate": "an earlier example is equal",
     "heldout_copy": "the question and answer of a held-out task, under another name",
+    "heldout_instruction": "generated, and asks what a held-out task asks",
     "heldout_origin": "made from what is held out",
     "ifd_low": "among the easiest of its task",
     "ifd_too_high": "the prompt does not help the answer",
-    "language": "another language than the allowed ones",
     "leakage": "gives an evaluation example away",
     "near_duplicate": "an earlier example is nearly equal",
-    "next_turn": "the answer goes on with another turn",
-    "placeholder": "the answer is a placeholder",
-    "prompt_too_short": "the prompt is too short",
-    "refusal": "the answer refuses",
-    "repetition": "the answer repeats itself",
-    "script": "another script than the allowed ones",
-    "too_many_chars": "too long",
-    "truncated_answer": "the answer stops in the middle",
+    **{reason: words for rule in FILTERS.values() for reason, words in rule.reasons.items()},
 }
 
 # What the renderer counts -> its head in a table, and what it means.
