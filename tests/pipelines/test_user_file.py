@@ -229,6 +229,6 @@ def test_an_example_that_two_sources_hold_counts_once(sft: Sft) -> None:
         "data.sources.again={kind: alpaca, path: alpaca.json}",
     )  # fmt: skip
     before = sft("check", *words)[1]
-    assert before.startswith("60 examples")
+    assert before.splitlines()[-1].startswith("60 examples")
     assert sft("prepare", *words)[0] == 0
     assert sft("check", *words)[1] == before
