@@ -50,7 +50,7 @@ class HoldoutConfig(Section):
         description="Family -> task names or globs. A held-out task is near when a trained task is of its family.",
     )
     near_similarity: float = Field(
-        default=0.6,
+        default=0.7,
         gt=0,
         le=1,
         description="ROUGE-L of two instructions from which on a held-out task is near, where no family says it.",

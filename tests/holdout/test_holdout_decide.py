@@ -376,19 +376,28 @@ def test_held_out_tasks_are_near_or_far():
         *asks("mood", "Is the reviewer happy with the film?"),
     ]
     held = ["city", "product", "mood"]
-    found = decide(data, tasks=held, seed=0)
+    found = decide(data, tasks=held, near_similarity=0.6, seed=0)
     assert found.near == {"city": "its instruction is like that of the trained task animal (ROUGE-L 0.67)"}
-    declared = decide(data, tasks=held, families={"arithmetic": ["sum", "prod*"], "place": ["city"]}, seed=0)
+    assert decide(data, tasks=held, seed=0).near == {}  # 0.7
+    declared = decide(
+        data,
+        tasks=held,
+        near_similarity=0.6,
+        families={"arithmetic": ["sum", "prod*"], "place": ["city"]},
+        seed=0,
+    )
     assert declared.near == {
         "city": "its instruction is like that of the trained task animal (ROUGE-L 0.67)",
         "product": "the trained task sum is of its family, arithmetic",
     }
-    apart = decide(data, tasks=held, families={"place": ["city"], "zoo": ["animal"]}, seed=0)
+    apart = decide(
+        data, tasks=held, near_similarity=0.6, families={"place": ["city"], "zoo": ["animal"]}, seed=0
+    )
     assert apart.near == {}  # two declared families decide, whatever the wording
     with pytest.raises(
         UserError, match=r"families\.arithmetic names 'summ', which no source holds.*Did you mean 'sum'"
     ):
-        decide(data, tasks=held, families={"arithmetic": ["summ"]}, seed=0)
+        decide(data, tasks=held, near_similarity=0.6, families={"arithmetic": ["summ"]}, seed=0)
 
 
 def test_real_tasks(shared_data):
@@ -413,3 +422,13 @@ def test_real_tasks(shared_data):
     counts = Counter(side for (_, side), n in sides(data, found).items() for _ in range(n))
     assert counts["heldout"] >= 80
     assert not {e.task for _, e in data if split(e, found) == "train"} & found.tasks
+
+
+def test_the_demo_has_near_and_far_tasks():
+    from sft_dist.config.load import load_config
+    from sft_dist.sources import open_source
+
+    config = load_config(["data.sources.demo.examples_per_task=60"])
+    source = open_source("demo", config.data.sources["demo"])
+    found = decide_all((("demo", e) for e in source), config.data.holdout, seed=0)
+    assert (len(found.near), len(found.tasks - found.near.keys())) == (12, 10)
