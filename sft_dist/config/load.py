@@ -160,8 +160,7 @@ def compose(overrides: Sequence[str], file: Path | None) -> dict[str, Any]:
 
 def config_groups() -> list[str]:
     """Return the shipped config groups."""
-    # conf/cluster holds example site profiles, which `cluster=NAME` names without Hydra
-    return sorted(p.name for p in resource("conf").iterdir() if p.is_dir() and p.name != "cluster")
+    return sorted(p.name for p in resource("conf").iterdir() if p.is_dir())
 
 
 def group_choices(group: str) -> list[str]:

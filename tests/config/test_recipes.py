@@ -55,7 +55,7 @@ def test_published_sizes_give_the_published_number_of_parameters() -> None:
         ), path
 
 
-@pytest.mark.parametrize("name", [p.stem for p in (resource("conf") / "cluster").glob("*.yaml")])
+@pytest.mark.parametrize("name", [p.stem for p in (resource("slurm") / "sites").glob("*.yaml")])
 def test_example_sites_are_valid(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.setenv("SFT_DIST_CLUSTERS", str(tmp_path))
     assert load_site(name).gpus_per_node

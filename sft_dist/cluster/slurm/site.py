@@ -44,7 +44,7 @@ def load_site(name: str) -> SiteProfile:
     if (
         not file.is_file()
         and not is_path
-        and (shipped := resource("conf") / "cluster" / f"{name}.yaml").is_file()
+        and (shipped := resource("slurm") / "sites" / f"{name}.yaml").is_file()
     ):
         file = shipped
     if not file.is_file():
