@@ -1,6 +1,6 @@
 """Collect what a bare machine lacks to run bench/gpu.py, and show that nothing else is missing.
 
-    python bench/gpu_wheels.py .wheels                  # wheels for Python 3.12: a minute, about 50 MiB, pyarrow most of it
+    python bench/gpu_wheels.py .wheels                  # wheels for Python 3.12: a minute, about 60 MiB, pyarrow most of it
     python bench/gpu_wheels.py .wheels --rehearse       # wheels for this Python; then bench/gpu.py --reduced on them
 
 A bare machine has torch, transformers and triton with what they need, and no network. `--rehearse` makes an environment of
@@ -30,6 +30,7 @@ NEEDED = (
     "hjson",
     "msgpack",
     "pyarrow",
+    "rapidfuzz",
     "psutil",
     "xxhash",
 )
