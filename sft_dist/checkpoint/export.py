@@ -8,7 +8,6 @@ checkpoint and the base can export.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from sft_dist.checkpoint.export_plan import Base, Item, plan_export, unfuse, val
 from sft_dist.checkpoint.index import DamagedError, Index, OldFormatError, read_index
 from sft_dist.checkpoint.io import read_parameter
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import replace_folder, write_json
+from sft_dist.core.files import read_json, replace_folder, write_json
 from sft_dist.model import adapters, rope, support, vocabulary
 from sft_dist.model import weight_files as files
 from sft_dist.model.load import DTYPES, read_config
@@ -54,7 +53,7 @@ def export_checkpoint(
         dtype: float32 or bfloat16, of the written weights.
         tokenizer: The tokenizer that rendered the training data.
         template_text: Its chat template, as Jinja.
-        stop_ids: End-of-turn tokens, for the generation config.
+        stop_ids: End-of-turn tokens; the configs list them before those of the base.
         as_adapter: Write the adapters alone, as a peft folder, instead of merging them.
         part: (i, n): this process writes every n-th file from the i-th.
         barrier: Waits for the other processes.
@@ -131,9 +130,7 @@ def _write_weights(
             if item.name in embeddings:
                 value = vocabulary.grown(value, rows)
             tensors |= {item.keys[0]: value} if len(item.keys) == 1 else unfuse(model, item, value)
-        save_file(
-            {k: t.contiguous() for k, t in tensors.items()}, aside / names[i], metadata={"format": "pt"}
-        )
+        _save({k: t.contiguous() for k, t in tensors.items()}, aside / names[i])
     if part[0] == 0 and len(groups) > 1:
         total = sum(item.numel for group in groups for item in group) * (torch.finfo(DTYPES[dtype]).bits // 8)
         where = {k: names[i] for i, group in enumerate(groups) for item in group for k in item.keys}
@@ -183,13 +180,22 @@ def _write_adapter(checkpoint: Path, index: Index, base: Base, model: Any, aside
         short: read_parameter(checkpoint, index, n, base.kind).to(DTYPES[dtype]).contiguous()
         for n, short in names.items()
     }
-    save_file(tensors, aside / "adapter_model.safetensors", metadata={"format": "pt"})
+    _save(tensors, aside / "adapter_model.safetensors")
     settings = adapters.peft_config(model, base.lora)
     settings.base_model_name_or_path = base.path
     settings.revision = files.commit_of(base.path, base.revision) or base.revision
     settings.task_type, settings.inference_mode = "CAUSAL_LM", True
     settings.save_pretrained(aside)
     write_json(aside / files.BASE, {"fingerprint": files.base_fingerprint(base.path, base.revision)})
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a file of weights with the permissions that the umask gives; the library's own are the owner's alone."""
+    save_file(tensors, path, metadata={"format": "pt"})
+    plain = path.with_name(f".{path.name}.mode")
+    plain.touch()
+    path.chmod(plain.stat().st_mode & 0o777)
+    plain.unlink()
 
 
 def _write_configs(
@@ -201,19 +207,41 @@ def _write_configs(
     tokenizer: TextTokenizer,
     stop_ids: list[int],
 ) -> None:
+    """Write config.json and generation_config.json, which agree on the special tokens."""
     from transformers import GenerationConfig
 
+    try:
+        generation = GenerationConfig.from_pretrained(base.path, revision=base.revision or "main")
+        said = generation.to_dict()
+    except OSError:
+        generation, said = GenerationConfig(), _config_of_base(base)
+    eos = said.get("eos_token_id")
+    ends = list(dict.fromkeys([*stop_ids, *(eos if isinstance(eos, list) else [] if eos is None else [eos])]))
+    pad = tokenizer.pad_id if tokenizer.pad_id is not None else said.get("pad_token_id")
+    special = {
+        "eos_token_id": ends or None,
+        "bos_token_id": tokenizer.bos_id if tokenizer.bos_id is not None else said.get("bos_token_id"),
+        "pad_token_id": pad if pad is not None or not ends else ends[0],
+    }
+    text = config.get_text_config()
+    for name, value in special.items():
+        setattr(generation, name, value)
+        for part in (config, text):
+            if part is text or hasattr(part, name):
+                setattr(part, name, value)
     config.architectures = [architecture]
     config.dtype = dtype
     config.use_cache = True
     config.save_pretrained(folder)
-    try:
-        generation = GenerationConfig.from_pretrained(base.path, revision=base.revision or "main")
-    except OSError:
-        generation = GenerationConfig.from_model_config(config)
-    generation.eos_token_id = stop_ids or generation.eos_token_id
-    generation.pad_token_id = (
-        tokenizer.pad_id if tokenizer.pad_id is not None else (stop_ids[0] if stop_ids else None)
-    )
-    generation.bos_token_id = tokenizer.bos_id
-    (folder / "generation_config.json").write_text(json.dumps(generation.to_diff_dict(), indent=1) + "\n")
+    written = generation.to_diff_dict() | {k: v for k, v in special.items() if v is not None}
+    written.pop("_from_model_config", None)  # it would let a later loader make the file anew
+    write_json(folder / "generation_config.json", written)
+
+
+def _config_of_base(base: Base) -> dict[str, Any]:
+    """Return what config.json of the base says itself, the defaults of its class left out."""
+    from transformers.utils import cached_file
+
+    path = cached_file(base.path, "config.json", revision=base.revision)
+    said: dict[str, Any] = read_json(Path(str(path)))
+    return {**said, **said.get("text_config", {})}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, JsonValue, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from sft_dist.config.base import ANYTIME, FOLDER_NAME, RESUMABLE, Section
 from sft_dist.config.filters import FiltersConfig
@@ -151,16 +151,35 @@ class RenderConfig(Section):
 
     template: str = Field(
         default="auto",
-        description="auto: the tokenizer's own chat template; or chatml, llama3, qwen3, alpaca, tk-instruct, plain; or a .jinja file.",
+        description=(
+            "auto: the tokenizer's own chat template (its tool_use where a record has tools); or the name of one that the tokenizer "
+            "brings; or chatml, llama3, qwen3, alpaca, tk-instruct, plain; or a .jinja file."
+        ),
     )
     train_on: Literal["assistant", "last_turn", "all"] = Field(
         default="assistant", description="Which turns carry loss."
     )
-    thinking: Literal["keep_all", "last_turn", "strip"] = Field(
-        default="last_turn", description="Which assistant turns keep their reasoning."
+    thinking: Literal["auto", "keep_all", "last_turn", "strip"] = Field(
+        default="auto",
+        description="Which assistant turns keep their reasoning; auto: what the template shows of it, last_turn for built-in ones.",
     )
     train_empty_think: bool = Field(default=False, description="Whether an empty think block carries loss.")
     system: str | None = Field(default=None, description="System prompt for conversations that bring none.")
+    expand_turns: bool = Field(
+        default=False,
+        description=(
+            "Whether an answer that carries no loss in its conversation, because the template rewrites history, is trained in a document "
+            "of its own that ends with it."
+        ),
+    )
+    clock: str | None = Field(
+        default=None,
+        description="Date and time (ISO 8601) that a chat template is told; null: when data.dir was first prepared.",
+    )
+    template_kwargs: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description="Variables of the chat template, such as enable_thinking: false; a record's own come before them.",
+    )
     train_vocab_size: PositiveInt | None = Field(
         default=None,
         description="Train a byte-level BPE tokenizer of this size on the kept examples (small models from scratch).",

@@ -135,20 +135,21 @@ def generate_part(
     mine = examples[rank::world_size]
     prompts = _prompts(mine, renderer, room=_room(model, max_new_tokens))
     pad_id = tokenizer.pad_id if tokenizer.pad_id is not None else renderer.stop_ids[0]
+    stop_ids = stops_of(model, renderer)
 
     def work(batch: Sequence[Example]) -> Iterable[Mapping[str, Any]]:
         asked = [e.id for e in batch if prompts[e.id]]
         ids = generate_ids(
             model,
             [prompts[i] for i in asked],
-            stop_ids=renderer.stop_ids,
+            stop_ids=stop_ids,
             pad_id=pad_id,
             max_new_tokens=max_new_tokens,
         )
         answers = dict(zip(asked, ids, strict=True))
         for e in batch:
             answer = answers.get(e.id, [])
-            stopped = bool(answer) and answer[-1] in renderer.stop_ids
+            stopped = bool(answer) and answer[-1] in stop_ids
             text = tokenizer.decode(answer[:-1] if stopped else answer, skip_special_tokens=True)
             yield {"id": e.id, "prediction": answer_of(text), "stopped": stopped, "tokens": len(answer)}
 
@@ -243,6 +244,14 @@ def in_halves(
     middle = len(batch) // 2
     log.warning("a batch of %d %s does not fit into device memory; running it in halves", len(batch), what)
     return in_halves(run, batch[:middle], what) + in_halves(run, batch[middle:], what)
+
+
+def stops_of(model: PreTrainedModel, renderer: PromptRenderer) -> tuple[int, ...]:
+    """Return the tokens at which a server of the model stops: those that end a turn, then those of its own config."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return tuple(
+        dict.fromkeys([*renderer.stop_ids, *(own if isinstance(own, list) else [] if own is None else [own])])
+    )
 
 
 def cut_at_stop(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:

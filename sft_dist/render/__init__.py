@@ -1,11 +1,14 @@
 """Example -> Tokens | Drop: chat templates, tokenizers, loss spans. No torch, no transformers. Next: shards.
 
-conversation  messages -> turns with their loss weight
-builtin       the shipped templates: a Python writer (chatml, plain) and a Jinja twin (templates/) of each
-jinja_template  any other Jinja template (run by jinja, examined by template_outline), with answer borders proven
-draft         a rendered conversation in segments, before it is tokens
-encoder       drafts -> ids and spans, a batch at a time
-renderer      Renderer, which ties these together
-tokenizer     text <-> ids, read by tokenizer_files
-preview       what will be trained, for people to look at
+conversation    messages -> turns with their loss weight
+resolve         name of a template -> Template: its text, the tokens that end a turn, how a conversation is laid out
+builtin         the shipped templates: a writer in Python (chatml, plain) and a Jinja twin (templates/) of each
+jinja           text of any other chat template -> a function from messages to text
+inspection      what is known of such a template before any record: its stop tokens, its place for thoughts
+jinja_template  conversation -> parts with proven answer borders (template_outline: a rendering with holes)
+encoder         parts -> ids and spans, a batch at a time
+part_weights    drafts whose turns have several loss weights, cut where the weight changes
+renderer        Renderer, which ties these together
+tokenizer       text <-> ids
+preview         what will be trained, for people to look at
 """

@@ -7,18 +7,15 @@ gives the same through `transformers`.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib import resources
-from pathlib import Path
 
-from sft_dist.core.errors import UserError, nearest
+from sft_dist.core.errors import UserError
 from sft_dist.core.records import Drop
 from sft_dist.render.chatml import write_chatml, write_llama3
 from sft_dist.render.conversation import Conversation, Thinking
-from sft_dist.render.draft import Rendering, Split, Style
+from sft_dist.render.draft import LostAnswer, Rendering, Split, Style
 from sft_dist.render.plain import write_alpaca, write_plain, write_tk_instruct
 from sft_dist.render.tokenizer import TextTokenizer
 
@@ -108,88 +105,30 @@ class BuiltinTemplate:
         )
 
     def draft(self, conversation: Conversation, generation: bool) -> Rendering | Drop:
-        """Return the conversation laid out; answers whose context generation would not be fed are listed in `context_mismatch`."""
+        """Return the conversation laid out; answers that cannot carry loss in it are listed."""
         if not self._builtin.tools and (conversation.tools or any(t.calls for t in conversation.turns)):
             return Drop(
                 "template_without_tools", "the example has tools, for which the template has no place"
             )
-        draft = self._builtin.write(conversation, generation, self._style)
-        context_mismatch = tuple(
-            a.turn
-            for a in draft.answers
-            if self._builtin.write(conversation.head(a.turn), True, self._style).parts
-            != draft.parts[: a.start]
-        )
-        return Rendering(draft.parts, draft.answers, context_mismatch)
+        rendering = self._builtin.write(conversation, generation, self._style)
+        return Rendering(rendering.parts, rendering.answers, tuple(self._lost(conversation, rendering)))
+
+    def _lost(self, conversation: Conversation, rendering: Rendering) -> Iterator[LostAnswer]:
+        rewritten = self._builtin.empty_think or any(t.reasoning for t in conversation.turns)
+        for a in rendering.answers:
+            prompt = self._builtin.write(conversation.head(a.turn), True, self._style)
+            if prompt.parts != rendering.parts[: a.start]:
+                yield LostAnswer(a.turn, "context_differs", "thoughts before it are left out later")
+            elif rewritten and a.turn < len(conversation.turns) - 1:
+                alone = self._builtin.write(conversation.head(a.turn + 1), False, self._style)
+                last = alone.answers[-1]
+                if alone.parts[last.content : last.end] != rendering.parts[a.content : a.end]:
+                    yield LostAnswer(
+                        a.turn, "answer_differs", "thoughts that it begins with are left out later"
+                    )
 
 
 def jinja_text(name: str, *, thinking: Thinking, bos: bool) -> str:
     """Return the Jinja twin of a built-in template with its options written in front."""
     body = (resources.files("sft_dist.render") / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
     return f"{{%- set thinking = {thinking!r} %}}\n{{%- set write_bos = {str(bos).lower()} %}}\n{body}"
-
-
-def find_template(tokenizer: TextTokenizer, template: str) -> tuple[str, str, str | None]:
-    """Return (Jinja text, where it came from for messages, built-in name); a built-in one has no text yet.
-
-    Raises:
-        UserError: There is no such template.
-    """
-    if template in BUILTINS:
-        return "", f"the built-in template {template}", template
-    if template == "auto":
-        if tokenizer.chat_template is None:
-            raise UserError(
-                f"the tokenizer {tokenizer.path} has no chat template, so render.template=auto has nothing to render with; "
-                f"set render.template to one of {', '.join(BUILTINS)} or to a .jinja file"
-            )
-        return tokenizer.chat_template, f"the chat template of {tokenizer.path}", None
-    path = Path(template).expanduser()
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8"), str(path), None
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"render.template={template} is not UTF-8 ({error}), so it cannot be read; convert or replace it"
-            ) from None
-    raise UserError(
-        f"render.template={template} is neither a file nor a built-in template; use auto, a .jinja file, or one of "
-        f"{', '.join(BUILTINS)}.{nearest(template, BUILTINS)}"
-    )
-
-
-def control_tokens(tokenizer: TextTokenizer, text: str) -> frozenset[str]:
-    """Return special tokens and the added tokens that the template names (`<think>`), white space excepted."""
-    return tokenizer.control | {t for t in tokenizer.added if t in text and not t.isspace()}
-
-
-def pattern(control: frozenset[str]) -> re.Pattern[str]:
-    """Return the pattern that finds any of the control tokens, the longest where several begin."""
-    longest_first = sorted(control, key=lambda t: (-len(t), t))
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-
-
-def splitter(controls: re.Pattern[str], tokenizer: TextTokenizer) -> Split:
-    """Return a cached function: literal template text -> control ids and plain text."""
-
-    def split(text: str) -> tuple[int | str, ...]:
-        out: list[int | str] = []
-        position = 0
-        for m in controls.finditer(text):
-            out += [text[position : m.start()], tokenizer.control_id(m.group())]
-            position = m.end()
-        return tuple(p for p in [*out, text[position:]] if p != "")
-
-    return lru_cache(maxsize=4096)(split)
-
-
-def with_system(text: str, system: str | None) -> str:
-    """Return the template with the default system prompt built in."""
-    if system is None:
-        return text
-    quoted = "'" + system.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
-    return (
-        "{%- if not messages | selectattr('role', 'equalto', 'system') | list %}"
-        f"{{%- set messages = [{{'role': 'system', 'content': {quoted}}}] + messages %}}"
-        "{%- endif %}\n" + text
-    )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from sft_dist.core.records import Drop, Example, Message, Role, TextWeight
 
 TrainOn: TypeAlias = Literal["assistant", "last_turn", "all"]
-Thinking: TypeAlias = Literal["keep_all", "last_turn", "strip"]
+Thinking: TypeAlias = Literal["auto", "keep_all", "last_turn", "strip"]
 THINK_END = "</think>"
 
 
@@ -85,7 +86,12 @@ class Conversation:
 
 
 def read_conversation(
-    example: Example, *, train_on: TrainOn, system: str | None, split_thoughts: bool
+    example: Example,
+    *,
+    train_on: TrainOn,
+    system: str | None,
+    split_thoughts: bool,
+    variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> Conversation | Drop:
     """Return the example's turns with loss weights decided.
 
@@ -94,6 +100,7 @@ def read_conversation(
         train_on: Which turns carry loss where `Message.weight` does not say.
         system: System prompt for a conversation that brings none.
         split_thoughts: Move `<think>...</think>` at the head of an answer into `reasoning`.
+        variables: Of the template, where the example does not say otherwise.
     """
     messages = example.messages
     if not messages:
@@ -134,15 +141,16 @@ def read_conversation(
             )
         )
     try:
-        variables = json.loads(example.template_kwargs) if example.template_kwargs else {}
+        own = json.loads(example.template_kwargs) if example.template_kwargs else {}
         tools = tuple(json.loads(t) for t in example.tools)
-        if not isinstance(variables, dict):
+        if not isinstance(own, dict):
             return Drop("bad_json", f"template_kwargs is no JSON object: {example.template_kwargs}")
     except json.JSONDecodeError as error:
         return Drop("bad_json", f"tools or template_kwargs are not JSON: {error}")
-    if example.input_start is not None:
-        variables = {"input_start": example.input_start, **variables}
-    return Conversation(tuple(turns), tools, variables, float(train_on == "all") * example.weight)
+    given = {"input_start": example.input_start} if example.input_start is not None else {}
+    return Conversation(
+        tuple(turns), tools, {**given, **variables, **own}, float(train_on == "all") * example.weight
+    )
 
 
 def _part_weights(m: Message, content: str, weight: float, factor: float) -> PartWeights | Drop | None:

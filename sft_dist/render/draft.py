@@ -1,4 +1,4 @@
-"""The nouns of rendering: parts of a draft, and segments for people to look at."""
+"""The nouns of rendering: parts of a conversation laid out, and segments for people to look at."""
 
 from __future__ import annotations
 
@@ -40,6 +40,21 @@ class Answer(NamedTuple):
     end: int
 
 
+class LostAnswer(NamedTuple):
+    """An assistant turn that cannot carry loss as it stands in a whole conversation.
+
+    Attributes:
+        turn: Index of the turn.
+        reason: `context_differs` (generation would be fed something else before it), `answer_differs` (generation
+            would have to write something else: thoughts that history leaves out), or `not_ended`.
+        detail: Where the two part.
+    """
+
+    turn: int
+    reason: str
+    detail: str
+
+
 @dataclass(frozen=True, slots=True)
 class Rendering:
     """A rendered conversation before encoding.
@@ -47,12 +62,12 @@ class Rendering:
     Attributes:
         parts: The rendering in order.
         answers: Where the assistant's answers lie.
-        context_mismatch: Assistant turns whose context in this rendering is not what generation would be fed.
+        lost: Assistant turns that cannot carry loss here.
     """
 
     parts: list[Part]
     answers: list[Answer]
-    context_mismatch: tuple[int, ...] = ()
+    lost: tuple[LostAnswer, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,7 +140,7 @@ def keeps_thoughts(index: int, last_query: int, thinking: Thinking) -> bool:
 
 
 def open_writer(conversation: Conversation, style: Style) -> tuple[TemplateWriter, tuple[Turn, ...], float]:
-    """Return a pen that has written BOS, the turns, and the loss weight of the template's own text."""
+    """Return a writer that has written BOS, the turns, and the loss weight of the template's own text."""
     pen = TemplateWriter(style.split)
     pen.literal(style.bos, -1, conversation.frame_weight)
     return pen, conversation.turns, conversation.frame_weight

@@ -99,6 +99,8 @@ class Encoder:
         if self._prefix is None and not self._strict:
             self._only = self._voices[True, False] = CachedEncoder(tokenizer.variant())
         self._control_ids: dict[int, list[int]] = {}
+        apart = encode_chunks(tokenizer.variant(glued=True), ["\n\n", "x", "\n\nx"])
+        self._splits_newlines = apart[0] + apart[1] != apart[2]  # as GPT-2's does before a word
 
     def _voice(self, body: bool, before: int | str | None) -> CachedEncoder:
         """Return the voice of a text: whose words they are and what precedes them decide."""
@@ -166,8 +168,11 @@ class Encoder:
                     text = self._stripped(text, before, merged[i + 1][0] if i + 1 < len(merged) else None)
                     if not text:
                         continue
-                if type(before) is str and (text[0].isspace() or not before[-1].isspace()):
-                    # a newline merges with nothing but white space
+                if type(before) is str and (
+                    text[0].isspace()
+                    or not before[-1].isspace()
+                    or (self._splits_newlines and before[-2:].isspace())
+                ):  # else: a newline merges with nothing but white space
                     borders[before[-BORDER_CHARS:], text[:BORDER_CHARS], body] += 1
                 ids = self._voice(body, before).ids(text)
                 before = text

@@ -1,21 +1,23 @@
-"""Any Jinja chat template -> drafts with exact answer borders.
+"""Conversation -> parts with exact answer borders, through any Jinja chat template.
 
 The template is rendered with a sentinel in place of every content; where the sentinels come out tells template text
 (whose control tokens are real) from record text (whose control tokens are spelled out). Sentinel renderings depend
-on the shape of a conversation only and are cached. Two things are then proven for each conversation: filling the
-contents back in gives the template's true rendering, and an answer starts where the generation prompt of the turns
-before it ends. Where sentinels disturb the template (it looks into a content), borders come from the difference
-between renderings of the record itself instead, the control tokens that it spells being marked. Where that changes
-the rendering, too, or the answer does not come out, the turn is named and refused.
+on the shape of a conversation only and are cached. Three things are then proven for each conversation: filling the
+contents back in gives the template's true rendering; an answer starts where the generation prompt of the turns before
+it ends; and what stands there is what the template writes of that answer when it is the last turn, which is what
+generation has to write. An answer for which that fails is listed as lost. Where sentinels disturb the template (it
+looks into a content), borders come from renderings of the record itself, the control tokens that it spells being
+marked. Where that changes the rendering, too, the turn is named and refused.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 
@@ -28,8 +30,8 @@ from sft_dist.render.conversation import (
     drop_thoughts,
     split_reasoning,
 )
-from sft_dist.render.draft import Rendering
-from sft_dist.render.jinja import ChatTemplate
+from sft_dist.render.draft import LostAnswer, Rendering, to_json
+from sft_dist.render.inspection import THOUGHT_FIELDS, InspectedTemplate
 from sft_dist.render.template_outline import (
     CLOSE,
     MARK,
@@ -42,8 +44,19 @@ from sft_dist.render.template_outline import (
     fill,
 )
 
-EMPTY_THINK = re.compile(r"<think>\s*</think>\n*")
+# What opens and closes thoughts; a block with nothing inside says that there are none.
+THINK_TAGS = (
+    ("<think>", "</think>"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel>thought", "<channel|>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+)
+_OPENED = [(re.compile(re.escape(o) + r"\s*\Z"), re.compile(rf"\s*{re.escape(c)}\n*")) for o, c in THINK_TAGS]
+_EMPTY = re.compile("|".join(rf"\s*{re.escape(o)}\s*{re.escape(c)}\n*" for o, c in THINK_TAGS))
 CACHE_SHAPES = 4096
+SHOWN_CHARS = 40  # of each side, where two renderings part
 # What a template can raise: it refuses, or it meets a type or a key that it did not expect.
 RENDER_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
@@ -56,37 +69,49 @@ class TemplateRefusal(Exception):  # noqa: N818  internal, turned into a Drop
         self.drop = Drop(reason, detail)
 
 
+class _Handing(NamedTuple):
+    """How a conversation is handed to a template, where templates differ in what they expect.
+
+    Attributes:
+        wrapped: Tools as `{"type": "function", "function": ...}` (True), bare (False), or as the record has them.
+        absent: The content of a turn that only calls is None instead of empty.
+        as_text: Arguments of calls are JSON text instead of an object.
+    """
+
+    wrapped: bool | None = None
+    absent: bool = False
+    as_text: bool = False
+
+
 class JinjaTemplate:
-    """A Jinja template that is not one of ours.
+    """A Jinja template for one tokenizer.
 
     Args:
-        template: The compiled template.
+        inspected: The compiled template and what is known of it.
         controls: Pattern of the control tokens that the template's own text may hold, longest first.
         id_of: Text of a control token -> id.
-        stops: Control tokens that end an assistant's turn.
         thinking: Which assistant turns keep their reasoning; the template may drop more.
         train_empty_think: Whether an empty think block that the template writes carries loss.
     """
 
     def __init__(
         self,
-        template: ChatTemplate,
+        inspected: InspectedTemplate,
         *,
         controls: re.Pattern[str],
         id_of: Callable[[str], int],
-        stops: tuple[str, ...],
         thinking: Thinking,
         train_empty_think: bool,
     ) -> None:
-        self.template = template
-        self.splits_thoughts = "reasoning_content" in template.text or "thinking" in template.text
+        self.template = inspected.template
+        self.splits_thoughts = inspected.takes_thoughts
+        self._inspected, self._stops = inspected, inspected.stops
         self._controls = controls
         self._marked = re.compile(f"{MARK}?(?:{controls.pattern})")
         self._id_of = id_of
-        self._stops = stops
         self._thinking = thinking
         self._train_empty_think = train_empty_think
-        self._shapes: dict[Any, TemplateOutline] = {}
+        self._shapes: dict[Any, TemplateOutline | Drop] = {}
 
     def draft(self, conversation: Conversation, generation: bool) -> Rendering | Drop:
         """Return the rendered conversation, or why it cannot be rendered faithfully."""
@@ -98,46 +123,67 @@ class JinjaTemplate:
             return Drop(
                 "template_without_tools", "the example has tools, which the chat template would leave out"
             )
-        try:
-            return self._draft(conversation, generation)
-        except TemplateRefusal as refusal:
-            return refusal.drop
-        except RENDER_ERRORS as error:
-            return Drop("template_error", f"the chat template refuses the conversation: {error}")
+        refused: Drop | None = None
+        for handing in _handings(conversation):
+            try:
+                return self._draft(_handed(conversation, handing), generation, handing.absent)
+            except TemplateRefusal as refusal:
+                refused = refused or refusal.drop
+            except RENDER_ERRORS as error:
+                refused = refused or Drop(
+                    "template_error", f"the chat template refuses the conversation: {error}"
+                )
+        assert refused is not None
+        return refused
 
-    def _draft(self, conversation: Conversation, generation: bool) -> Rendering:
+    def _draft(self, conversation: Conversation, generation: bool, absent: bool) -> Rendering:
         shown = self._shown(conversation)
-        true = self._render(shown, generation)
+        true = self._render(shown, generation, absent)
+        _check_tools(shown, true)
         contents = {2 * i: t.content for i, t in enumerate(shown.turns) if t.content}
         contents |= {2 * i + 1: t.reasoning for i, t in enumerate(shown.turns) if t.reasoning}
         filled: list[str] | None = None
         try:
-            skeleton = self._by_sentinels(conversation, shown, generation)
-            filled = fill(true, skeleton, contents)
+            outline = self._by_sentinels(conversation, shown, generation, absent)
+            filled = fill(true, outline, contents)
         except (TemplateRefusal, *RENDER_ERRORS):
             pass  # the template looks into the contents; true renderings decide
         if filled is None:
-            skeleton, filled = self._by_difference(conversation, shown, true, generation), []
-        return skeleton.parts(shown, filled, self._train_empty_think)
+            outline, filled = self._by_difference(conversation, shown, true, generation, absent), []
+        return outline.parts(shown, filled, self._train_empty_think)
 
     def _shown(self, conversation: Conversation) -> Conversation:
         """Apply the thinking policy; put thoughts into the content where the template knows no other place."""
-        turns = conversation.turns
-        last = {"keep_all": -1, "last_turn": conversation.last_query, "strip": len(turns)}[self._thinking]
+        turns = tuple(
+            t._replace(reasoning=None) if t.reasoning == "" and THINK_END not in t.content else t
+            for t in conversation.turns
+        )
+        last = {"last_turn": conversation.last_query, "strip": len(turns)}.get(self._thinking, -1)
         if all(t.reasoning is None and THINK_END not in t.content for t in turns):
-            return conversation
+            return replace(conversation, turns=turns)
         turns = drop_thoughts(turns, last)
         if not self.splits_thoughts:
             turns = tuple(_inlined(t, i > last) if t.role == "assistant" else t for i, t in enumerate(turns))
         return replace(conversation, turns=turns)
 
-    def _render(self, conversation: Conversation, generation: bool) -> str:
-        return self.template.render(
-            [_message(t) for t in conversation.turns],
-            tools=conversation.tools,
-            generation=generation,
-            variables=conversation.variables,
-        )
+    def _render(self, shown: Conversation, generation: bool, absent: bool) -> str:
+        messages = [_message(t, absent) for t in shown.turns]
+        return self._closed(shown, messages, shown.tools, shown.variables, generation)
+
+    def _closed(
+        self,
+        shown: Conversation,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any],
+        variables: Mapping[str, Any],
+        generation: bool,
+    ) -> str:
+        """Render, and end an answer that the template leaves open as the next turn would end it."""
+        text = self.template.render(messages, tools=tools, generation=generation, variables=variables)
+        if generation or not shown.turns or shown.turns[-1].role != "assistant":
+            return text
+        tail = self._inspected.call_tail if shown.turns[-1].calls else self._inspected.answer_tail
+        return text if not tail or text.rstrip().endswith(self._stops) else text + tail
 
     def _marks(self, value: Any) -> Any:
         """Return the value with a mark before every control token that its strings spell."""
@@ -147,60 +193,68 @@ class JinjaTemplate:
             return {k: self._marks(v) for k, v in value.items()}
         return [self._marks(v) for v in value] if isinstance(value, (list, tuple)) else value
 
-    def _sentinels(self, conversation: Conversation, generation: bool) -> str:
+    def _sentinels(self, conversation: Conversation, generation: bool, absent: bool) -> str:
         """Render with a sentinel for every content that is not empty; other record text is marked."""
+        shown = self._shown(conversation)
         messages = []
-        for i, t in enumerate(self._shown(conversation).turns):
-            message = self._marks(_message(t._replace(content="", reasoning=None)))
-            message["content"] = f"{OPEN}{2 * i}{CLOSE}" if t.content else ""
+        for i, t in enumerate(shown.turns):
+            message = self._marks(_message(t._replace(content="", reasoning=None), absent))
+            if t.content:
+                message["content"] = f"{OPEN}{2 * i}{CLOSE}"
             if t.reasoning is not None:
-                message["reasoning_content"] = f"{OPEN}{2 * i + 1}{CLOSE}" if t.reasoning else ""
-                message["thinking"] = message["reasoning_content"]
+                message |= dict.fromkeys(THOUGHT_FIELDS, f"{OPEN}{2 * i + 1}{CLOSE}" if t.reasoning else "")
             messages.append(message)
-        return self.template.render(
-            messages,
-            tools=self._marks(conversation.tools),
-            generation=generation,
-            variables=self._marks(conversation.variables),
+        return self._closed(
+            shown, messages, self._marks(shown.tools), self._marks(shown.variables), generation
         )
 
-    def _render_marked(self, conversation: Conversation, generation: bool) -> str:
+    def _render_marked(self, conversation: Conversation, generation: bool, absent: bool) -> str:
         """Render the record with a mark before every control token that it spells."""
-        return self.template.render(
-            [self._marks(_message(t)) for t in self._shown(conversation).turns],
-            tools=self._marks(conversation.tools),
-            generation=generation,
-            variables=self._marks(conversation.variables),
+        shown = self._shown(conversation)
+        messages = [self._marks(_message(t, absent)) for t in shown.turns]
+        return self._closed(
+            shown, messages, self._marks(shown.tools), self._marks(shown.variables), generation
         )
 
     def _by_sentinels(
-        self, conversation: Conversation, shown: Conversation, generation: bool
+        self, conversation: Conversation, shown: Conversation, generation: bool, absent: bool
     ) -> TemplateOutline:
-        """Return the skeleton of a conversation's shape, from the cache if it is there."""
+        """Return the outline of a conversation's shape, from the cache if it is there."""
         shape = [
-            (t.role, bool(t.content), t.reasoning and 1, t.calls, t.name, t.tool_call_id, t.call_ids)
-            for t in shown.turns
+            (t.role, *_traits(t), *_traits(s), t.calls, t.name, t.tool_call_id, t.call_ids)
+            for t, s in zip(conversation.turns, shown.turns, strict=True)
         ]
-        key: Any = (*shape, shown.last_query, generation)
+        key: Any = (*shape, shown.last_query, generation, absent)
         if shown.tools or shown.variables or any(t.calls for t in shown.turns):
             key = _dumps([key, shown.tools, shown.variables])
-        if (found := self._shapes.get(key)) is not None:
-            return found
-        full = self._sentinels(conversation, generation)
-        skeleton = self._skeleton(conversation, full, self._sentinels)
+        found = self._shapes.get(key)
+        if found is None:
+            try:
+                found = self._outline_of_shape(conversation, shown, generation, absent)
+            except TemplateRefusal as refusal:
+                found = refusal.drop
+            if len(self._shapes) >= CACHE_SHAPES:
+                self._shapes.clear()
+            self._shapes[key] = found
+        if isinstance(found, Drop):
+            raise TemplateRefusal(found.detail, found.reason)
+        return found
+
+    def _outline_of_shape(
+        self, conversation: Conversation, shown: Conversation, generation: bool, absent: bool
+    ) -> TemplateOutline:
+        full = self._sentinels(conversation, generation, absent)
+        outline = self._outline(conversation, full, self._sentinels, absent)
         for i, t in enumerate(shown.turns):
-            if t.content and 2 * i not in skeleton.slots:
+            if t.content and 2 * i not in outline.slots:
                 raise TemplateRefusal(f"the chat template leaves out turn {i} ({t.role})")
-        if len(self._shapes) >= CACHE_SHAPES:
-            self._shapes.clear()
-        self._shapes[key] = skeleton
-        return skeleton
+        return outline
 
     def _by_difference(
-        self, conversation: Conversation, shown: Conversation, true: str, generation: bool
+        self, conversation: Conversation, shown: Conversation, true: str, generation: bool, absent: bool
     ) -> TemplateOutline:
         """Find the answers by comparing renderings of the record itself, its control tokens marked."""
-        full = self._render_marked(conversation, generation)
+        full = self._render_marked(conversation, generation, absent)
         if full.replace(MARK, "") != true:
             turns = [t for t in enumerate(shown.turns) if self._controls.search(_dumps(t[1]))]
             where = f"turn {turns[0][0]} ({turns[0][1].role})" if turns else "a tool"
@@ -212,53 +266,198 @@ class JinjaTemplate:
                 raise TemplateRefusal(
                     f"the chat template changes contents, so turn {i} ({t.role}) cannot have a loss weight of its own"
                 )
-        skeleton = self._skeleton(conversation, full, self._render_marked)
+        outline = self._outline(conversation, full, self._render_marked, absent)
         for i, t in enumerate(shown.turns):
-            answer = next((a for a in skeleton.answers if a.turn == i), None)
-            said = true if answer is None else _text(skeleton.atoms[answer.start : answer.end])
+            answer = next((a for a in outline.answers if a.turn == i), None)
+            said = true if answer is None else _text(outline.atoms[answer.start : answer.end])
             if t.content.strip() not in said:
                 raise TemplateRefusal(f"the chat template changes the content of turn {i} ({t.role})")
             if answer and not _in_order(
-                [u.content.strip() for u in shown.turns[i + 1 :]], _text(skeleton.atoms[answer.end :])
+                [u.content.strip() for u in shown.turns[i + 1 :]], _text(outline.atoms[answer.end :])
             ):
-                raise TemplateRefusal(f"turn {i} (assistant) is not ended by one of {' '.join(self._stops)}")
-        return skeleton
+                raise TemplateRefusal(self._open(i))
+        return outline
 
-    def _skeleton(
-        self, conversation: Conversation, full: str, render: Callable[[Conversation, bool], str]
+    def _open(self, i: int) -> str:
+        return f"turn {i} (assistant) is not ended by one of {' '.join(self._stops)}"
+
+    def _outline(
+        self,
+        conversation: Conversation,
+        full: str,
+        render: Callable[[Conversation, bool, bool], str],
+        absent: bool,
     ) -> TemplateOutline:
-        """Find each answer: it starts where the generation prompt ends, and ends with the first end-of-turn token."""
-        regions, context_mismatch = [], []
+        """Find each answer: it starts where the generation prompt ends, and is what the template writes of it as the last turn."""
+        regions: list[Region] = []
+        lost: list[LostAnswer] = []
+        last = len(conversation.turns) - 1
         for i, t in enumerate(conversation.turns):
             if t.role != "assistant":
                 continue
-            prompt = render(conversation.head(i), True) if i else None
-            if prompt is None or not full.startswith(prompt):
-                context_mismatch.append(i)
+            if i == 0:
+                lost.append(LostAnswer(i, "context_differs", "nothing comes before it"))
                 continue
-            start = len(prompt)
-            end = next(
-                (m.end() for m in self._marked.finditer(full, start) if m.group() in self._stops), None
-            )
-            if end is None or any(int(m.group(1)) // 2 != i for m in SLOT.finditer(full, start, end)):
-                raise TemplateRefusal(f"turn {i} (assistant) is not ended by one of {' '.join(self._stops)}")
-            for name, _ in t.calls:
-                if name not in full[start:end].replace(MARK, ""):
-                    raise TemplateRefusal(
-                        f"the chat template leaves out the tool call of turn {i} (assistant)",
-                        "template_without_tools",
+            if reason := self._inlined_otherwise(conversation, i):
+                lost.append(LostAnswer(i, reason, "thoughts that stand there are left out later"))
+                continue
+            prompt = render(conversation.head(i), True, absent)
+            alone = full if i == last else render(conversation.head(i + 1), False, absent)
+            if not full.startswith(prompt) or not alone.startswith(prompt):
+                lost.append(LostAnswer(i, "context_differs", _difference(prompt, full, alone)))
+                continue
+            end = self._end(alone, len(prompt))
+            if end is None or any(int(m.group(1)) // 2 != i for m in SLOT.finditer(alone, len(prompt), end)):
+                lost.append(LostAnswer(i, "not_ended", self._open(i)))
+                continue
+            answer = alone[len(prompt) : end]
+            if any(int(m.group(1)) // 2 == i for m in SLOT.finditer(alone, end)):
+                raise TemplateRefusal(f"turn {i} (assistant) goes on behind its end-of-turn token")
+            _check_calls(i, t, answer.replace(MARK, ""))
+            region = self._region(i, full, len(prompt), answer)
+            if region:
+                regions.append(region)
+            else:
+                lost.append(
+                    LostAnswer(
+                        i, "answer_differs", _parting(answer, full[len(prompt) : len(prompt) + len(answer)])
                     )
-            empty = EMPTY_THINK.match(full, start)
-            regions.append(Region(i, start, min(empty.end(), end) if empty else start, end))
+                )
         return build(
             full,
             regions,
-            context_mismatch,
+            lost,
             len(conversation.turns),
             controls=self._marked,
             id_of=self._id_of,
             stops=self._stops,
         )
+
+    def _inlined_otherwise(self, conversation: Conversation, i: int) -> str | None:
+        """Return how the texts of turn `i`, or before it, change with the turns behind it: sentinels do not show that."""
+        if self.splits_thoughts or self._thinking != "last_turn":
+            return None
+        now, later = (self._shown(c).turns for c in (conversation.head(i + 1), conversation))
+        if any(a.content != b.content for a, b in zip(now[:i], later[:i], strict=True)):
+            return "context_differs"
+        return "answer_differs" if now[i].content != later[i].content else None
+
+    def _end(self, text: str, start: int) -> int | None:
+        """Return where the first end-of-turn token behind `start` ends."""
+        ends = (m.end() for m in self._marked.finditer(text, start) if m.group() in self._stops)
+        return next(ends, None)
+
+    def _region(self, i: int, full: str, start: int, answer: str) -> Region | None:
+        """Return where an answer lies, with or without the empty think block that it has as the last turn."""
+        block = _empty_block(full[:start], answer)
+        if full.startswith(answer, start):
+            return Region(i, start, start + min(block, len(answer)), start + len(answer))
+        if block and not self._train_empty_think and full.startswith(answer[block:], start):
+            return Region(i, start, start, start + len(answer) - block)
+        return None
+
+
+def _traits(t: Turn) -> tuple[Any, ...]:
+    """Return what the thinking policy and the template's sentinel rendering see of a turn's texts."""
+    wrapped = t.content.startswith("<tool_response>")
+    return bool(t.content), THINK_END in t.content, wrapped, t.reasoning and 1
+
+
+def _handings(conversation: Conversation) -> Iterator[_Handing]:
+    """Yield the ways in which a conversation can be handed to a template, the usual one first."""
+    calls = [a for t in conversation.turns for _, a in t.calls]
+    wrapped: list[bool | None] = [None]
+    if conversation.tools and all(isinstance(t, dict) for t in conversation.tools):
+        wrapped.append(not all("function" in t for t in conversation.tools))
+    absent = [False, True] if any(t.calls and not t.content for t in conversation.turns) else [False]
+    as_text = [False, True] if any(not isinstance(a, str) for a in calls) else [False]
+    yield from (_Handing(w, a, t) for w, a, t in product(wrapped, absent, as_text))
+
+
+def _handed(conversation: Conversation, handing: _Handing) -> Conversation:
+    tools, turns = conversation.tools, conversation.turns
+    if handing.wrapped is True:
+        tools = tuple(t if "function" in t else {"type": "function", "function": t} for t in tools)
+    elif handing.wrapped is False:
+        tools = tuple(t.get("function", t) for t in tools)
+    if handing.as_text:
+        text = lambda a: a if isinstance(a, str) else to_json(a)  # noqa: E731
+        turns = tuple(
+            t._replace(calls=tuple((n, text(a)) for n, a in t.calls)) if t.calls else t for t in turns
+        )
+    return replace(conversation, tools=tools, turns=turns)
+
+
+def _check_tools(shown: Conversation, true: str) -> None:
+    """Refuse a rendering that leaves out a tool."""
+    for tool in shown.tools:
+        schema = tool.get("function", tool) if isinstance(tool, dict) else {}
+        name = schema.get("name") if isinstance(schema, dict) else None
+        if isinstance(name, str) and name not in true and to_json(name)[1:-1] not in true:
+            raise TemplateRefusal(f"the chat template leaves out the tool {name}", "template_without_tools")
+
+
+def _check_calls(i: int, t: Turn, said: str) -> None:
+    """Refuse an answer that leaves out a call or an argument, or writes arguments as Python does."""
+    position = 0
+    for name, arguments in t.calls:
+        position = said.find(name, position)
+        left_out = position < 0 or any(
+            not any(form in said[position:] for form in (v, to_json(v)[1:-1], json.dumps(v)[1:-1], v.strip()))
+            for v in _strings(arguments)
+        )
+        if left_out:
+            raise TemplateRefusal(
+                f"the chat template leaves out a tool call of turn {i} (assistant), or an argument of it",
+                "template_without_tools",
+            )
+        if (
+            isinstance(arguments, dict)
+            and arguments
+            and str(arguments) in said
+            and to_json(arguments) not in said
+        ):
+            raise TemplateRefusal(
+                f"the chat template writes the arguments of turn {i} (assistant) as Python does"
+            )
+        position += len(name)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield the texts inside the arguments of a call."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for k, v in value.items():
+            yield k
+            yield from _strings(v)
+    elif isinstance(value, list):
+        for v in value:
+            yield from _strings(v)
+
+
+def _empty_block(prompt: str, answer: str) -> int:
+    """Return how long the empty think block at the head of an answer is, its opening perhaps in the prompt; 0 for none."""
+    for opened, closed in _OPENED:
+        if opened.search(prompt):
+            found = closed.match(answer)
+            return found.end() if found else 0
+    found = _EMPTY.match(answer)
+    return found.end() if found else 0
+
+
+def _difference(prompt: str, full: str, alone: str) -> str:
+    other = full if not full.startswith(prompt) else alone
+    return _parting(prompt, other)
+
+
+def _parting(fed: str, shown: str) -> str:
+    """Say where two renderings part."""
+    at = next(
+        (n for n, (a, b) in enumerate(zip(fed, shown, strict=False)) if a != b), min(len(fed), len(shown))
+    )
+    texts = [repr(SLOT.sub("…", s[at : at + SHOWN_CHARS]).replace(MARK, "")) for s in (fed, shown)]
+    return f"generation has {texts[0]} where the whole conversation has {texts[1]}"
 
 
 def _inlined(t: Turn, keep: bool) -> Turn:
@@ -272,11 +471,14 @@ def _inlined(t: Turn, keep: bool) -> Turn:
     return t
 
 
-def _message(t: Turn) -> dict[str, Any]:
+def _message(t: Turn, absent: bool = False) -> dict[str, Any]:
     """Return the turn as the dict that chat templates expect."""
-    out: dict[str, Any] = {"role": t.role, "content": t.content}
+    out: dict[str, Any] = {
+        "role": t.role,
+        "content": None if absent and t.calls and not t.content else t.content,
+    }
     if t.reasoning is not None:
-        out |= {"thinking": t.reasoning, "reasoning_content": t.reasoning}
+        out |= dict.fromkeys(THOUGHT_FIELDS, t.reasoning)
     if t.calls:
         out["tool_calls"] = [
             {

@@ -189,4 +189,4 @@ def _rebuilt(draft: Rendering, cut: Sequence[tuple[int, int, list[Part]]]) -> Re
         return old + next((by for last, by in reversed(shifts) if old >= last), 0)
 
     answers = [Answer(a.turn, place(a.start), place(a.content), place(a.end)) for a in draft.answers]
-    return Rendering(parts, answers, draft.context_mismatch)
+    return Rendering(parts, answers, draft.lost)

@@ -1,48 +1,29 @@
-"""Messages -> segments with a loss weight -> ids and spans: the renderer that preparation and evaluation share."""
+"""Example -> ids and spans of what carries loss: the renderer that preparation and evaluation share."""
 
 from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from types import MappingProxyType
+from typing import Any
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import fingerprint
-from sft_dist.core.records import Drop, Example, Message, Role, Tokens, make_example
-from sft_dist.render.builtin import (
-    BUILTINS,
-    BuiltinTemplate,
-    control_tokens,
-    find_template,
-    jinja_text,
-    pattern,
-    splitter,
-    with_system,
-)
+from sft_dist.core.records import Drop, Example, Role, Tokens
 from sft_dist.render.conversation import Conversation, Thinking, TrainOn, read_conversation
 from sft_dist.render.draft import Rendering, Segment
 from sft_dist.render.encoder import Encoder
-from sft_dist.render.jinja import ChatTemplate, inspect_template
-from sft_dist.render.jinja_template import JinjaTemplate
 from sft_dist.render.part_weights import weigh_parts
+from sft_dist.render.resolve import resolve_template
 from sft_dist.render.tokenizer import TextTokenizer
 from sft_dist.render.untemplated import read_tokens, token_segments, write_text
 
-RENDER_VERSION = 1  # raise it whenever the same example would give other tokens or other spans
-
-
-class Template(Protocol):
-    """What the renderer needs of a template: ours in Python, or anyone's in Jinja."""
-
-    splits_thoughts: bool
-
-    def draft(self, conversation: Conversation, generation: bool) -> Rendering | Drop:
-        """Return the conversation laid out, with the generation prompt at its end if asked for."""
-        ...
+RENDER_VERSION = 2  # raise it whenever the same example would give other tokens or other spans
 
 
 class Renderer:
@@ -55,11 +36,16 @@ class Renderer:
         thinking: Which assistant turns keep their reasoning.
         train_empty_think: Whether an empty think block carries loss.
         system: System prompt of conversations that bring none.
+        template_kwargs: Variables of the template where a record does not say otherwise.
+        clock: What the template reads as the time; None: now.
+        expand_turns: Whether `documents` makes one more document of each answer that carries no loss in the whole.
 
     Attributes:
         fingerprint: Of everything that decides ids and spans.
         template_text: The Jinja text that an exported model carries; it renders what this renderer renders.
-        stop_ids: Tokens at which generation ends, the template's end of turn first.
+        stop_ids: Tokens at which generation ends: those that end a turn in the template, that of a final answer first,
+            then the tokenizer's end of text.
+        clock: What the template reads as the time; None where it does not ask.
         counts: What was checked and what stood out, over all calls of `render`.
 
     Raises:
@@ -72,77 +58,99 @@ class Renderer:
         *,
         template: str = "auto",
         train_on: TrainOn = "assistant",
-        thinking: Thinking = "last_turn",
+        thinking: Thinking = "auto",
         train_empty_think: bool = False,
         system: str | None = None,
+        template_kwargs: Mapping[str, Any] = MappingProxyType({}),
+        clock: datetime | None = None,
+        expand_turns: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.counts: Counter[str] = Counter()
-        self._train_on, self._system = train_on, system
-        text, origin, builtin = find_template(tokenizer, template)
-        if builtin is not None:
-            writes_bos = tokenizer.bos_id is not None and (tokenizer.adds_bos or BUILTINS[builtin].always_bos)
-            text = jinja_text(builtin, thinking=thinking, bos=writes_bos)
-        control = control_tokens(tokenizer, text)
-        controls = pattern(control)
-        self._template: Template
-        if builtin is not None:
-            self._template = BuiltinTemplate(
-                builtin,
-                tokenizer,
-                split=splitter(controls, tokenizer),
-                bos=writes_bos,
-                thinking=thinking,
-                train_empty_think=train_empty_think,
-            )
-            stops: tuple[str, ...] = (self._template.stop,)
-        else:
-            text, stops = inspect_template(text, tokenizer.specials, controls, origin)
-            self._template = JinjaTemplate(
-                ChatTemplate(text, tokenizer.specials, origin),
-                controls=controls,
-                id_of=tokenizer.control_id,
-                stops=stops,
-                thinking=thinking,
-                train_empty_think=train_empty_think,
-            )
-        self.template_text = with_system(text, system)
-        self.stop_tokens = stops
-        ids = [tokenizer.control_id(s) for s in stops]
-        self.stop_ids: tuple[int, ...] = tuple(
+        self._train_on, self._system, self._variables = train_on, system, dict(template_kwargs)
+        clock = clock or datetime.now()
+        resolved = resolve_template(
+            tokenizer,
+            template,
+            thinking=thinking,
+            train_empty_think=train_empty_think,
+            system=system,
+            template_kwargs=template_kwargs,
+            clock=clock,
+        )
+        self._layout, self._expand_turns = resolved.layout, expand_turns
+        self.template_text, self.stop_tokens = resolved.text, resolved.stops
+        self.clock = clock if resolved.reads_clock else None
+        ids = [tokenizer.control_id(s) for s in resolved.stops]
+        self.stop_ids = tuple(
             dict.fromkeys([*ids, *([tokenizer.eos_id] if tokenizer.eos_id is not None else [])])
         )
         self._stops = frozenset(ids)
-        self._encoder = Encoder(tokenizer, control)
-        options = [train_on, thinking, train_empty_think, system]
+        self._encoder = Encoder(tokenizer, resolved.control)
+        options = [
+            train_on,
+            thinking,
+            train_empty_think,
+            system,
+            self.clock and self.clock.isoformat(),
+            expand_turns,
+        ]
         self.fingerprint = fingerprint([RENDER_VERSION, tokenizer.fingerprint, self.template_text, options])
-        if builtin is None:
-            self._probe(origin)
 
     def render(self, examples: Sequence[Example]) -> list[Tokens | Drop]:
         """Return tokens, or the reason to drop, of every example, in order.
 
-        What is proven of each: the tokens before an answer are those that generation is fed (an answer for which
-        that fails carries no loss, counted as `context_differs`); a trained answer ends with the only stop token in
-        it; at most one BOS; trained ids decode to the answer (exceptions counted as `decode_differs`).
+        What is proven of each: the tokens before an answer are those that generation is fed, and the answer is what
+        generation has to write (an answer for which that fails carries no loss, counted as `context_differs` or
+        `answer_differs`); a trained answer ends with the only stop token in it; BOS is not doubled; trained ids
+        decode to the answer (exceptions counted as `decode_differs`).
         """
         with _collector_paused():
-            return self._render(examples)
+            drafts = [[self._made(e)] for e in examples]
+            return [d if isinstance(d, Drop) else d[0] for d in self._encoded(drafts)]
 
-    def _render(self, examples: Sequence[Example]) -> list[Tokens | Drop]:
-        out: list[Tokens | Drop] = []
-        drafts: list[Rendering] = []
-        for example in examples:
-            if example.form == "tokens":
-                out.append(read_tokens(example, self.tokenizer.vocab_size))
+    def documents(self, examples: Sequence[Example]) -> list[list[Tokens] | Drop]:
+        """Return the documents of every example, in order: one, or with `expand_turns` one more for each lost answer.
+
+        The first is the whole conversation, unless none of its answers carries loss. The others end with an answer that
+        carries none in the whole conversation, and carry loss on that alone.
+        """
+        with _collector_paused():
+            return self._encoded([list(self._expanded(e)) for e in examples])
+
+    def _made(self, example: Example) -> Rendering | Tokens | Drop:
+        if example.form == "tokens":
+            return read_tokens(example, self.tokenizer.vocab_size)
+        return self._checked(example, self.counts)
+
+    def _expanded(self, example: Example) -> Iterator[Rendering | Tokens | Drop]:
+        yield self._made(example)
+        if not self._expand_turns or example.form != "chat":
+            return
+        conversation = self._read(example)
+        if isinstance(conversation, Drop):
+            return
+        draft = self._layout.draft(conversation, generation=False)
+        for lost in draft.lost if isinstance(draft, Rendering) else ():
+            if not conversation.turns[lost.turn].weight or lost.reason == "not_ended":
                 continue
-            draft = self._checked(example, self.counts)
-            out.append(draft if isinstance(draft, Drop) else _PENDING)
-            if isinstance(draft, Rendering):
-                drafts.append(draft)
-        tokens = iter(self._encode(drafts))
-        out = [next(tokens) if o is _PENDING else o for o in out]
-        self.counts["conversations"] += len(examples)
+            counts: Counter[str] = Counter()
+            alone = self._checked_conversation(_only(conversation, lost.turn), counts)
+            if isinstance(alone, Rendering):
+                self.counts[lost.reason] -= 1
+                self.counts["expanded"] += 1
+                self.counts.update(counts)
+                yield alone
+
+    def _encoded(self, drafts: Sequence[Sequence[Rendering | Tokens | Drop]]) -> list[list[Tokens] | Drop]:
+        """Encode the drafts of each example; what has none is dropped for its first reason."""
+        tokens = iter(self._encode([d for group in drafts for d in group if isinstance(d, Rendering)]))
+        out: list[list[Tokens] | Drop] = []
+        for group in drafts:
+            made = [next(tokens) if isinstance(d, Rendering) else d for d in group]
+            whole = [t for t in made if isinstance(t, Tokens)]
+            out.append(whole or next(d for d in made if isinstance(d, Drop)))
+        self.counts["conversations"] += len(drafts)
         self.counts += self._encoder.take_counts()
         return out
 
@@ -159,12 +167,12 @@ class Renderer:
             raise UserError(_unfit(example, conversation))
         turns = conversation.turns
         answered = turns[-1].role == "assistant"
-        draft = self._template.draft(conversation.head(len(turns) - answered), generation=True)
+        draft = self._layout.draft(conversation.head(len(turns) - answered), generation=True)
         if isinstance(draft, Drop):
             raise UserError(_unfit(example, draft))
         parts = draft.parts
         if answered:
-            full = self._template.draft(conversation, generation=False)
+            full = self._layout.draft(conversation, generation=False)
             last = full.answers[-1] if isinstance(full, Rendering) and full.answers else None
             if last is not None and last.turn == len(turns) - 1:
                 parts = parts + full.parts[last.start : last.content]  # type: ignore[union-attr]  # full is a Draft
@@ -197,7 +205,8 @@ class Renderer:
             example,
             train_on=self._train_on,
             system=self._system,
-            split_thoughts=self._template.splits_thoughts,
+            split_thoughts=self._layout.splits_thoughts,
+            variables=self._variables,
         )
 
     def _checked(self, example: Example, counts: Counter[str]) -> Rendering | Drop:
@@ -205,23 +214,33 @@ class Renderer:
         if example.form != "chat":
             return write_text(example, self.tokenizer)
         conversation = self._read(example)
-        if isinstance(conversation, Drop):
-            return conversation
-        draft = self._template.draft(conversation, generation=False)
+        return (
+            conversation
+            if isinstance(conversation, Drop)
+            else self._checked_conversation(conversation, counts)
+        )
+
+    def _checked_conversation(self, conversation: Conversation, counts: Counter[str]) -> Rendering | Drop:
+        draft = self._layout.draft(conversation, generation=False)
         if isinstance(draft, Drop):
             return draft
         if any(t.parts for t in conversation.turns):
-            weighed = weigh_parts(draft, conversation, lambda c: self._template.draft(c, generation=False))
+            weighed = weigh_parts(draft, conversation, lambda c: self._layout.draft(c, generation=False))
             if isinstance(weighed, Drop):
                 return weighed
             draft = weighed
-        if draft.context_mismatch:
-            counts["context_differs"] += sum(conversation.turns[i].weight > 0 for i in draft.context_mismatch)
-            draft = _without(draft, draft.context_mismatch)
+        lost = {a.turn: a for a in draft.lost}
+        for turn, answer in lost.items():
+            if not conversation.turns[turn].weight:
+                continue
+            if answer.reason == "not_ended":
+                return Drop("template_mangles_content", answer.detail)
+            counts[answer.reason] += 1
+        draft = _without(draft, lost.keys())
         parts = draft.parts
         for a in draft.answers:
             weight = conversation.turns[a.turn].weight
-            if not weight or a.turn in draft.context_mismatch:
+            if not weight or a.turn in lost:
                 continue
             counts["answers"] += 1
             stops = sum(p.payload in self._stops for p in parts[a.start : a.end])
@@ -232,13 +251,27 @@ class Renderer:
         if dropped := sum(_lost_thoughts(conversation, draft)):
             counts["thoughts_dropped"] += dropped
         bos = self.tokenizer.bos_id
-        if bos is not None and bos not in self.stop_ids and sum(p.payload == bos for p in parts) > 1:
-            return Drop(
-                "double_bos", "the chat template writes the beginning-of-sequence token more than once"
-            )
+        if bos is not None and [p.payload for p in parts[:2]] == [bos, bos]:
+            return Drop("double_bos", "the chat template writes the beginning-of-sequence token twice")
         if not any(p.weight for p in parts):
-            return Drop("no_target", _why_no_target(conversation, draft))
+            return Drop("no_target", self._why_no_target(conversation, draft))
         return draft
+
+    def _why_no_target(self, conversation: Conversation, draft: Rendering) -> str:
+        roles = [t.role for t in conversation.turns]
+        if "assistant" not in roles:
+            return "no turn is the assistant's"
+        lost = [a for a in draft.lost if conversation.turns[a.turn].weight]
+        if not lost:
+            return "every turn has loss weight 0, or lies before the last question"
+        last = lost[-1]
+        what = "answer" if last.reason == "answer_differs" else "context"
+        said = f"the {what} of turn {last.turn} (assistant) is not what generation would have: {last.detail}"
+        quiet = replace(conversation, variables={**conversation.variables, "enable_thinking": False})
+        other = self._layout.draft(quiet, generation=False)
+        if isinstance(other, Rendering) and last.turn not in {a.turn for a in other.lost}:
+            said += "; with render.template_kwargs={enable_thinking: false} it would be"
+        return said
 
     def _encode(self, drafts: Sequence[Rendering]) -> list[Tokens | Drop]:
         """Encode a batch; text that is not Unicode spoils a whole batch, so the culprit is then found one by one."""
@@ -253,23 +286,6 @@ class Renderer:
             for t in tokens
         ]
 
-    def _probe(self, origin: str) -> None:
-        """Refuse a template that changes what it is given."""
-        said = ("What is 2+2? Say it\nin Words.", "Two and two is Four,\n 4.", "Thanks, and 3+3?", "It is 6.")
-        messages = [Message(role=("user", "assistant")[i % 2], content=c) for i, c in enumerate(said)]
-        draft: Rendering | Drop = Drop("", "")
-        for n in (4, 2):  # a template may know one round only
-            draft = self._checked(
-                make_example(task="probe", source="probe", messages=tuple(messages[:n])), Counter()
-            )
-            if isinstance(draft, Rendering):
-                break
-        if isinstance(draft, Drop):
-            raise UserError(
-                f"{origin} cannot be used for training: {draft.detail}; mend the template, or choose a built-in one with "
-                f"render.template ({', '.join(BUILTINS)})"
-            )
-
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
@@ -283,31 +299,31 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-_PENDING = Drop("", "")  # stands for a draft that is still to be encoded
+def _only(conversation: Conversation, turn: int) -> Conversation:
+    """Return the conversation up to an answer, which alone carries loss."""
+    head = conversation.head(turn + 1)
+    turns = tuple(t._replace(weight=0.0, parts=None) if i < turn else t for i, t in enumerate(head.turns))
+    return replace(head, turns=turns, frame_weight=0.0)
 
 
-def _without(draft: Rendering, turns: Sequence[int]) -> Rendering:
+def _without(draft: Rendering, turns: Collection[int]) -> Rendering:
     """Return the draft with no loss on the answers of `turns`."""
+    if not turns:
+        return draft
     parts = [p._replace(weight=0.0) if p.body and p.turn in turns else p for p in draft.parts]
     return replace(draft, parts=parts)
 
 
 def _lost_thoughts(conversation: Conversation, draft: Rendering) -> Iterator[bool]:
-    """Yield for each answer with a reasoning whether the rendering leaves that out, by our policy or the template's own."""
+    """Yield for each answer with a reasoning whether it is trained without, by our policy or the template's own."""
+    lost = {a.turn for a in draft.lost}
     for a in draft.answers:
+        if a.turn in lost:
+            continue
         if reasoning := (conversation.turns[a.turn].reasoning or "").strip():
             yield reasoning not in "".join(
                 p.payload for p in draft.parts[a.start : a.end] if isinstance(p.payload, str)
             )
-
-
-def _why_no_target(conversation: Conversation, draft: Rendering) -> str:
-    if draft.context_mismatch:
-        return f"the context of turn {draft.context_mismatch[-1]} (assistant) is not what generation would be fed"
-    roles = [t.role for t in conversation.turns]
-    if "assistant" not in roles:
-        return "no turn is the assistant's"
-    return "every turn has loss weight 0, or lies before the last question"
 
 
 def _unfit(example: Example, drop: Drop) -> str:

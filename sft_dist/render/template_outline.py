@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 from sft_dist.render.conversation import Conversation
-from sft_dist.render.draft import Answer, Part, Rendering
+from sft_dist.render.draft import Answer, LostAnswer, Part, Rendering
 
 # Private-use characters: no template treats them specially, and records hardly hold them.
 OPEN, CLOSE, MARK = "\ue0f1", "\ue0f2", "\ue0f3"
@@ -31,7 +31,7 @@ class Region(NamedTuple):
 
 
 class Atom(NamedTuple):
-    """A piece of a skeleton: a control token's id, template text, or (`slot`) a hole for record text."""
+    """A piece of an outline: a control token's id, template text, or (`slot`) a hole for record text."""
 
     payload: int | str
     slot: int | None
@@ -49,18 +49,18 @@ class TemplateOutline:
         answers: As in a draft, counted in atoms.
         literals: Template text around the holes, one more than holes.
         slots: Hole numbers in order: 2i the content, 2i+1 the reasoning of turn i.
-        context_mismatch: Assistant turns whose context is not what generation is fed (thoughts dropped later, for example).
+        lost: Assistant turns that cannot carry loss.
     """
 
     atoms: tuple[Atom, ...]
     answers: tuple[Answer, ...]
     literals: tuple[str, ...]
     slots: tuple[int, ...]
-    context_mismatch: tuple[int, ...]
+    lost: tuple[LostAnswer, ...]
 
     def parts(self, conversation: Conversation, filled: Sequence[str], train_empty_think: bool) -> Rendering:
         """Put contents and weights in; an empty content gives no part."""
-        turns = conversation.turns
+        turns, lost = conversation.turns, {t.turn for t in self.lost}
         texts = iter(filled)
         parts: list[Part] = []
         index: list[int] = []  # atom -> part
@@ -71,7 +71,7 @@ class TemplateOutline:
                 continue
             if atom.kind == "frame":
                 weight = conversation.frame_weight
-            elif atom.turn in self.context_mismatch or (atom.kind == "think" and not train_empty_think):
+            elif atom.turn in lost or (atom.kind == "think" and not train_empty_think):
                 weight = 0.0
             else:
                 weight = turns[atom.turn].weight
@@ -87,13 +87,13 @@ class TemplateOutline:
             )
             for a in self.answers
         ]
-        return Rendering(parts, answers, self.context_mismatch)
+        return Rendering(parts, answers, self.lost)
 
 
 def build(
     full: str,
     regions: Sequence[Region],
-    context_mismatch: Sequence[int],
+    lost: Sequence[LostAnswer],
     n_turns: int,
     *,
     controls: re.Pattern[str],
@@ -106,7 +106,7 @@ def build(
         full: A rendering with sentinels (OPEN number CLOSE) for contents and MARK before control tokens that are
             record text.
         regions: Where the answers lie.
-        context_mismatch: Assistant turns without a region.
+        lost: Assistant turns without a region.
         n_turns: Turns of the conversation; template text after the last content belongs to turn `n_turns`.
         controls: Pattern of control tokens, a MARK before them included.
         id_of: Control token -> id.
@@ -138,7 +138,7 @@ def build(
         answers=tuple(Answer(r.turn, at[r.start], at[r.content], at[r.end]) for r in regions),
         literals=tuple(t.replace(MARK, "") for t in SLOT.split(full)[::2]),
         slots=tuple(s for _, s in slots),
-        context_mismatch=tuple(context_mismatch),
+        lost=tuple(lost),
     )
 
 
@@ -157,14 +157,14 @@ def _pieces(full: str, borders: Sequence[int], controls: re.Pattern[str]) -> Ite
         position = end
 
 
-def fill(true: str, skeleton: TemplateOutline, contents: Mapping[int, str]) -> list[str] | None:
+def fill(true: str, outline: TemplateOutline, contents: Mapping[int, str]) -> list[str] | None:
     """Return what stands in each hole of the true rendering, or None if the contents do not explain it."""
-    if not true.startswith(skeleton.literals[0]):
+    if not true.startswith(outline.literals[0]):
         return None
-    position = len(skeleton.literals[0])
+    position = len(outline.literals[0])
     out = []
-    last = len(skeleton.slots) - 1
-    for i, (slot, literal) in enumerate(zip(skeleton.slots, skeleton.literals[1:], strict=True)):
+    last = len(outline.slots) - 1
+    for i, (slot, literal) in enumerate(zip(outline.slots, outline.literals[1:], strict=True)):
         for variant in _variants(contents[slot]):
             end = position + len(variant)
             if true.startswith(variant, position) and (

@@ -42,14 +42,14 @@ class TextTokenizer:
         eos_id: Id of the end-of-sequence token, if there is one.
         pad_id: Id of the padding token, if there is one; may equal `eos_id` (no mask is ever derived from ids).
         adds_bos: Whether the tokenizer itself puts BOS before a text, that is: whether its model expects one.
-        chat_template: The Jinja text that came with it, if any.
+        chat_templates: The Jinja texts that came with it, by name.
         specials: Text of the named special tokens by their key (`bos_token`, `eos_token`, ...).
         control: Text of every special token.
     """
 
     def __init__(self, files: TokenizerFiles) -> None:
         self.path = files.path
-        self.chat_template = files.chat_template
+        self.chat_templates = files.chat_templates
         self._config = files.config
         try:
             self._json: dict[str, Any] = json.loads(files.tokenizer_json)
@@ -191,7 +191,7 @@ class TextTokenizer:
             eos: Text of the token that ends a turn, so that a server stops there; None keeps the tokenizer's own, as
                 does a template that writes `eos_token` itself, for its renderings would change.
         """
-        template = template_text if template_text is not None else self.chat_template
+        template = template_text if template_text is not None else self.chat_templates.get("default")
         specials = dict(self.specials)
         if eos is not None and "eos_token" not in (template or ""):
             specials["eos_token"] = eos
@@ -203,10 +203,12 @@ class TextTokenizer:
             "padding_side",
             "add_bos_token",
             "add_eos_token",
+            "model_input_names",
         )
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",  # opens tokenizer.json as it is
             "clean_up_tokenization_spaces": False,
+            "model_input_names": ["input_ids", "attention_mask"],  # no causal LM takes token types
             **{k: self._config[k] for k in kept if k in self._config},
             **specials,
         }
@@ -263,6 +265,6 @@ def train_tokenizer(
     config = {k: t for k, t in names.items() if t in special_tokens}
     return TextTokenizer(
         TokenizerFiles(
-            tokenizer_json=tokenizer.to_str(), config=config, chat_template=None, path="trained tokenizer"
+            tokenizer_json=tokenizer.to_str(), config=config, chat_templates={}, path="trained tokenizer"
         )
     )

@@ -15,6 +15,7 @@ FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",
+    "additional_chat_templates/*.jinja",
 )
 # What an end-of-text token is called where no config says it; the first that the vocabulary has is taken.
 EOS_NAMES = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>")
@@ -28,13 +29,13 @@ class TokenizerFiles:
     Attributes:
         tokenizer_json: Text of tokenizer.json.
         config: tokenizer_config.json over special_tokens_map.json; empty where neither exists.
-        chat_template: The Jinja text that came with the tokenizer, if any.
+        chat_templates: The Jinja texts that came with the tokenizer, by name; a single one is `default`.
         path: What the user named, for messages.
     """
 
     tokenizer_json: str
     config: dict[str, Any]
-    chat_template: str | None
+    chat_templates: dict[str, str]
     path: str
 
     def token(self, key: str) -> str | None:
@@ -105,30 +106,37 @@ def _download(path: str, revision: str | None) -> Path:
 
 def _read(folder: Path | None, tokenizer_json: Path, path: str) -> TokenizerFiles:
     config: dict[str, Any] = {}
-    template: str | None = None
+    templates: dict[str, str] = {}
     if folder is not None:
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
             if (folder / name).is_file():
                 config.update(_json(folder / name))
-        template = _template(folder, config.pop("chat_template", None))
+        templates = _templates(folder, config.pop("chat_template", None))
     return TokenizerFiles(
         tokenizer_json=tokenizer_json.read_text(encoding="utf-8"),
         config=config,
-        chat_template=template,
+        chat_templates=templates,
         path=path,
     )
 
 
-def _template(folder: Path, in_config: Any) -> str | None:
-    """Return the chat template; a file of its own wins over the config, as in transformers."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+def _templates(folder: Path, in_config: Any) -> dict[str, str]:
+    """Return the chat templates by name; a file of its own wins over the config, as in transformers."""
     if (folder / "chat_template.json").is_file():
         in_config = _json(folder / "chat_template.json").get("chat_template")
-    if isinstance(in_config, list):  # several named templates
-        named = {t["name"]: t["template"] for t in in_config}
-        in_config = named.get("default")
-    return in_config if isinstance(in_config, str) else None
+    if isinstance(in_config, str):
+        named = {"default": in_config}
+    else:  # several named templates
+        entries = in_config if isinstance(in_config, list) else []
+        named = {
+            t["name"]: t["template"]
+            for t in entries
+            if isinstance(t, dict) and {"name", "template"} <= t.keys()
+        }
+    files = {p.stem: p for p in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    if (folder / "chat_template.jinja").is_file():
+        files["default"] = folder / "chat_template.jinja"
+    return named | {name: path.read_text(encoding="utf-8") for name, path in files.items()}
 
 
 def _json(path: Path) -> dict[str, Any]:

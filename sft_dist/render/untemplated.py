@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 
 from sft_dist.core.records import Drop, Example, Span, TextWeight, Tokens
-from sft_dist.render.builtin import pattern, splitter
 from sft_dist.render.draft import Part, Rendering, Segment
+from sft_dist.render.resolve import pattern, splitter
 from sft_dist.render.tokenizer import TextTokenizer
 
 

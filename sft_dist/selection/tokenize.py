@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import multiprocessing
 import os
@@ -175,8 +176,14 @@ class StoreBuild:
                         dropped[tokens.reason] += 1
                         reject(file, tokens, example)
                     else:
-                        writer.add(example.id, code[example.task], 0, tokens)
+                        for k, document in enumerate(tokens):
+                            writer.add(document_id(example.id, k), code[example.task], 0, document)
             writer.close(note={**dropped, RENDERED: dict(counted)})
+
+
+def document_id(example_id: str, k: int) -> str:
+    """Return the id of the k-th document of an example (`render.expand_turns`); the first has the example's own."""
+    return example_id if k == 0 else hashlib.blake2b(f"{example_id} {k}".encode(), digest_size=16).hexdigest()
 
 
 _renderer: Renderer | None = None  # of a worker process
@@ -187,13 +194,13 @@ def _start_worker(renderer: Renderer) -> None:
     _renderer = renderer
 
 
-def _work(examples: list[Example]) -> tuple[list[Tokens | Drop], Counter[str]]:
+def _work(examples: list[Example]) -> tuple[list[list[Tokens] | Drop], Counter[str]]:
     assert _renderer is not None
     return _render(_renderer, examples)
 
 
-def _render(renderer: Renderer, examples: list[Example]) -> tuple[list[Tokens | Drop], Counter[str]]:
+def _render(renderer: Renderer, examples: list[Example]) -> tuple[list[list[Tokens] | Drop], Counter[str]]:
     """Return the outcomes, and what the renderer counted meanwhile."""
     renderer.counts.clear()
-    outcomes = renderer.render(examples)
+    outcomes = renderer.documents(examples)
     return outcomes, renderer.counts.copy()

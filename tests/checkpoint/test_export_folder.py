@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,10 @@ def test_every_family_comes_back_with_the_names_of_its_base(family: str, tmp_pat
     assert load_file(out / "model.safetensors").keys() == load_file(base / "model.safetensors").keys()
     torch.testing.assert_close(logits_of(reloaded(out)), own(hf), rtol=1e-5, atol=1e-5)
     assert read_json(out / "config.json")["architectures"] == [families.FAMILIES[family][0]]
-    assert read_json(out / "generation_config.json")["eos_token_id"] in (2, [2])
+    generation, config = read_json(out / "generation_config.json"), read_json(out / "config.json")
+    assert generation["eos_token_id"][0] == 2
+    assert {**config, **config.get("text_config", {})}["eos_token_id"] == generation["eos_token_id"]
+    assert "_from_model_config" not in generation
 
 
 LORAS = {
@@ -265,3 +269,31 @@ def test_lora_leaves_the_towers_of_an_image_text_model_alone(tmp_path: Path) -> 
     out = write(hf, replace(Base(path=str(base)), lora=lora), tmp_path)
     model = reloaded(out, "AutoModelForImageTextToText")
     torch.testing.assert_close(logits_of(model), own(hf), rtol=1e-5, atol=1e-5)
+
+
+def test_the_ends_of_the_base_stay_behind_ours_and_both_configs_agree(tmp_path: Path) -> None:
+    base = families.save("qwen3", tmp_path / "base")
+    ids = {"eos_token_id": [9, 8, 2], "bos_token_id": 5}
+    (base / "generation_config.json").write_text(json.dumps({**ids, "temperature": 0.6, "do_sample": True}))
+    (base / "config.json").write_text(
+        json.dumps({**read_json(base / "config.json"), **ids, "eos_token_id": 9})
+    )
+    out = write(trained(base), Base(path=str(base)), tmp_path)
+    generation, config = read_json(out / "generation_config.json"), read_json(out / "config.json")
+    for written in (generation, config):
+        assert (written["eos_token_id"], written["bos_token_id"]) == ([2, 9, 8], 5)
+    assert (generation["temperature"], generation["do_sample"]) == (0.6, True)
+    assert reloaded(out).generation_config.eos_token_id == [2, 9, 8]
+
+
+def test_weights_have_the_permissions_of_the_umask(tmp_path: Path) -> None:
+    base = families.save("qwen3", tmp_path / "base")
+    hf = trained(base)
+    before = os.umask(0o027)
+    try:
+        out = write(hf, Base(path=str(base)), tmp_path)
+    finally:
+        os.umask(before)
+    assert {p.name: oct(p.stat().st_mode & 0o777) for p in out.iterdir() if p.is_file()} == {
+        p.name: "0o640" for p in out.iterdir() if p.is_file()
+    }

@@ -213,7 +213,8 @@ FIRST, LAST = "<think>\none more than 1\n</think>\n\n2<|im_end|>", "<think>\ntwi
     ("thinking", "trained"),
     [
         ("keep_all", [FIRST, LAST]),
-        ("last_turn", ["2<|im_end|>", LAST]),
+        ("last_turn", [LAST]),
+        ("auto", [LAST]),
         ("strip", ["2<|im_end|>", "4<|im_end|>"]),
     ],
 )
@@ -230,13 +231,15 @@ def test_thinking_policy(name, thinking, trained, inline, tokenizer):
     renderer = Renderer(tokenizer, template=name, thinking=thinking)
     assert rendered(renderer, example)[1] == trained
     assert renderer.counts["thoughts_dropped"] == sum("<think>" not in t for t in trained)
+    assert renderer.counts["answer_differs"] == 2 - len(trained)  # generation would have thought first
 
 
 def test_an_empty_think_block_is_context_unless_it_is_trained(tokenizer):
     example = chat(("u", "q"), ("a", "a"), ("u", "r"), ("a", "b"))
     quiet, loud = (Renderer(tokenizer, template="qwen3", train_empty_think=t) for t in (False, True))
     assert rendered(quiet, example)[1] == ["a<|im_end|>", "b<|im_end|>"]
-    assert rendered(loud, example)[1] == ["a<|im_end|>", f"{THINK}b<|im_end|>"]
+    assert rendered(loud, example)[1] == [f"{THINK}b<|im_end|>"]
+    assert loud.counts["answer_differs"] == 1  # the first answer stands in history without its block
     prompts = [tokenizer.decode(r.prompt(example)) for r in (quiet, loud)]
     assert prompts[0].endswith(f"<|im_start|>assistant\n{THINK}")
     assert prompts[1].endswith("<|im_start|>assistant\n")
@@ -255,8 +258,8 @@ def test_an_answer_whose_context_is_not_what_generation_sees_is_not_trained(toke
     )
     renderer = Renderer(tokenizer, template="qwen3")
     trained = rendered(renderer, example)[1]
-    assert trained == ['<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call><|im_end|>', "no<|im_end|>"]
-    assert renderer.counts["context_differs"] == 1
+    assert trained == ["no<|im_end|>"]
+    assert renderer.counts["context_differs"] == renderer.counts["answer_differs"] == 1
     kept = Renderer(tokenizer, template="qwen3", thinking="keep_all")
     assert len(rendered(kept, example)[1]) == 3
     assert kept.counts["context_differs"] == 0

@@ -130,6 +130,7 @@ def test_a_template_that_looks_into_contents_is_solved_by_difference(renderer_of
     [
         ("m.content[:9]", chat(("u", "q"), ("a", "longer than nine")), "turn 1 (assistant)"),
         ("m.content.replace('a', 'b')", chat(("u", "aa"), ("a", "c")), "turn 0 (user)"),
+        ("m.content | upper", chat(("u", "q"), ("a", "c")), "turn 0 (user)"),
         ("m.content if m.role != 'system'", chat(("s", "S"), ("u", "q"), ("a", "c")), "turn 0 (system)"),
         (
             "m.content[:99]",
@@ -139,9 +140,8 @@ def test_a_template_that_looks_into_contents_is_solved_by_difference(renderer_of
     ],
 )
 def test_a_template_that_mangles_a_content_is_refused_with_the_turn_named(
-    content, example, says, renderer_of, monkeypatch
+    content, example, says, renderer_of
 ):
-    monkeypatch.setattr(Renderer, "_probe", lambda *_: None)  # which would refuse some of these at once
     dropped = renderer_of(template(content)).render([example])[0]
     assert isinstance(dropped, Drop)
     assert dropped.reason == "template_mangles_content"
@@ -149,12 +149,14 @@ def test_a_template_that_mangles_a_content_is_refused_with_the_turn_named(
 
 
 def test_a_template_that_mangles_everything_is_refused_at_once(renderer_of):
-    with pytest.raises(UserError, match=r"t.jinja cannot be used for training: .*turn 0 \(user\).*chatml"):
-        renderer_of(template("m.content | upper"))
+    with pytest.raises(
+        UserError, match=r"t.jinja cannot be used for training: .*turn 0 \(user\).*built-in one"
+    ):
+        renderer_of(template("m.content[:2]"))
 
 
 @pytest.mark.parametrize("content", ["m.content", "m.content | replace('x', 'x')"])
-def test_an_answer_that_runs_into_the_next_question_is_refused(content, renderer_of):
+def test_an_answer_that_runs_into_the_next_question_carries_no_loss(content, renderer_of):
     """This template forgets the end of turn where a system prompt is present; the question must not be trained."""
     text = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ CONTENT }}"
@@ -165,9 +167,10 @@ def test_an_answer_that_runs_into_the_next_question_is_refused(content, renderer
         "a<|im_end|>",
         "b<|im_end|>",
     ]
-    dropped = renderer.render([chat(("s", "S"), ("u", "q"), ("a", "a"), ("u", "r"), ("a", "b"))])[0]
-    assert dropped.reason == "template_mangles_content"
-    assert "turn 2 (assistant) is not ended by one of <|im_end|>" in dropped.detail
+    assert result(renderer, chat(("s", "S"), ("u", "q"), ("a", "a"), ("u", "r"), ("a", "b")))[1] == [
+        "b<|im_end|>"
+    ]
+    assert renderer.counts["answer_differs"] == 1
 
 
 def test_added_tokens_that_the_template_names_are_control_tokens_except_in_an_answer(tokenizer, tmp_path):
@@ -223,11 +226,8 @@ def test_an_answer_without_its_context_carries_no_loss(tokenizer, tmp_path):
         ("u", "a"), step, ("t", "5"), ("a", "it is 5"), ("u", "and?"), ("a", "no"), tools=('{"name": "f"}',)
     )
     renderer = Renderer(tokenizer, template=str(tmp_path / "t.jinja"), thinking="keep_all")
-    assert result(renderer, example)[1] == [
-        '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call><|im_end|>',
-        "no<|im_end|>",
-    ]
-    assert renderer.counts["context_differs"] == 1
+    assert result(renderer, example)[1] == ["no<|im_end|>"]
+    assert renderer.counts["context_differs"] == renderer.counts["answer_differs"] == 1
 
 
 def test_an_added_generation_prompt_does_not_end_in_a_space(renderer_of):
@@ -256,7 +256,6 @@ def test_a_missing_generation_prompt_is_added(renderer_of):
             "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
             "ends an answer with no control token",
         ),
-        ("{{ bos_token }}{{ bos_token }}" + template("m.content"), "beginning-of-sequence"),
         ("{% for m in messages %}", "not a valid chat template"),
         ("{{ raise_exception('never') }}", "never"),
         ("{{ messages[0].no.such.thing }}", "cannot render"),
@@ -301,12 +300,13 @@ def test_thoughts_go_into_the_content_where_a_template_knows_no_other_place(rend
     )
     text = template("m.content")
     last = "<think>\nso\n</think>\n\nb<|im_end|>"
-    assert result(renderer_of(text), example)[1] == ["a<|im_end|>", last]
+    assert result(renderer_of(text, thinking="last_turn"), example)[1] == [last]
     assert result(renderer_of(text, thinking="strip"), example)[1] == ["a<|im_end|>", "b<|im_end|>"]
-    assert result(renderer_of(text, thinking="keep_all"), example)[1] == [
-        "<think>\nhm\n</think>\n\na<|im_end|>",
-        last,
-    ]
+    for thinking in ("auto", "keep_all"):
+        assert result(renderer_of(text, thinking=thinking), example)[1] == [
+            "<think>\nhm\n</think>\n\na<|im_end|>",
+            last,
+        ]
 
 
 def test_weights_and_train_on(renderer_of):
@@ -357,9 +357,14 @@ def test_renderings_of_one_shape_are_cached(renderer_of, monkeypatch):
     [
         ("{% for i in range(10 ** 9) %}{% endfor %}" + LOOP, "OverflowError: Range too big"),
         ("{{ messages[0].content + 1 }}" + LOOP, "TypeError"),
+        ("{{ 2 ** (2 ** 40) }}" + LOOP, "too large a number"),
+        ("{{ 'x' * (10 ** 10) }}" + LOOP, "too long a text"),
+        ("{% set x = 'x' * 10 ** 10 %}" + LOOP, "too long a text"),
+        ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}" + LOOP, "not a valid chat template"),
+        ("{% for i in range(9999) %}{{ messages[0].content * 9999 }}{% endfor %}" + LOOP, "too long a text"),
         (
             "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}" + LOOP,
-            "more than 0.3 s",
+            "loops too often",
         ),
     ],
 )

@@ -66,7 +66,7 @@ def test_save_and_load_keep_ids_and_fingerprint(tiny, tmp_path):
     changed = TextTokenizer.load(str(tmp_path))
     assert changed.fingerprint != tiny.fingerprint
     assert changed.eos_id == 2
-    assert changed.chat_template == "{{ messages }}"
+    assert changed.chat_templates["default"] == "{{ messages }}"
     tiny.save(
         tmp_path, template_text="{{ eos_token }}", eos="<|im_end|>"
     )  # which would render something else, then

@@ -20,10 +20,10 @@ from sft_dist.selection.assign import select
 from sft_dist.selection.files import TRAIN
 from sft_dist.sources import open_source
 from sft_dist.sources.files.data_files import RawRecord
-from sft_dist.sources.promptsource import sandbox as promptsource_sandbox
+from sft_dist.sources.promptsource import environment as promptsource_environment
+from sft_dist.sources.promptsource.environment import PromptEnvironment
 from sft_dist.sources.promptsource.reader import PromptsourceReader
 from sft_dist.sources.promptsource.render import CompiledTemplate, PromptRecord
-from sft_dist.sources.promptsource.sandbox import PromptEnvironment
 from sft_dist.sources.promptsource.template_files import read_templates
 
 ORACLE = {
@@ -452,7 +452,7 @@ def test_a_range_is_bounded(tmp_path):
 
 
 def test_what_the_budget_does_not_see_ends_by_the_clock(tmp_path, monkeypatch):
-    monkeypatch.setattr(promptsource_sandbox, "CPU_SECONDS", 0.2)
+    monkeypatch.setattr(promptsource_environment, "CPU_SECONDS", 0.2)
     hidden = "{% set ns = namespace(n=0) %}{% for i in range(9000) %}{% if a not in b %}{% set ns.n = 1 %}{% endif %}{% endfor %} ||| x"
     source = reader(tmp_path, [{"a": "ab" * 50_000 + "c", "b": "ab" * 200_000}], {"evil": hidden})
     with pytest.raises(UserError, match=r"stopped at .*it takes more than 0\.2 s"):

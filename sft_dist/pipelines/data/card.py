@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sft_dist.report.card import write as card
 from sft_dist.report.card.facts import CardFacts, SourceFacts, TaskLabels
 from sft_dist.report.card.texts import Texts
 from sft_dist.selection.files import PROMPT, TRAIN, make_folder
+from sft_dist.selection.tokenize import document_id
 from sft_dist.shards import Store
 from sft_dist.sources import Source, open_source
 from sft_dist.sources.natural_instructions import TaskInfo
@@ -133,6 +135,10 @@ def _stored(source: Source, prepared: Prepared, store: Store, read: set[str]) ->
             read.add(record.task)
         if code == TRAIN and place < len(store) and store.id_hex(place) == record.id:
             place += 1
+            for k in count(1):  # render.expand_turns: further documents of the same conversation
+                if place == len(store) or store.id_hex(place) != document_id(record.id, k):
+                    break
+                place += 1
             yield record
 
 

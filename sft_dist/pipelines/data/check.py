@@ -16,6 +16,7 @@ from sft_dist.mix import Corpus
 from sft_dist.mix.extrapolate import ExtrapolatedStore
 from sft_dist.model.support import rows_for
 from sft_dist.pipelines.before_ranks import machine_warnings, refuse_mistakes
+from sft_dist.pipelines.data.lost_answers import lost_answers
 from sft_dist.pipelines.data.prepare import Prepared, prepare
 from sft_dist.pipelines.train.planning import (
     Summary,
@@ -57,12 +58,19 @@ def check(config: RunConfig, *, limit: int) -> Summary:
     with tempfile.TemporaryDirectory(prefix="sft-check-") as scratch:
         prepared = prepare(config, limit=limit, folder=Path(scratch))
         sizes = {n: prepared.selected.sources[n].kept for n in prepared.stores}
-        stores = {n: ExtrapolatedStore.of(Store.open(path), sizes[n]) for n, path in prepared.stores.items()}
+        opened = {n: Store.open(path) for n, path in prepared.stores.items()}
+        stores = {n: ExtrapolatedStore.of(s, _documents(s, sizes[n])) for n, s in opened.items()}
         exact = max(sizes.values(), default=0) <= limit
         if not exact:  # the examples that stand for others are no duplicates
             mix = config.mix.model_copy(update={"drop_duplicates": False})
             config = config.model_copy(update={"mix": mix})
         return _summary(config, prepared, Corpus(stores), marks, exact=exact)  # type: ignore[arg-type]
+
+
+def _documents(store: Store, examples: int) -> int:
+    """Return how many documents the examples of a source make (`render.expand_turns`: more than one, some of them)."""
+    expanded = store.info.get("rendered", {}).get("expanded", 0)
+    return round(examples * len(store) / max(1, len(store) - expanded)) if expanded else examples
 
 
 def unread_mark_warnings(config: RunConfig) -> tuple[str, ...]:
@@ -143,4 +151,4 @@ def _summary(
     summary = summarise(config, planner, prepared.selected, rendered, exact=exact, ranks=ranks)
     if planner.epoch(0).n_steps == 1:
         marks = (*marks, _ONE_STEP)
-    return replace(summary, warnings=(*summary.warnings, *marks))
+    return replace(summary, warnings=(*summary.warnings, *lost_answers(corpus.stores), *marks))

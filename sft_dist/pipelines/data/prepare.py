@@ -27,6 +27,7 @@ from sft_dist.core.records import Example
 from sft_dist.core.sets import CURVES, SETS, CurveName, curve_of
 from sft_dist.evals.splits import has_sets, load_eval_sets, near_tasks
 from sft_dist.filters import filters_fingerprint
+from sft_dist.pipelines.data.lost_answers import lost_answers
 from sft_dist.pipelines.data.renderer import make_renderer
 from sft_dist.render.renderer import Renderer
 from sft_dist.selection.assign import select
@@ -137,6 +138,9 @@ def prepare(
                 publish_stores(store, url)
         if build and part[0] == 0:
             _build_eval_stores(folder, config, renderer, progress)
+    built = [Store.open(path) for path in stores.values() if (path / "manifest.json").is_file()]
+    for sentence in lost_answers(built):
+        progress(f"warning: {sentence}")
     return Prepared(
         stores=stores,
         keys={n: keys[n] for n in stores},
@@ -208,6 +212,7 @@ def _key(config: RunConfig, source: Source, selection: Selection, renderer: Rend
         "filters": filters_fingerprint(config.data.filters_of(source.name)),
         "selection": selection.fingerprint,
         "render": renderer.fingerprint,
+        **({"clock": renderer.clock.isoformat()} if renderer.clock else {}),
         "shard_examples": str(config.data.shard_examples),
     }
 

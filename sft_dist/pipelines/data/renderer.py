@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from pathlib import Path
 
 from sft_dist.config import RunConfig
@@ -13,6 +14,7 @@ from sft_dist.core.files import read_json, replace_folder, write_json
 from sft_dist.render.renderer import Renderer
 from sft_dist.render.tokenizer import TextTokenizer, train_tokenizer
 
+CLOCK = "clock.json"  # in data.dir: what chat templates that ask for the date are told, fixed by the first preparation
 ASKED = "trained.json"  # beside a trained tokenizer: what was asked for; few texts give a smaller vocabulary
 
 
@@ -23,6 +25,7 @@ def make_renderer(
     *,
     rebuild: bool = False,
     command: str = "sft-dist prepare",
+    clock: str | None = None,
 ) -> Renderer:
     """Return the renderer of a config; trains the tokenizer first where the config asks for it and there is none.
 
@@ -32,6 +35,8 @@ def make_renderer(
         texts: What it is trained on.
         rebuild: Train it anew when another size is asked for now; without it that is an error.
         command: The command that rebuilds, for errors.
+        clock: What a template that asks for the date is told, ISO 8601; None: render.clock, or as `folder` was first
+            prepared.
 
     Raises:
         UserError: For a tokenizer or template that cannot be used.
@@ -51,14 +56,39 @@ def make_renderer(
             if not own:
                 raise
             raise UserError(f"model.path={named} gives no tokenizer: {error}") from None
-    return Renderer(
+    clock = clock or render.clock or _fixed_clock(folder)
+    renderer = Renderer(
         tokenizer,
         template=render.template,
         train_on=render.train_on,
         thinking=render.thinking,
         train_empty_think=render.train_empty_think,
         system=render.system,
+        template_kwargs=render.template_kwargs,
+        expand_turns=render.expand_turns,
+        clock=datetime.fromisoformat(clock) if clock else None,
     )
+    if renderer.clock is None or clock:
+        return renderer
+    _fix_clock(folder, renderer.clock)
+    # another slice of an array may have been faster: all take what stands there
+    return make_renderer(config, folder, texts, rebuild=rebuild, command=command)
+
+
+def _fixed_clock(folder: Path) -> str | None:
+    return str(read_json(folder / CLOCK)["clock"]) if (folder / CLOCK).is_file() else None
+
+
+def _fix_clock(folder: Path, clock: datetime) -> None:
+    """Write the clock of a data folder, unless it has one."""
+    aside = folder / f".{CLOCK}.{os.uname().nodename}.{os.getpid()}"
+    write_json(aside, {"clock": clock.isoformat(timespec="seconds")})
+    try:
+        os.link(aside, folder / CLOCK)
+    except FileExistsError:
+        pass
+    finally:
+        aside.unlink()
 
 
 def _trained(

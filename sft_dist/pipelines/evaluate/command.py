@@ -48,7 +48,9 @@ class _Work:
         self.config, self.root = config, folder.path / "eval" / "parts"
         self.model = str(folder.export)
         self.base = str(folder.path / "init") if config.model.shape else str(config.model.path)
-        self.renderer: Renderer = make_renderer(config, Path(config.data.dir), _no_texts)
+        self.renderer: Renderer = make_renderer(
+            config, Path(config.data.dir), _no_texts, clock=stores.get("clock")
+        )
         if self.renderer.fingerprint != stores["render"]:
             raise UserError(
                 f"tokenizer or template changed since {folder.path} was trained, so prompts would differ from training; "

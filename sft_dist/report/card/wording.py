@@ -39,9 +39,14 @@ RENDERED = {
         "context differs",
         "answers without loss, because the template shows another context than generation would be fed",
     ),
+    "answer_differs": (
+        "answer differs",
+        "answers without loss, because the template shows them otherwise than generation would write them, such as without thoughts",
+    ),
+    "expanded": ("expanded", "answers that are trained in a document of their own (render.expand_turns)"),
     "thoughts_dropped": (
         "thoughts dropped",
-        "answers whose reasoning is not rendered, by render.thinking or by the template itself",
+        "answers trained without their reasoning, by render.thinking or because the template has no place for it",
     ),
     "borders_that_differ": (
         "borders",

@@ -18,8 +18,8 @@ from sft_dist.core.records import BadRecord, Example, single_turn
 from sft_dist.core.rng import derive
 from sft_dist.sources.base import FileSource, RecordError
 from sft_dist.sources.files.data_files import RawRecord, data_files, file_kind, read_records
+from sft_dist.sources.promptsource.environment import PromptEnvironment
 from sft_dist.sources.promptsource.render import CompiledTemplate, PromptRecord
-from sft_dist.sources.promptsource.sandbox import PromptEnvironment
 from sft_dist.sources.promptsource.template_files import (
     PromptTemplate,
     choose_templates,

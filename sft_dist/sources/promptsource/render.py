@@ -13,9 +13,10 @@ from jinja2.exceptions import SecurityError
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.rng import derive
+from sft_dist.core.sandbox import WORK, WORK_PER_CHAR, TooMuchWork
 from sft_dist.sources.base import RecordError, record_origin
 from sft_dist.sources.files.data_files import RawRecord
-from sft_dist.sources.promptsource.sandbox import WORK, WORK_PER_CHAR, PromptEnvironment, TooMuchWork
+from sft_dist.sources.promptsource.environment import PromptEnvironment
 from sft_dist.sources.promptsource.template_files import SEPARATOR, PromptTemplate
 
 _CLOSE = re.compile(r"([-+]?)\}\}")

@@ -8,13 +8,14 @@ main thread, for what the budget does not see (a comparison of huge texts inside
 
 from __future__ import annotations
 
+import math
 import random
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
 from itertools import repeat
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from jinja2 import Template, TemplateSyntaxError, Undefined, nodes, pass_context
 from jinja2.exceptions import SecurityError
@@ -26,7 +27,6 @@ from sft_dist.core.process import cpu_limit
 
 WORK = 10_000_000  # characters, plus WORK_PER_CHAR for each character of the record
 WORK_PER_CHAR = 1000
-CPU_SECONDS = 20.0  # of one rendering; the budget runs out in a fraction of it
 
 _TICK, _ITEMS, _CONCAT = (
     "sft_dist.tick",
@@ -39,6 +39,9 @@ _PERCENT_WIDTH = re.compile(r"%[^a-zA-Z%]*(\*|\d{5})")
 _FORMAT_WIDTH = re.compile(r":[^}]*(\{|\d{5})")
 _MAX_BITS = 10_000  # of an integer
 _NODE = 20  # characters that an element of a list costs beside its text: looking at it takes as long
+
+
+_Repeated = TypeVar("_Repeated", nodes.For, nodes.Macro, nodes.CallBlock)
 
 
 class TooMuchWork(Exception):  # noqa: N818  what happened, not an error of ours
@@ -71,43 +74,60 @@ class WorkBudget:
 
     def charge_for(self, *values: Any) -> int:
         """Charge the size of values as they would be written out, and return it. Stops at the end of the budget."""
-        size = 0
-        stack = list(values)
-        while stack:
-            value = stack.pop()
-            if isinstance(value, str):
-                size += len(value)
-            elif isinstance(value, Mapping):
-                size += _NODE * len(value)
-                stack.extend(value.keys())
-                stack.extend(value.values())
-            elif isinstance(value, list | tuple | set | frozenset):
-                size += _NODE * len(value)
-                stack.extend(value)
-            else:
-                size += 8
-            if size > self._left:
-                break
+        size = text_size(*values, limit=self._left)
         self.charge(size)
         return size
 
 
-class PromptEnvironment(ImmutableSandboxedEnvironment):
-    """The names that promptsource gives its templates (`zip`, `choice`, `most_frequent`), sandboxed and budgeted.
+def text_size(*values: Any, limit: float = math.inf) -> int:
+    """Return the size of values as they would be written out, in characters; counting stops behind `limit`."""
+    size = 0
+    stack = list(values)
+    while stack and size <= limit:
+        value = stack.pop()
+        if isinstance(value, str):
+            size += len(value)
+        elif isinstance(value, Mapping):
+            size += _NODE * len(value)
+            stack.extend(value.keys())
+            stack.extend(value.values())
+        elif isinstance(value, list | tuple | set | frozenset):
+            size += _NODE * len(value)
+            stack.extend(value)
+        else:
+            size += 8
+    return size
 
-    Differences from the plain environment of promptsource: chance is derived from the seed, lists that a template makes
-    take `append` and no other change, and nothing can be loaded from another file.
+
+class BudgetEnvironment(ImmutableSandboxedEnvironment):
+    """Jinja in a sandbox with a budget of work; nothing can be loaded from another file.
+
+    Args:
+        cpu_seconds: Limit of one rendering.
+        filters: Beside those of jinja2; `random` draws from the seed of the rendering.
+        variables: Names that every template sees, beside those of jinja2.
+        lists_grow: Whether a list that a template makes takes `append`.
+        options: Of `jinja2.Environment`.
     """
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        cpu_seconds: float,
+        filters: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
+        variables: Mapping[str, Any] = MappingProxyType({}),
+        lists_grow: bool = False,
+        **options: Any,
+    ) -> None:
         # without the optimizer, no expression is evaluated while a template is compiled
-        super().__init__(optimized=False, finalize=self._finalize)
+        super().__init__(optimized=False, finalize=self._finalize, **options)
         self.budget = WorkBudget()
+        self._cpu_seconds, self._lists_grow = cpu_seconds, lists_grow
         self.globals.pop("lipsum")
-        self.globals["zip"] = zip
-        self.filters |= {"choice": self._choice, "random": self._choice, "most_frequent": most_frequent}
+        self.globals |= variables
+        self.filters |= {"random": self.choice, **filters}
         for name, plain in list(self.filters.items()):
             self.filters[name] = self._guarded(name, plain)
         self.filters |= {_TICK: self._tick, _ITEMS: self._items, _CONCAT: self._concat}
@@ -121,27 +141,28 @@ class PromptEnvironment(ImmutableSandboxedEnvironment):
         written = self.parse(text)
         if other := next(written.find_all(_OTHER_FILES), None):
             raise TemplateSyntaxError("a template may not read another file", other.lineno)
-        counted = _Counted(len(text)).visit(self.parse(text))
+        counted = _Counted().visit(self.parse(text))
         code = self.compile(counted)
         return Template.from_code(self, code, self.make_globals(None)), written
 
     def render(
-        self, template: Template, variables: Mapping[str, Any], *, work: int, seed: Callable[[], int]
+        self, template: Template, variables: Mapping[str, Any], *, work: int, seed: Callable[[], int] = int
     ) -> str:
         """Return the rendered text.
 
         Raises:
-            TooMuchWork: When it needs more than `work`, or CPU_SECONDS.
+            TooMuchWork: When it needs more than `work`, or the CPU seconds.
             SecurityError: When it does what a template may not.
             Exception: Whatever its expressions raise, such as a TypeError.
         """
         self.budget.start(work, seed)
-        with cpu_limit(CPU_SECONDS, TooMuchWork):
+        with cpu_limit(self._cpu_seconds, TooMuchWork):
             return template.render(variables)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Allow `append` besides what the sandbox allows: reference templates build lists with it."""
-        return (type(obj) is list and attr == "append") or super().is_safe_attribute(obj, attr, value)
+        """Allow `append`, where lists grow, besides what the sandbox allows."""
+        grows = self._lists_grow and type(obj) is list and attr == "append"
+        return grows or super().is_safe_attribute(obj, attr, value)
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
         """Refuse at once what would else print as nothing."""
@@ -213,7 +234,7 @@ class PromptEnvironment(ImmutableSandboxedEnvironment):
         self.budget.charge_for(value)
         return value
 
-    def _choice(self, items: Sequence[Any]) -> Any:
+    def choice(self, items: Sequence[Any]) -> Any:
         """Return one of the items, by the seed of this rendering."""
         return items[self.budget.chance.randrange(len(items))]
 
@@ -237,30 +258,38 @@ class PromptEnvironment(ImmutableSandboxedEnvironment):
 class _Counted(NodeTransformer):
     """Puts the budget into a syntax tree: loops and macros tick, `~` goes through a filter that charges.
 
-    A tick costs the length of the template, so that the fixed text which a loop writes is paid for, too.
+    A tick costs the fixed text inside the loop, which each of its turns may write.
     """
-
-    def __init__(self, template_chars: int) -> None:
-        self._work = 50 + template_chars
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
         if node.test is not None:  # items that it refuses never reach the body
             node.iter = _filter(_ITEMS, node.iter)
-        node.body.insert(0, self._tick(node))
-        return node
+        return _ticking(node)
 
     def visit_Macro(self, node: nodes.Macro) -> nodes.Macro:
         self.generic_visit(node)
-        node.body.insert(0, self._tick(node))
-        return node
+        return _ticking(node)
+
+    def visit_CallBlock(self, node: nodes.CallBlock) -> nodes.CallBlock:
+        self.generic_visit(node)
+        return _ticking(node)
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
         self.generic_visit(node)
         return _filter(_CONCAT, nodes.List(node.nodes, lineno=node.lineno))
 
-    def _tick(self, node: nodes.Node) -> nodes.ExprStmt:
-        return nodes.ExprStmt(_filter(_TICK, nodes.Const(self._work, lineno=node.lineno)), lineno=node.lineno)
+
+def _ticking(node: _Repeated) -> _Repeated:
+    """Return the node, its body charging for what a turn costs."""
+    fixed = sum(len(text.data) for part in node.body for text in _texts(part))
+    tick = _filter(_TICK, nodes.Const(50 + fixed, lineno=node.lineno))
+    node.body.insert(0, nodes.ExprStmt(tick, lineno=node.lineno))
+    return node
+
+
+def _texts(node: nodes.Node) -> Iterator[nodes.TemplateData]:
+    yield from [node] if isinstance(node, nodes.TemplateData) else node.find_all(nodes.TemplateData)
 
 
 def _filter(name: str, value: Any) -> nodes.Filter:
@@ -270,11 +299,3 @@ def _filter(name: str, value: Any) -> nodes.Filter:
 def _check_width(pattern: re.Pattern[str], text: str) -> None:
     if pattern.search(text):
         raise TooMuchWork("a format of it has a width that is computed or has five digits")
-
-
-def most_frequent(items: Sequence[Any]) -> list[Any] | None:
-    """Return the items that occur most often, each once."""
-    if not items:
-        return None
-    counts = Counter(items).most_common()
-    return [item for item, count in counts if count == counts[0][1]]
