@@ -140,8 +140,7 @@ def attention_errors(reduced):
     """Error of outputs and gradients of every backend that can run here."""
     import torch
 
-    from sft_dist.model.attention import Needs, unfit
-    from sft_dist.model.backends import BACKENDS
+    from sft_dist.model.backends import BACKENDS, Needs
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
@@ -155,10 +154,15 @@ def attention_errors(reduced):
     def outputs(name, tensors, window):
         q, k, v, upstream = tensors
         leaves = [t.detach().clone().requires_grad_() for t in (q, k, v)]
-        out, _ = BACKENDS[name](
-            None, *leaves, None, scaling=q.size(-1) ** -0.5, cu_seq_lens_q=bounds, cu_seq_lens_k=bounds,
-            max_length_q=longest, max_length_k=longest, sliding_window=window,
-        )  # fmt: skip
+        out, _ = BACKENDS[name].attend(
+            None,
+            *leaves,
+            None,
+            scaling=q.size(-1) ** -0.5,
+            cu_seq_lens_q=bounds,
+            max_length_q=longest,
+            sliding_window=window,
+        )
         out.backward(upstream.to(out.dtype))
         return [x.detach().float() for x in (out, *(t.grad for t in leaves))]
 
@@ -173,7 +177,7 @@ def attention_errors(reduced):
         exact = outputs("sdpa_dense", [t.float() for t in (q, k, v, upstream)], window)
         for name in BACKENDS:
             needs = Needs(head_dim=size, dtype=dtype, device=device, sliding_window=window is not None)
-            if why := unfit(name, needs):
+            if why := BACKENDS[name].unfit(needs):
                 found.setdefault(name, {"skipped": why})
                 continue
             entry = found.setdefault(name, {"relative_errors": []})

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sft_dist.config.model import LoraConfig
 from sft_dist.core.errors import UserError
+from sft_dist.model.parts import decoder_of
 
 NAME = "default"  # of the one adapter, as peft calls it
 BASE, SAVED = ".base_layer.", f".modules_to_save.{NAME}."
@@ -60,7 +61,7 @@ def _common(lora: LoraConfig) -> dict[str, Any]:
 
 def _targets(hf: Any, wanted: tuple[str, ...]) -> str:
     """Return the regular expression of the adapted modules' names."""
-    decoder = hf.get_decoder()
+    decoder = decoder_of(hf)
     prefix = next((n for n, m in hf.named_modules() if m is decoder), "")
     linear = {n.rpartition(".")[2] for n, m in decoder.named_modules() if isinstance(m, nn.Linear)}
     for name in wanted:

@@ -6,9 +6,11 @@ The documents arrive as `cu_seq_lens_q`; a call without it is refused, never gue
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,13 +93,13 @@ def sdpa_dense(
     *,
     scaling: float | None = None,
     cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int = 0,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    **_: Any,
 ) -> tuple[Tensor, None]:
     """The slow twin: one [T, T] mask that allows the same document and the past. Memory grows with T squared."""
-    del module
+    del module, max_length_q
     T, H = query.size(2), query.size(1)
     cu = _documents(cu_seq_lens_q, attention_mask)
     document_T = torch.bucketize(torch.arange(T, device=query.device), cu[1:].to(query.device), right=True)
@@ -116,13 +118,13 @@ def sdpa_per_doc(
     *,
     scaling: float | None = None,
     cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int = 0,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    **_: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention one document at a time: no mask, no wasted pairs. The CPU path."""
-    del module
+    del module, max_length_q
     H = query.size(1)
     # split, not slices: the gradient of a slice is a whole row of zeros, once for each document
     lengths = _documents(cu_seq_lens_q, attention_mask).diff().tolist()
@@ -155,7 +157,6 @@ def varlen(
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int = 0,
     sliding_window: int | None = None,
-    **_: Any,
 ) -> tuple[Tensor, None]:
     """Torch's own variable-length flash attention. It has no is_causal: causal is the window (-1, 0)."""
     del module
@@ -189,7 +190,6 @@ def flash(
     max_length_q: int = 0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **_: Any,
 ) -> tuple[Tensor, None]:
     """The flash-attn package (FlashAttention 2 and newer), variable-length."""
     del module
@@ -223,13 +223,13 @@ def flex(
     *,
     scaling: float | None = None,
     cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int = 0,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    **_: Any,
 ) -> tuple[Tensor, None]:
     """FlexAttention with a document mask: for models whose features the flash kernels lack."""
-    del module
+    del module, max_length_q
     from torch.nn.attention.flex_attention import AuxRequest
 
     T = query.size(2)
@@ -319,10 +319,84 @@ def _flat(x_BHTD: Tensor) -> Tensor:
     return x_BHTD.transpose(1, 2).reshape(-1, x_BHTD.size(1), x_BHTD.size(3))
 
 
-BACKENDS: dict[str, Attend] = {
-    "flash": flash,
-    "varlen": varlen,
-    "flex": flex,
-    "sdpa_per_doc": sdpa_per_doc,
-    "sdpa_dense": sdpa_dense,
+class Needs(NamedTuple):
+    """What one kind of layer asks of attention. Sizes of heads are those of queries and keys; values may have another."""
+
+    head_dim: int
+    dtype: torch.dtype
+    device: str
+    sliding_window: bool = False
+    softcap: bool = False
+    sinks: bool = False
+    value_dim: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Backend:
+    """A way to attend, and what it can do. The defaults are those of a backend that can do everything everywhere.
+
+    Attributes:
+        attend: The function.
+        auto: `model.attention=auto` may take it.
+        needs_cuda: What of it needs a CUDA device; empty: nothing.
+        half_only: It computes in bfloat16 and float16 only.
+        largest_head: Largest size of a head; None: any.
+        other_value_size: Values may have another size than queries.
+        softcap: It caps logits.
+        sinks: It counts attention sinks.
+        package: The module that has to be installed.
+    """
+
+    attend: Attend
+    auto: bool = True
+    needs_cuda: str = ""
+    half_only: bool = False
+    largest_head: int | None = None
+    other_value_size: bool = True
+    softcap: bool = True
+    sinks: bool = True
+    package: str | None = None
+
+    def unfit(self, needs: Needs) -> str:
+        """Return why it cannot serve, or an empty string."""
+        reasons = {
+            f"{self.needs_cuda} needs a CUDA device": bool(self.needs_cuda) and needs.device != "cuda",
+            f"it needs bfloat16, not {needs.dtype}": self.half_only
+            and needs.dtype not in (torch.bfloat16, torch.float16),
+            f"head size {needs.head_dim} is over its limit of {self.largest_head}": self.largest_head
+            is not None
+            and needs.head_dim > self.largest_head,
+            f"values of size {needs.value_dim} beside queries of size {needs.head_dim} are beyond it": not self.other_value_size
+            and needs.value_dim not in (None, needs.head_dim),
+            "it has no attention sinks": needs.sinks and not self.sinks,
+            "it has no logit softcap": needs.softcap and not self.softcap,
+            f"the {(self.package or '').replace('_', '-')} package is not installed": self.package is not None
+            and importlib.util.find_spec(self.package) is None,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+# the fastest first; one entry adds one
+BACKENDS: dict[str, Backend] = {
+    "flash": Backend(
+        attend=flash,
+        needs_cuda="it",
+        half_only=True,
+        largest_head=256,
+        other_value_size=False,
+        sinks=False,
+        package="flash_attn",
+    ),
+    "varlen": Backend(
+        attend=varlen,
+        needs_cuda="it",
+        half_only=True,
+        largest_head=256,
+        other_value_size=False,
+        softcap=False,
+        sinks=False,
+    ),
+    "flex": Backend(attend=flex, needs_cuda="its backward pass"),
+    "sdpa_per_doc": Backend(attend=sdpa_per_doc),
+    "sdpa_dense": Backend(attend=sdpa_dense, auto=False),
 }

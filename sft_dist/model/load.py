@@ -16,7 +16,18 @@ from torch import nn
 from sft_dist.config.model import LoraConfig
 from sft_dist.core.errors import UserError
 from sft_dist.core.process import logger
-from sft_dist.model import activation_memory, adapters, attention, partition, rope, support, vocabulary
+from sft_dist.model import (
+    activation_memory,
+    adapters,
+    attention,
+    partition,
+    parts,
+    recurrent,
+    rope,
+    separation,
+    support,
+    vocabulary,
+)
 from sft_dist.model.packed import PackedLM
 from sft_dist.model.trainable import set_trainable
 from sft_dist.model.ulysses import SequenceGroup
@@ -36,14 +47,16 @@ class Loaded:
 
     Attributes:
         module: The model.
-        backend: The attention backend.
-        reason: Why that one.
+        backend: The attention backends of its kinds of layers, joined by a plus sign.
+        reason: Why those.
+        state: The kinds of layers with state that it has.
         commit: Of the hub repository that was read; None for a folder.
     """
 
     module: PackedLM
     backend: str
     reason: str
+    state: tuple[str, ...]
     commit: str | None
 
 
@@ -81,20 +94,27 @@ def looks_local(path: str) -> bool:
     return path.startswith(("/", "./", "../", "~")) or Path(path).exists() or path.count("/") > 1
 
 
-def attention_needs(config: Any, dtype: torch.dtype, device: str) -> attention.Needs:
-    """Read from a model's config what its attention must do."""
-    text = config.get_text_config()
-    # latent attention (DeepSeek) has queries and keys of two parts, and values of another size
-    latent = (getattr(text, "qk_nope_head_dim", None) or 0) + (getattr(text, "qk_rope_head_dim", None) or 0)
-    return attention.Needs(
-        head_dim=latent or getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-        value_dim=getattr(text, "v_head_dim", None) if latent else None,
-        dtype=dtype,
-        device=device,
-        sliding_window=bool(getattr(text, "sliding_window", None)),
-        softcap=bool(getattr(text, "attn_logit_softcapping", None)),
-        sinks=text.model_type == "gpt_oss",
-    )
+def attention_needs(model: Any, dtype: torch.dtype, device: str) -> list[attention.Needs]:
+    """Read from a model (its skeleton) what each kind of its attention layers must do, most frequent first."""
+    text = model.config.get_text_config()
+    decoder = parts.decoder_of(model)
+    found: dict[attention.Needs, int] = {}
+    for module in decoder.modules():
+        if not type(module).__name__.endswith("Attention") or recurrent.kind_of(module) is not None:
+            continue
+        heads = getattr(module, "num_heads", None) or getattr(text, "num_attention_heads", None) or 1
+        size = getattr(module, "qk_head_dim", None) or getattr(module, "head_dim", None)
+        needs = attention.Needs(
+            head_dim=size or text.hidden_size // heads,
+            value_dim=getattr(module, "v_head_dim", None),
+            dtype=dtype,
+            device=device,
+            sliding_window=bool(getattr(module, "sliding_window", None)),
+            softcap=bool(getattr(text, "attn_logit_softcapping", None)),
+            sinks=any(n in ("sinks", "sink", "attention_sink_bias") for n, _ in module.named_parameters()),
+        )
+        found[needs] = found.get(needs, 0) + 1
+    return sorted(found, key=lambda needs: -found[needs])
 
 
 def load_packed(
@@ -143,6 +163,7 @@ def load_packed(
         UserError: For a missing or unfit model, missing weights, or a tokenizer with ids beyond the embedding.
     """
     attention.register(sequence)
+    shared = sequence is not None and sequence.size > 1
     config = base_config(
         path,
         revision=revision,
@@ -153,15 +174,26 @@ def load_packed(
     old_rows = config.get_text_config().vocab_size
     rows = support.rows_for(old_rows, min_vocab_size, vocab_multiple, path)
     torch_dtype = DTYPES[dtype]
-    chosen, reason = attention.choose_backend(backend, attention_needs(config, torch_dtype, device))
+    # this imports the model's module before zero.Init is entered: DeepSpeed patches `__init__` of every class and puts back what it
+    # saw, and a class that was decorated meanwhile (fused experts) would lose its decoration
+    skeleton = meta_model(config, trust_remote_code=trust_remote_code)
+    way = separation.packed_way(
+        skeleton, backend, attention_needs(skeleton, torch_dtype, device), shared=shared
+    )
     quantisation = adapters.quantisation(lora, torch_dtype, device)
-    source = _source(path, config, zero_config, revision, trust_remote_code=trust_remote_code)
+    source = None if zero_config is None else partition.find_weights(path, skeleton, zero_config, revision)
+    if way.alone and zero_config is not None:
+        raise UserError(
+            f"{config.get_text_config().model_type} has layers that see one document at a time, and ranks have different numbers of "
+            "documents, so under ZeRO-3 they would gather weights at different times; use deepspeed.stage=2"
+        )
+    borders = recurrent.Borders() if way.alone else None
     with _partitioned(zero_config):
         hf = _weights(
             path,
             config,
             torch_dtype,
-            attention.registered_name(chosen, sequence.size if sequence else 1),
+            attention.registered_name(way.attention, sequence.size if sequence else 1),
             zero_config,
             source,
             revision=revision,
@@ -169,17 +201,29 @@ def load_packed(
             quantisation=quantisation,
         )
         vocabulary.grow(hf, rows, zero_config)
-        module = PackedLM(hf)
+        module = PackedLM(hf, borders)
         if lora is None:
             set_trainable(hf, trainable, freeze)
         else:
             adapters.add(hf, lora, seed)
+        if borders is not None:
+            alone = [m for n, m in hf.named_modules() if adapters.base_name(n) in way.alone]
+            assert len(alone) == len(way.alone), "layers of the skeleton are those of the model"
+            recurrent.run_alone(alone, borders)
         if zero_config is not None:
             _partition_rest(hf, zero_config)
     _tell_untrained(hf, min_vocab_size - old_rows)
     hf.config.use_cache = False
     activation_memory.checkpoint_layers(hf, gradient_checkpointing)
-    return Loaded(module=module, backend=chosen, reason=reason, commit=commit_of(path, revision))
+    if borders is not None:
+        recurrent.keep_for_recomputation(hf, borders)
+    return Loaded(
+        module=module,
+        backend=way.backends,
+        reason=way.reason,
+        state=way.state,
+        commit=commit_of(path, revision),
+    )
 
 
 def base_config(
@@ -202,24 +246,6 @@ def base_config(
     rope.check_reach({**text.to_dict(), "max_position_embeddings": limit}, rope_scaling, seq_len)
     rope.rescale(config, rope_scaling)
     return config
-
-
-def _source(
-    path: str,
-    config: Any,
-    zero_config: Mapping[str, Any] | None,
-    revision: str | None,
-    *,
-    trust_remote_code: bool,
-) -> partition.WeightSource | None:
-    """Refuse a class that cannot be packed; return where its partitions are read from, if they can be.
-
-    This imports the model's module before zero.Init is entered: DeepSpeed patches `__init__` of every class and puts back
-    what it saw, and a class that was decorated meanwhile (fused experts) would lose its decoration.
-    """
-    empty = meta_model(config, trust_remote_code=trust_remote_code)
-    support.check_class(empty)
-    return None if zero_config is None else partition.find_weights(path, empty, zero_config, revision)
 
 
 def _weights(

@@ -220,23 +220,25 @@ class LossHead(nn.Linear):
 
     Attributes:
         softcap: Of the logits (Gemma 2), or None.
+        rows: How many rows are tokens, where the rest is padding that takes no part in the softmax; None: all.
         options: What is added to plain cross-entropy.
     """
 
     softcap: float | None = None
+    rows: int | None = None
     options: LossConfig = PLAIN
 
     @classmethod
-    def adopt(cls, head: nn.Module, softcap: float | None) -> None:
+    def adopt(cls, head: nn.Module, softcap: float | None, rows: int | None = None) -> None:
         """Give `head` this class in place."""
-        if type(head) is not nn.Linear or head.bias is not None:
-            kind = "Linear with a bias" if type(head) is nn.Linear else type(head).__name__
+        if type(head) is not nn.Linear:
             raise UserError(
-                f"the output projection of this model is a {kind}, not a plain Linear without one, so its loss would be computed wrongly; "
-                "use one of the Llama, Qwen, Mistral, Gemma or a similar family"
+                f"the output projection of this model is a {type(head).__name__}, not a plain Linear, so its loss would be computed "
+                "wrongly; use one of the Llama, Qwen, Mistral, Gemma or a similar family"
             )
         head.__class__ = cls
         head.softcap = softcap  # type: ignore[assignment]
+        head.rows = rows  # type: ignore[assignment]
 
     def forward(
         self, hidden: Tensor, targets_N: Tensor | None = None, weights_N: Tensor | None = None
@@ -244,4 +246,11 @@ class LossHead(nn.Linear):
         """Logits without targets (generation); (what is minimised, loss of each target) with them."""
         if targets_N is None or weights_N is None:
             return super().forward(hidden)
-        return weighted_cross_entropy(hidden, self.weight, targets_N, weights_N, self.softcap, self.options)
+        weight = self.weight if self.rows is None else self.weight[: self.rows]
+        if (
+            self.bias is not None
+        ):  # one more column, of ones (Phi 1 and 2): rare, so a copy of the matrix is in order
+            bias = self.bias if self.rows is None else self.bias[: self.rows]
+            weight = torch.cat([weight, bias[:, None]], dim=1)
+            hidden = torch.cat([hidden, hidden.new_ones(len(hidden), 1)], dim=1)
+        return weighted_cross_entropy(hidden, weight, targets_N, weights_N, self.softcap, self.options)

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sft_dist.core.records import Batch
+from sft_dist.model import parts
 from sft_dist.model.loss import LossHead
+from sft_dist.model.recurrent import Borders
 
 
 class PackedLM(nn.Module):
@@ -23,12 +25,13 @@ class PackedLM(nn.Module):
     Shapes: T tokens of the micro-batch, S documents, N targets.
     """
 
-    def __init__(self, hf: Any) -> None:
+    def __init__(self, hf: Any, borders: Borders | None = None) -> None:
         super().__init__()
         self.hf = hf
         text = hf.config.get_text_config()
-        LossHead.adopt(hf.get_output_embeddings(), getattr(text, "final_logit_softcapping", None))
-        self.logit_scale = _logit_scale(text)
+        LossHead.adopt(hf.get_output_embeddings(), parts.logit_softcap(text), parts.logit_rows(text))
+        self.logit_scale = parts.logit_scale(text)
+        self.borders = borders
 
     def forward(
         self,
@@ -47,6 +50,8 @@ class PackedLM(nn.Module):
         `by_model` takes the logits of all tokens from the model's own forward pass, whatever it does between decoder and
         logits: the slow twin, for the check before the first step.
         """
+        if self.borders is not None:  # for layers that see one document at a time
+            self.borders.lengths = tuple(cu_seqlens_S1.diff().tolist())
         inputs = {
             "input_ids": input_ids_1T,
             "position_ids": position_ids_1T,
@@ -62,16 +67,11 @@ class PackedLM(nn.Module):
             logits_NV = self.hf(**inputs).logits[0][target_positions_N].float()
             nll_N = F.cross_entropy(logits_NV, target_ids_N, reduction="none")
             return (nll_N * target_weights_N).sum(), nll_N
-        h_1TE = self.hf.get_decoder()(**inputs).last_hidden_state
+        h_1TE = parts.decoder_of(self.hf)(**inputs).last_hidden_state
         h_NE = h_1TE[0].index_select(0, target_positions_N)
         if self.logit_scale != 1:
             h_NE = h_NE * self.logit_scale
         return self.hf.get_output_embeddings()(h_NE, target_ids_N, target_weights_N)
-
-
-def _logit_scale(text: Any) -> float:
-    """Return the factor that some families put on their logits (Cohere multiplies, Granite divides)."""
-    return getattr(text, "logit_scale", None) or 1 / (getattr(text, "logits_scaling", None) or 1)
 
 
 # Borders between arrays of a micro-batch in its one buffer: what a kernel may ask of the address of a tensor.

@@ -101,5 +101,5 @@ def rescale(config: Any, scaling: Mapping[str, Any] | None) -> None:
 def _own(text: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the rescaling that a config brings along, its type under `rope_type`; empty when there is none."""
     found = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    found = found.get("full_attention", found)
+    found = found.get("full_attention", found) or {}  # None: layers without positions (Beam)
     return {**found, "rope_type": found.get("rope_type", found.get("type", "default"))}

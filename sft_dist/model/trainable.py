@@ -14,6 +14,7 @@ from torch import nn
 
 from sft_dist.core.errors import UserError
 from sft_dist.model.activation_memory import layers
+from sft_dist.model.parts import decoder_of
 from sft_dist.pack import CostModel
 
 LAYERS = re.compile(r"layers\[(-?\d*):(-?\d*)\]")
@@ -24,7 +25,7 @@ def text_parameters(hf: Any) -> dict[str, nn.Parameter]:
 
     An image-text model has others (vision tower, projector). Text gives them no gradient, so they stay as they are.
     """
-    used = {id(p) for part in (hf.get_decoder(), hf.get_output_embeddings()) for p in part.parameters()}
+    used = {id(p) for part in (decoder_of(hf), hf.get_output_embeddings()) for p in part.parameters()}
     return {n: p for n, p in hf.named_parameters() if id(p) in used}
 
 
@@ -58,7 +59,7 @@ def _matching(hf: Any, text: dict[str, nn.Parameter], entry: str, field: str) ->
         return list(part.parameters())
     if bounds := LAYERS.fullmatch(entry):
         start, stop = (int(x) if x else None for x in bounds.groups())
-        found = [p for layer in hf.get_decoder().layers[start:stop] for p in layer.parameters()]
+        found = [p for layer in decoder_of(hf).layers[start:stop] for p in layer.parameters()]
     else:
         found = [p for n, p in text.items() if fnmatchcase(n, entry) or fnmatchcase(n, f"{entry}.*")]
     if not found:
@@ -83,7 +84,7 @@ def with_backward(cost: CostModel, hf: Any) -> CostModel:
     """
     below = any(p.requires_grad for p in hf.get_input_embeddings().parameters())
     size = trained = passed = adapters = 0
-    for layer in layers(hf.get_decoder()):
+    for layer in layers(decoder_of(hf)):
         matrices = [(n, p) for n, p in layer.named_parameters() if len(shape_of(p)) > 1]
         own = sum(numel(p) for n, p in matrices if ".lora_" not in n)
         size += own
@@ -92,7 +93,7 @@ def with_backward(cost: CostModel, hf: Any) -> CostModel:
         below = below or any(p.requires_grad for p in layer.parameters())
         passed += own * below
     head = hf.get_output_embeddings()
-    above = below or any(p.requires_grad for p in hf.get_decoder().parameters())
+    above = below or any(p.requires_grad for p in decoder_of(hf).parameters())
     linear, added = cost.linear_flops_per_token, 2.0 * adapters
     return replace(
         cost,

@@ -148,7 +148,9 @@ def test_a_planted_leak_is_caught(tiny_model: Path, monkeypatch: pytest.MonkeyPa
     from transformers import LlamaForCausalLM
 
     if bug == "causal across documents":
-        monkeypatch.setitem(backends.BACKENDS, "sdpa_per_doc", causal_across_documents)
+        monkeypatch.setitem(
+            backends.BACKENDS, "sdpa_per_doc", backends.Backend(attend=causal_across_documents)
+        )
         module = packed(tiny_model, "sdpa_per_doc")
     else:
         module = packed(tiny_model, "sdpa_per_doc")

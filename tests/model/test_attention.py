@@ -60,14 +60,16 @@ def test_the_dense_twin_by_eye() -> None:
 def test_no_backend_guesses_document_borders(name: str) -> None:
     q, k, v = qkv()
     with pytest.raises((UserError, ImportError), match="documents would see one another|flash_attn"):
-        backends.BACKENDS[name](None, q, k, v, None, scaling=0.3)
+        backends.BACKENDS[name].attend(None, q, k, v, None, scaling=0.3)
 
 
 @pytest.mark.parametrize("name", sorted(backends.BACKENDS))
 def test_a_mask_of_the_model_itself_is_never_dropped(name: str) -> None:
     q, k, v = qkv()
     with pytest.raises((UserError, ImportError), match="a mask or a bias of its own|flash_attn"):
-        backends.BACKENDS[name](None, q, k, v, torch.zeros(1, 1, 11, 11), scaling=0.3, cu_seq_lens_q=CU)
+        backends.BACKENDS[name].attend(
+            None, q, k, v, torch.zeros(1, 1, 11, 11), scaling=0.3, cu_seq_lens_q=CU
+        )
 
 
 GPU = Needs(head_dim=64, dtype=torch.bfloat16, device="cuda")
@@ -75,7 +77,7 @@ CPU = Needs(head_dim=64, dtype=torch.float32, device="cpu")
 
 
 def test_auto_on_cpu_is_per_document_and_says_why() -> None:
-    name, reason = attention.choose_backend("auto", CPU)
+    name, reason = attention.choose_backend("auto", [CPU])
     assert name == "sdpa_per_doc"
     assert "flash: it needs a CUDA device" in reason
 
@@ -97,19 +99,56 @@ def test_auto_on_cpu_is_per_document_and_says_why() -> None:
 def test_auto_on_a_gpu_takes_the_fastest_that_is_right(
     monkeypatch: pytest.MonkeyPatch, needs: Needs, flash_attn: bool, expected: str
 ) -> None:
-    found = attention.importlib.util.find_spec
+    found = backends.importlib.util.find_spec
     monkeypatch.setattr(
-        attention.importlib.util, "find_spec", lambda n: flash_attn or None if n == "flash_attn" else found(n)
+        backends.importlib.util, "find_spec", lambda n: flash_attn or None if n == "flash_attn" else found(n)
     )
-    assert attention.choose_backend("auto", needs)[0] == expected
+    assert attention.choose_backend("auto", [needs])[0] == expected
 
 
 def test_a_named_backend_that_is_wrong_is_refused() -> None:
     with pytest.raises(
         UserError, match="model.attention=flash cannot run here: it needs a CUDA device.*model.attention=auto"
     ):
-        attention.choose_backend("flash", CPU)
-    assert attention.choose_backend("sdpa_dense", CPU) == ("sdpa_dense", "as configured")
+        attention.choose_backend("flash", [CPU])
+    assert attention.choose_backend("sdpa_dense", [CPU]) == ("sdpa_dense", "as configured")
+
+
+def test_one_model_may_need_several_backends() -> None:
+    """Gemma 4: heads of 256 in sliding layers, of 512 in the others."""
+    kinds = [GPU._replace(head_dim=256, sliding_window=True), GPU._replace(head_dim=512)]
+    assert attention.choose_backend("auto", kinds)[0].endswith("varlen+flex")
+    with pytest.raises(UserError, match="model.attention=varlen cannot run here: head size 512"):
+        attention.choose_backend("varlen", kinds)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("position_bias", torch.zeros(1)), ("is_causal", False), ("soft_cap", 3.0)]
+)
+def test_an_unknown_keyword_is_an_error(name: str, value: object) -> None:
+    from transformers import AttentionInterface
+
+    attention.register()
+    attend = AttentionInterface()[attention.registered_name("auto")]
+    q, k, v = qkv()
+    with pytest.raises(UserError, match=f"asks attention for {name}"):
+        attend(torch.nn.Linear(1, 1), q, k, v, None, scaling=0.3, cu_seq_lens_q=CU, **{name: value})
+    out, _ = attend(torch.nn.Linear(1, 1), q, k, v, None, scaling=0.3, cu_seq_lens_q=CU, dropout=0.0)
+    torch.testing.assert_close(out, backends.sdpa_per_doc(None, q, k, v, scaling=0.3, cu_seq_lens_q=CU)[0])
+
+
+def test_a_named_backend_refuses_what_it_would_drop() -> None:
+    from transformers import AttentionInterface
+
+    attention.register()
+    q, k, v = qkv()
+    attend = AttentionInterface()[attention.registered_name("varlen")]
+    with pytest.raises(UserError, match="model.attention=varlen cannot run here"):
+        attend(torch.nn.Linear(1, 1), q, k, v, None, scaling=0.3, cu_seq_lens_q=CU, s_aux=torch.zeros(4))
+
+
+def test_chunks_are_more_borders() -> None:
+    assert attention.chunk_borders(torch.tensor([0, 3, 4, 11]), 2).tolist() == [0, 2, 3, 4, 6, 8, 10, 11]
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 130, 200])
@@ -194,7 +233,9 @@ def test_gpu_backends_equal_the_twin(name: str) -> None:
     )
     cu = torch.tensor([0, 30, 31, 128], dtype=torch.int32, device="cuda")
     reference = backends.sdpa_dense(None, q.float(), k.float(), v.float(), scaling=0.125, cu_seq_lens_q=cu)[0]
-    out = backends.BACKENDS[name](None, q, k, v, None, scaling=0.125, cu_seq_lens_q=cu, max_length_q=97)[0]
+    out = backends.BACKENDS[name].attend(
+        None, q, k, v, None, scaling=0.125, cu_seq_lens_q=cu, max_length_q=97
+    )[0]
     assert float((out.float() - reference).norm() / reference.norm()) < 1e-2
 
 

@@ -132,9 +132,17 @@ def test_a_head_keeps_its_parameters_and_still_makes_logits() -> None:
     torch.testing.assert_close(head(h, t, weights)[0], plain(h, weight, t, weights, None))
 
 
-def test_a_head_with_a_bias_is_refused() -> None:
-    with pytest.raises(UserError, match="a Linear with a bias"):
-        loss.LossHead.adopt(nn.Linear(4, 4), None)
+def test_a_bias_and_padded_rows_of_the_head_are_part_of_the_loss() -> None:
+    torch.manual_seed(0)
+    head, hidden = torch.nn.Linear(8, 12), torch.randn(5, 8)
+    targets, weights = torch.tensor([1, 0, 9, 3, 3]), torch.tensor([1.0, 2.0, 0.5, 0.0, 1.0])
+    plain = (F.cross_entropy(head(hidden)[:, :10], targets, reduction="none") * weights).sum()
+    wanted = torch.autograd.grad(plain, list(head.parameters()))
+    loss.LossHead.adopt(head, None, 10)
+    total, _ = head(hidden, targets, weights)
+    torch.testing.assert_close(total, plain)
+    for ours, theirs in zip(torch.autograd.grad(total, list(head.parameters())), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_the_kernel_is_the_plain_path(tmp_path: Path) -> None:

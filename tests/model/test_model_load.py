@@ -13,19 +13,20 @@ from typing import Any
 
 import families
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sft_dist.config.model import LoraConfig
 from sft_dist.core.errors import UserError
-from sft_dist.model import isolation_check, partition, support
 from sft_dist.model import load as load_module
+from sft_dist.model import partition
 from sft_dist.model import weight_files as files
+from sft_dist.model.backends import Needs
 from sft_dist.model.initial import create_initial
 from sft_dist.model.load import attention_needs, load_packed, read_config
-from sft_dist.model.packed import to_inputs
-from sft_dist.model.weight_files import BaseFiles
+from sft_dist.model.weight_files import BaseFiles, meta_model
 
 SHAPE = {
     "hidden_size": 16, "intermediate_size": 32, "layers": 2, "heads": 2, "kv_heads": None, "max_position_embeddings": 64, "rope_theta": 1e4,
@@ -109,13 +110,6 @@ def test_the_cache_serves_without_a_network_and_tells_the_commit(model: Path, tm
     assert done.stdout.splitlines()[-1] == f"seen {commit} {weights}"
 
 
-def test_models_with_state_along_the_row_are_refused() -> None:
-    from transformers import Qwen3NextConfig
-
-    with pytest.raises(UserError, match="qwen3_next has linear_attention layers"):
-        support.check_supported(Qwen3NextConfig(num_hidden_layers=4), "m")
-
-
 def test_a_cache_is_off_and_projection_is_ours(model: Path) -> None:
     module = load(model).module
     assert module.hf.config.use_cache is False
@@ -163,25 +157,6 @@ def test_experts_that_lie_apart_in_the_files_are_left_to_transformers(tmp_path: 
     assert partition.find_weights(folder, empty, {"zero_optimization": {}}, None) is None
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("StableLm", "StableLmForCausalLM has attention code of its own"),
-        ("Nemotron", "does not hand its keyword arguments down to attention"),
-        ("Doge", "computes a mask or a bias of its own"),
-    ],
-)
-def test_attention_that_cannot_be_replaced_whole_is_refused(tmp_path: Path, name: str, said: str) -> None:
-    """At the latest in the check before the first step, which is the first forward pass."""
-    import transformers
-
-    kind = getattr(transformers, f"{name}ForCausalLM")
-    config = kind.config_class(**families.SHAPE)
-    kind(config).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=said):
-        load(tmp_path).module(*to_inputs(isolation_check.two_documents(config.vocab_size, 1), "cpu"))
-
-
 def test_every_weight_of_an_image_text_model_is_found_under_its_older_names(tmp_path: Path) -> None:
     folder = families.save_image_text("Gemma3ForConditionalGeneration", tmp_path / "m")
     skeleton = files.meta_model(read_config(str(folder)), trust_remote_code=False)
@@ -224,14 +199,25 @@ def test_a_config_of_other_shapes_is_refused(model: Path) -> None:
         load(model)
 
 
-def test_latent_attention_is_told_from_its_config() -> None:
+# transformers 5.24 hands `s_aux` to attention in these
+SINKS = ("gpt_oss", "granite_swa", "granitemoe_swa", "mimo_v2_flash")
+
+
+def test_what_attention_must_do_is_read_from_the_skeleton() -> None:
     from transformers import DeepseekV3Config, LlamaConfig
 
-    sizes = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
-    needs = attention_needs(DeepseekV3Config(**sizes), torch.bfloat16, "cuda")
+    def needs_of(config: object) -> list[Needs]:
+        return attention_needs(meta_model(config, trust_remote_code=False), torch.bfloat16, "cuda")
+
+    sizes = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "num_hidden_layers": 2}
+    (needs,) = needs_of(DeepseekV3Config(**sizes))
     assert (needs.head_dim, needs.value_dim) == (192, 128)
-    needs = attention_needs(LlamaConfig(hidden_size=64, num_attention_heads=4), torch.bfloat16, "cuda")
+    (needs,) = needs_of(LlamaConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=2))
     assert (needs.head_dim, needs.value_dim) == (16, None)
+    gemma = needs_of(tiny.config_of("gemma4_text"))
+    assert {(n.head_dim, n.sliding_window) for n in gemma} == {(8, True), (16, False)}
+    sinks = {t: [n.sinks for n in needs_of(tiny.config_of(t))] for t in SINKS}
+    assert all(any(found) for found in sinks.values()), sinks
 
 
 def test_a_base_is_known_by_its_config_and_weights_wherever_it_lies(model: Path, tmp_path: Path) -> None:

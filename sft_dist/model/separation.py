@@ -1,0 +1,82 @@
+"""How the documents of a packed row are kept apart in a model, decided on its skeleton before any weight is read.
+
+In: a model without weights, `model.attention`. Out: the attention backends, and the modules that see one document at a time;
+or a refusal with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from sft_dist.core.errors import UserError
+from sft_dist.model import attention, parts, recurrent
+
+# model types whose own attention code is measured exact on each document alone (tests/model/matrix.json)
+PROVED = {
+    "axk2", "bloom", "deepseek_v32", "deepseek_v4", "doge", "dots3_note", "dots3_note_text", "falcon", "glm_moe_dsa",
+    "gpt_neo", "hy_v4", "inkling2_loop_text", "inkling2_text", "inkling_text", "mpt", "nemotron", "qwen4_exp",
+    "qwen4_exp_text", "stablelm",
+}  # fmt: skip
+
+
+class Way(NamedTuple):
+    """How the documents of a packed row are kept apart in a model.
+
+    Attributes:
+        attention: `auto`, a backend, or attention.ALONE.
+        backends: What that comes to for the model's kinds of layers.
+        reason: Why those.
+        alone: Names of the modules that see one document at a time.
+        state: Titles of the kinds of layers with state.
+    """
+
+    attention: str
+    backends: str
+    reason: str
+    alone: frozenset[str]
+    state: tuple[str, ...]
+
+
+def packed_way(model: Any, backend: str, kinds: Sequence[attention.Needs], *, shared: bool) -> Way:
+    """Return how a model's documents are kept apart.
+
+    Args:
+        model: Its skeleton.
+        backend: `model.attention`.
+        kinds: What its kinds of attention layers ask for.
+        shared: Several ranks share each row.
+
+    Raises:
+        UserError: When they cannot be.
+    """
+    decoder = parts.decoder_of(model)
+    prefix = next((f"{n}." for n, m in model.named_modules() if m is decoder and n), "")
+    state = recurrent.layers_with_state(decoder)
+    own = recurrent.own_attention(decoder)
+    titles = tuple(sorted({kind.title for m in state.values() if (kind := recurrent.kind_of(m))}))
+    if shared and (state or own):
+        what = ", ".join(titles) or "attention code of its own"
+        raise UserError(
+            f"train.sequence_parallel shares rows among ranks, and {model.config.model_type} has layers ({what}) that need the whole row "
+            "of a document on one rank; use train.sequence_parallel=1"
+        )
+    alone = {n: m for n, m in state.items() if not any(n.startswith(f"{o}.") for o in own)} | own
+    names = frozenset(prefix + n for n in alone)
+    if own:
+        if model.config.get_text_config().model_type not in PROVED:
+            raise UserError(
+                f"{type(model).__name__} has attention code of its own, which transformers offers no way to replace, and nobody has proved "
+                "here that it is exact on each document alone; use a family that docs/models.md lists"
+            )
+        if backend not in ("auto", attention.ALONE):
+            raise UserError(
+                f"model.attention={backend} cannot run here: {model.config.model_type} has attention code of its own, which transformers "
+                "offers no way to replace; use model.attention=auto, which calls it once for each document"
+            )
+        reason = "its attention code cannot be replaced, so it is called once for each document"
+        return Way(attention.ALONE, attention.ALONE, reason, names, titles)
+    if not kinds:
+        return Way("auto", "none", "no attention layers", names, titles)
+    backends, reason = attention.choose_backend(backend, kinds)
+    return Way(backend, backends, reason, names, titles)

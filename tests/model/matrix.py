@@ -1,0 +1,181 @@
+"""Every causal language model of transformers, packed against alone: `python tests/model/matrix.py [TYPE ...]` prints one line each.
+
+`python tests/model/matrix.py --page` writes the table of docs/models.md from what tests/model/matrix.json holds, `--measure` measures
+all types (or those named) anew into that file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "equivalence"))
+
+import cases
+import tiny
+
+from sft_dist.core.errors import UserError
+from sft_dist.model.load import load_packed
+from sft_dist.model.packed import to_inputs
+
+HERE = Path(__file__).resolve().parent
+BEGIN, END = "<!-- table: python tests/model/matrix.py --page -->", "<!-- end of the table -->"
+RESULTS = HERE / "matrix.json"
+LOSS, GRADIENT = (
+    5e-5,
+    1e-4,
+)  # largest difference of a target's loss; largest relative difference of a parameter's gradient
+ROUNDING = 1e-6  # of a gradient whose norm is next to nothing
+DOCS = cases.documents(0)
+AT_RANDOM = {
+    "phimoe"
+}  # its router draws experts while it trains: compared as it evaluates, where it does not
+
+
+class Result(NamedTuple):
+    """What was seen of one model type."""
+
+    state: str  # exact, wrong, refused, unbuilt
+    detail: str
+    backends: str = ""
+    kinds: tuple[str, ...] = ()
+
+
+def alone(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return the loss of every target and the gradients, by transformers' own eager attention, one document at a time."""
+    losses = []
+    for doc in DOCS:
+        logits = model(torch.tensor([doc]), use_cache=False).logits[0].float()
+        nll = F.cross_entropy(logits[:-1], torch.tensor(doc[1:]), reduction="none")
+        weights = torch.tensor(cases.weights_of(doc)[1:])
+        (nll * weights).sum().backward()
+        losses.append(nll.detach()[weights > 0])
+    return torch.cat(losses), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def load(folder: Path, **options: Any) -> Any:
+    """Return what training loads, on a CPU in float32."""
+    defaults: dict[str, Any] = {
+        "dtype": "float32", "backend": "auto", "device": "cpu", "zero_config": None, "gradient_checkpointing": False,
+    }  # fmt: skip
+    return load_packed(str(folder), **defaults | options)
+
+
+def differences(
+    module: Any, losses: torch.Tensor, gradients: dict[str, torch.Tensor]
+) -> tuple[float, float, str]:
+    """Return how far the packed row is from the documents alone: loss, gradient, the parameter that is furthest off."""
+    total, ours = module(*to_inputs(cases.pack(DOCS, list(range(len(DOCS)))), "cpu"))
+    total.backward()
+    own = {n: p.grad for n, p in module.hf.named_parameters() if p.grad is not None}
+    off = {n: _off(own.get(n), gradients.get(n)) for n in own | gradients}
+    worst = max(off, key=lambda n: off[n])
+    return float((ours - losses).abs().max()), off[worst], worst
+
+
+def _off(ours: torch.Tensor | None, theirs: torch.Tensor | None) -> float:
+    if ours is None or theirs is None:
+        there = ours if theirs is None else theirs
+        return 0.0 if there is None or float(there.norm()) == 0 else float("inf")
+    return max(0.0, float((ours - theirs).norm()) - ROUNDING) / max(float(theirs.norm()), 1e-30)
+
+
+def measure(model_type: str) -> Result:
+    """Build, refuse or compare one type."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            model = tiny.build(model_type).train(model_type not in AT_RANDOM)
+            losses, gradients = alone(model)
+            model.zero_grad()
+            model.save_pretrained(scratch)
+        except Exception as error:  # noqa: BLE001  whatever a family does when it is made tiny
+            return Result("unbuilt", f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}")
+        try:
+            loaded = load(Path(scratch))
+            module = loaded.module.train(model_type not in AT_RANDOM)
+            loss, gradient, worst = differences(module, losses, gradients)
+        except UserError as error:
+            return Result("refused", str(error))
+        except Exception as error:  # noqa: BLE001  a traceback is what the matrix looks for
+            return Result("traceback", f"{type(error).__name__}: {str(error).splitlines()[0][:120]}")
+    state = "exact" if loss < LOSS and gradient < GRADIENT else "wrong"
+    detail = f"loss {loss:.0e}, gradient {gradient:.0e}" + ("" if state == "exact" else f" ({worst})")
+    if model_type in AT_RANDOM:
+        detail += "; its router draws experts at random in training, which no order of documents repeats"
+    return Result(state, detail, loaded.backend, loaded.state)
+
+
+def table() -> str:
+    """Return the table of docs/models.md."""
+    known, classes = json.loads(RESULTS.read_text()), tiny.causal_types()
+    rows = [
+        "| type | class | layers with state | slow path, measured on a CPU | fast path | GPU kernel |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model_type, result in sorted(known.items()):
+        if model_type in classes:
+            state = {"unbuilt": "cannot be made tiny", "exact": f"exact by `{result['backends']}`"}.get(
+                result["state"], result["state"]
+            )
+            detail = (
+                result["detail"]
+                if result["state"] != "refused"
+                else result["detail"].split(", so ")[0].split("; ")[0]
+            )
+            rows.append(
+                f"| {model_type} | `{classes[model_type]}` | {', '.join(result['kinds']) or '–'} | {state}: {detail} | "
+                f"{_fast(result)} | never run |"
+            )
+    return "\n".join(rows)
+
+
+def _fast(result: dict[str, Any]) -> str:
+    if result["state"] != "exact":
+        return "–"
+    if result["backends"] == "own_per_doc":
+        return "none: each document alone"
+    attention = "`flash`, `varlen` or `flex`, by head and features" if result["backends"] != "none" else ""
+    state = "state: each document alone" if result["kinds"] else ""
+    return "; ".join(x for x in (attention, state) if x)
+
+
+def write_page() -> None:
+    """Put the table between its two marks in docs/models.md."""
+    page = HERE.parents[1] / "docs" / "models.md"
+    before, _, rest = page.read_text().partition(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}")
+
+
+def main(arguments: list[str]) -> None:
+    """Measure types and print them; with --measure, all of them into the file."""
+    warnings.filterwarnings("ignore")
+    from transformers import logging
+
+    logging.set_verbosity_error()
+    if "--page" in arguments:
+        write_page()
+        return
+    keep = "--measure" in arguments
+    named = [a for a in arguments if not a.startswith("--")]
+    types = named or sorted(tiny.causal_types())
+    known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    for model_type in types:
+        began = time.monotonic()
+        result = measure(model_type)
+        known[model_type] = result._asdict()
+        print(model_type, *result, f"{time.monotonic() - began:.1f}s", flush=True)
+        if keep:
+            RESULTS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
