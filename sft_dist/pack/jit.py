@@ -9,8 +9,8 @@ try:
     import numba
 except (
     ImportError
-):  # a borrowed machine (bench/gpu_wheels.py): kernels run as Python, as right and far slower
-    numba = None
+):  # where only a benchmark runs (bench/gpu_wheels.py): kernels run as Python, as right and far slower
+    numba = None  # type: ignore[assignment]
 
 F = TypeVar("F", bound=Callable[..., object])
 

@@ -32,6 +32,7 @@ class ExamplesReader(FileSource):
         """Return the one example of a record."""
         turns = fields.get("messages")
         messages = read_turns(turns, TurnFormat())
+        assert isinstance(turns, list)  # read_turns refuses anything else
         messages = tuple(_weighed(m, turn) for m, turn in zip(messages, turns, strict=True))
         if fields.get("form", "chat") == "chat":
             check_conversation(messages)
@@ -61,13 +62,14 @@ class ExamplesReader(FileSource):
 def _weighed(message: Message, turn: Mapping[str, Any]) -> Message:
     """Return the message with the weights of its parts as `core.records.message_to_dict` writes them."""
     try:
+        weights: dict[str, Any] = {k: float(turn[k]) for k in ("reasoning_weight", "end_weight") if k in turn}
         return replace(
             message,
             content_weights=tuple(
                 TextWeight(int(start), int(end), float(w))
                 for start, end, w in turn.get("content_weights", ())
             ),
-            **{k: float(turn[k]) for k in ("reasoning_weight", "end_weight") if k in turn},
+            **weights,
         )
     except (TypeError, ValueError):
         raise RecordError("the weights of a turn's parts are not numbers") from None

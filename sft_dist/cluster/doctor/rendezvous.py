@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from sft_dist.core.files import write_text
 
@@ -55,7 +55,7 @@ class _Line:
     """One side of a connection: signs what it sends, reads what the other side signed."""
 
     def __init__(self, connection: socket.socket, secret: str, *, server: bool) -> None:
-        self._file: IO[bytes] = connection.makefile("rwb")
+        self._file = connection.makefile("rwb")
         mine = secrets.token_hex(16)
         self._file.write(mine.encode() + b"\n")
         self._file.flush()

@@ -227,14 +227,14 @@ def _by_info(name: str, entry: dict[str, Any], more: dict[str, Any]) -> dict[str
             {"content_field": tags["content_tag"]} if tags.get("content_tag") else {}
         )
     elif file:
-        fields = {
+        ours_of = {
             "prompt": "instruction_field",
             "query": "input_field",
             "response": "output_field",
             "system": "system_field",
             "history": "history_field",
         }
-        source |= {ours: columns[theirs] for theirs, ours in fields.items() if columns.get(theirs)}
+        source |= {ours: name for theirs, ours in ours_of.items() if (name := columns.get(theirs))}
     return source | more
 
 

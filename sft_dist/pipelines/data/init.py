@@ -86,7 +86,7 @@ def layout(records: list[Mapping[str, Any]], path: Path) -> tuple[str, dict[str,
 
 
 def _sample(path: Path) -> list[Mapping[str, Any]]:
-    found = [
+    found: list[Mapping[str, Any]] = [
         r.fields for r in islice(read_records(data_files(str(path))), SAMPLE) if isinstance(r, RawRecord)
     ]
     if not found:
