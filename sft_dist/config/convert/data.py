@@ -234,7 +234,7 @@ def _by_info(name: str, entry: dict[str, Any], more: dict[str, Any]) -> dict[str
             "system": "system_field",
             "history": "history_field",
         }
-        source |= {ours: name for theirs, ours in ours_of.items() if (name := columns.get(theirs))}
+        source |= {ours: name for theirs, ours in ours_of.items() if isinstance(name := columns.get(theirs), str) and name}
     return source | more
 
 
