@@ -211,7 +211,23 @@ def _parser() -> argparse.ArgumentParser:
     export = add("export", commands.export, "Write a checkpoint as a Hugging Face folder.", takes="run")
     export.add_argument("--checkpoint", metavar="NAME", help="such as step-00000100; the newest by default")
     export.add_argument("--out", type=Path, metavar="FOLDER", help="default: export/ of the run")
-    add("evaluate", commands.evaluate, "Generate on held-out examples and tasks, and score.", takes="run")
+    evaluate = add(
+        "evaluate", commands.evaluate, "Generate on held-out examples and tasks, and score.", takes="run"
+    )
+    evaluate.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="changes of eval or launch, such as eval.metric=auto",
+    )
+    evaluate.add_argument(
+        "--checkpoint",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="instead of the export, such as step-00000100; may be repeated (a curve); all: every one",
+    )
+    evaluate.add_argument("--model", metavar="FOLDER", help="a model folder or hub id instead")
     report = add(
         "report", commands.report, "Write the page of a run, or of a sweep, from its files.", takes="nothing"
     )
@@ -239,6 +255,9 @@ def _parser() -> argparse.ArgumentParser:
         takes="nothing",
     )
     compare.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN")
+    compare.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a page with curves and paired differences"
+    )
     estimate = add(
         "estimate", commands.estimate, "Say what a run needs: memory by part, time, disk; and what would fit."
     )

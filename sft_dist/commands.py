@@ -216,7 +216,11 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
     from sft_dist.core.runfolder import RunFolder
     from sft_dist.pipelines.evaluate.command import evaluate
 
-    evaluate(RunFolder(options.run_dir), console)
+    folder = RunFolder(options.run_dir)
+    checkpoints = options.checkpoint
+    if checkpoints == ["all"]:
+        checkpoints = sorted(p.name for p in folder.checkpoints.glob("step-*"))
+    evaluate(folder, console, options.overrides, checkpoints=checkpoints, model=options.model)
     return _show(options.run_dir, console)
 
 
@@ -264,7 +268,11 @@ def compare(options: argparse.Namespace, console: Console) -> int:
     """Compare runs."""
     from sft_dist.report.compare import compare
 
-    console.print(compare(options.run_dirs))
+    if options.html:
+        options.html.write_text(compare(options.run_dirs, "html"), encoding="utf-8")
+        console.print(f"comparison: {options.html}", soft_wrap=True)
+    else:
+        console.print(compare(options.run_dirs))
     return 0
 
 

@@ -333,7 +333,23 @@ class EvalConfig(Section):
         description="What judges an answer (docs/evaluation.md). auto: each task by what its source says or its answers need; "
         "rouge_l: rouge_l_xlingual for tasks whose script needs it.",
     )
-    base: bool = Field(default=False, description="Evaluate the model that training started from as well.")
+    base: bool = Field(
+        default=True,
+        description="Evaluate the model that training started from beside it. Its answers are kept in data.dir for every run.",
+    )
+    probes: tuple[
+        Literal["phrasing", "contrast", "instruction", "memorisation", "control", "forgetting"], ...
+    ] = Field(
+        default=("phrasing", "contrast", "instruction", "memorisation", "control", "forgetting"),
+        description="Probes of what was learnt (docs/evaluation.md); each asks the model and its base more.",
+    )
+    probe_examples_per_task: PositiveInt = Field(
+        default=10, description="Examples of each task that probes change."
+    )
+    general_text: str | None = Field(
+        default=None,
+        description="Text file, paragraphs between blank lines, on which forgetting is measured; without one, some sentences of ours.",
+    )
 
 
 class WandbConfig(Section):

@@ -1,8 +1,13 @@
 """Exported model + <data.dir>/eval/*.jsonl -> eval/generations.jsonl, eval/scores.json. Next: report.
 
-splits     reads what is evaluated
-generate   and loss: run the model over it (the only modules that reach torch), through resumable_work
-baselines  answers without a model
-probes     changes prompts, to measure whether the instruction mattered
-score      computes the same metrics for all answers
+splits           reads what is evaluated
+generate         runs the model over it; with `loss` the only modules that reach torch
+loss             the model's loss on the answers
+baselines        answers without a model
+metrics          the table of scores, and which fits a task
+statistics       intervals over tasks, paired contrasts, tests
+score            judges model, base and baselines
+probes           what kind of learning it was
+constraints      constraints that a program checks
+resumable_work   parts that are kept when a process ends
 """

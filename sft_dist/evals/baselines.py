@@ -1,6 +1,9 @@
-"""Answers that need no model: the task's most common training answer, and the nearest training neighbour's answer.
+"""Training pairs and evaluated examples -> answers that need no model.
 
-A model that has learnt a task beats both: the first knows only the labels, the second only memorises.
+`majority`: the task's most common training answer. `nearest`: the answer to the most similar training text. `input_only`: the same
+by the INPUT alone, over all tasks: what ignoring the instruction gives. `format_guess`: a random label that the task names, or a
+random span of the INPUT as long as the answer: what a model reaches that has learnt the form of answers only (Kung & Peng, 2023,
+arXiv 2305.11383). On a held-out task, the first two know nothing of it, the last knows its form.
 """
 
 from __future__ import annotations
@@ -22,6 +25,11 @@ from sft_dist.evals.splits import user_text
 
 MAX_PAIRS = 1_000_000  # 2.4 GiB at the peak with texts of 100 words, their indexes included
 
+MAX_LABELS = 10  # distinct answers up to which a guess among them counts as one in the right format
+MAX_SPANS = 64
+SPAN_SHARE = 0.9
+"""Share of a task's answers that must be spans of their INPUT for a random span to be a guess in the right format."""
+
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -31,15 +39,16 @@ class TrainingPair(NamedTuple):
     task: str
     text: str
     answer: str
+    input: str = ""
 
 
 def training_pairs(example: Example) -> TrainingPair:
     """Return the pair that a training example teaches."""
-    return TrainingPair(example.task, user_text(example), example.output)
+    return TrainingPair(example.task, user_text(example), example.output, example.input)
 
 
 class Baselines:
-    """Both baselines over one training set, of any size: of a large one a sample by seed is kept.
+    """The baselines over one training set, of any size: of a large one a sample by seed is kept.
 
     Args:
         training: The pairs that were trained on, each read once.
@@ -70,6 +79,25 @@ class Baselines:
         self._majority = {task: most_common(p.answer for p in pairs) for task, pairs in self._by_task.items()}
         self._majority_of_all = most_common(p.answer for p in self._pairs)
         self._indexes: dict[str | None, TokenSetIndex] = {}
+        self._with_input = [p for p in self._pairs if p.input]
+        self._input_index: TokenSetIndex | None = None
+
+    def answers(self, example: Example) -> dict[str, tuple[str, ...]]:
+        """Return the answer of each baseline to an evaluated example; `input_only` has none where there is no INPUT."""
+        text = user_text(example)
+        return {
+            "nearest": (self.nearest(example.task, text),),
+            "majority": (self.majority(example.task),),
+            "input_only": self.input_only(example),
+        }
+
+    def input_only(self, example: Example) -> tuple[str, ...]:
+        """Return the answer to the training example with the most similar INPUT, whatever its task."""
+        if not example.input or not self._with_input:
+            return ()
+        if self._input_index is None:
+            self._input_index = TokenSetIndex([p.input for p in self._with_input])
+        return (self._with_input[self._input_index.nearest(example.input)[0]].answer,)
 
     def majority(self, task: str) -> str:
         """Return the task's most common training answer; of a task that was not trained, that of all training."""
@@ -84,6 +112,30 @@ class Baselines:
         if key not in self._indexes:
             self._indexes[key] = TokenSetIndex([p.text for p in pairs])
         return pairs[self._indexes[key].nearest(text)[0]].answer
+
+
+def format_guesses(examples: Sequence[Example]) -> dict[str, tuple[str, ...]]:
+    """Return the equally likely guesses in the right format for the examples of one task, by id.
+
+    A task with few distinct answers, each named in its prompts: any of them. A task whose answers are spans of the INPUT: any span
+    of that many words, words that all inputs share (a label such as "List:") left out. Otherwise none.
+    """
+    labels = {e.answers[0].strip() for e in examples}
+    named = " ".join(_WORD.findall(" ".join(user_text(e) for e in examples).lower()))
+    if 1 < len(labels) <= min(MAX_LABELS, max(2, len(examples) // 3)) and all(
+        " ".join(_WORD.findall(label.lower())) in named for label in labels
+    ):
+        return {e.id: tuple(sorted(labels)) for e in examples}
+    words = {e.id: e.input.split() for e in examples}
+    frame = set.intersection(*(set(w) for w in words.values())) if len(examples) > 1 else set()
+    inside = {i: [w.strip(".,:;!?") for w in ws if w not in frame] for i, ws in words.items()}
+    out: dict[str, tuple[str, ...]] = {}
+    for e in examples:
+        length, own = len(e.answers[0].split()), inside[e.id]
+        spans = [" ".join(own[k : k + length]) for k in range(len(own) - length + 1)]
+        out[e.id] = tuple(spans[:MAX_SPANS])
+    right = sum(any(a.strip(".,:;!?") in out[e.id] for a in e.answers) for e in examples)
+    return out if right >= SPAN_SHARE * len(examples) else dict.fromkeys(out, ())
 
 
 def _in_order(sample: Sample[tuple[int, TrainingPair]]) -> list[TrainingPair]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -107,12 +107,12 @@ def mean_interval(
     """
     groups = [np.asarray(v, dtype=np.float64) for v in values]
     means = np.array([g.mean() for g in groups])
-    codes = _units(len(groups), families)
+    codes = unit_codes(families if families is not None else range(len(groups)))
     units, items = int(codes.max()) + 1, sum(len(g) for g in groups)
     if np.ptp(means) == 0 and means[0] in (0.0, 1.0):
         low, high = wilson(units * means[0], units)
     else:
-        low, high = _percentiles(bootstrap_means(groups, codes, seed=seed, draws=draws))
+        low, high = percentiles(bootstrap_means(groups, codes, seed=seed, draws=draws))
     return Interval(mean=float(means.mean()), low=low, high=high, units=units, items=items)
 
 
@@ -138,9 +138,9 @@ def contrast(
         for a, b in zip(first, second, strict=True)
     ]
     means = np.array([g.mean() for g in groups])
-    codes = _units(len(groups), families)
+    codes = unit_codes(families if families is not None else range(len(groups)))
     by_unit = np.bincount(codes, weights=means) / np.bincount(codes)
-    low, high = _percentiles(bootstrap_means(groups, codes, seed=seed, draws=draws))
+    low, high = percentiles(bootstrap_means(groups, codes, seed=seed, draws=draws))
     return Contrast(
         difference=float(means.mean()),
         low=low,
@@ -199,7 +199,7 @@ def resampled(
             out[d] += g[rng.integers(len(g), size=len(g))].mean(axis=0)
     out /= len(groups)
     with np.errstate(invalid="ignore", divide="ignore"):
-        low, high = _percentiles(statistic(out))
+        low, high = percentiles(statistic(out))
         return float(statistic(means.mean(axis=0)[None])[0]), low, high
 
 
@@ -252,14 +252,14 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * tail)
 
 
-def _units(tasks: int, families: Sequence[Hashable] | None) -> NDArray[np.int64]:
-    if families is None:
-        return np.arange(tasks, dtype=np.int64)
+def unit_codes(families: Iterable[Hashable]) -> NDArray[np.int64]:
+    """Return the number of the unit of each task, from 0: equal families are one unit."""
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(f, len(numbers)) for f in families], dtype=np.int64)
 
 
-def _percentiles(draws: Floats) -> tuple[float, float]:
+def percentiles(draws: Floats) -> tuple[float, float]:
+    """Return the ends of the 95 % interval of draws, those that are not finite left out; NaN of none."""
     known = draws[np.isfinite(draws)]
     if not len(known):
         return math.nan, math.nan

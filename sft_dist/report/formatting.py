@@ -25,6 +25,18 @@ def markdown_text(value: object) -> str:
     return text.replace("](", "]\\(").replace("![", "!\\[")
 
 
+def printable(value: Any) -> Any:
+    """Return text without characters that a page cannot hold; anything else, and marked HTML, as it is."""
+    return _FORBIDDEN.sub("\ufffd", value) if type(value) is str else value
+
+
+def p_value(value: float) -> str:
+    """0.00012 -> "< 0.001", 0.034 -> "0.034"."""
+    if not math.isfinite(value):
+        return DASH
+    return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+
+
 def percent(share: float, digits: int = 1) -> str:
     """0.8317 -> "83.2"."""
     return f"{100 * share:.{digits}f}" if math.isfinite(share) else DASH

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from sft_dist.report.formatting import esc, join, leaf
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from sft_dist.report.formatting import count, decimal, esc, join, leaf, p_value, percent, points, printable
 from sft_dist.report.run_files import MADE_BY, RunFiles
 
 Row: TypeAlias = "Sequence[Cell | str]"
@@ -27,14 +30,31 @@ def page(title: str, body: str) -> str:
     """Return a whole page that asks for nothing from outside, which its policy forbids as well."""
     style = (HERE / "page.css").read_text(encoding="utf-8")
     script = (HERE / "page.js").read_text(encoding="utf-8")
-    policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"/>'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}"/>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
-        f"<title>{esc(title)}</title>\n<style>\n{style}</style></head>\n<body><main>\n{body}\n</main>\n"
-        f"<script>\n{script}</script></body></html>\n"
+    return render("base.html", title=title, style=style, script=script, body=body) + "\n"
+
+
+def render(template: str, **values: Any) -> str:
+    """Return a template of `report/templates` with values, which are escaped; pieces of HTML pass with `| safe`."""
+    return _environment().get_template(template).render(**values)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        trim_blocks=False,
+        undefined=StrictUndefined,
     )
+    environment.filters |= {
+        "percent": percent,
+        "points": points,
+        "count": count,
+        "decimal": decimal,
+        "p_value": p_value,
+    }
+    environment.finalize = printable
+    return environment
 
 
 def table(

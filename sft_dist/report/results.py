@@ -1,4 +1,4 @@
-"""The sections about what the model can do: macro figures, every task, sample answers."""
+"""scores.json and generations.jsonl -> the sections about what the model can do: headlines, tasks, probes, sample answers."""
 
 from __future__ import annotations
 
@@ -6,62 +6,81 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sft_dist.report.charts import sparkline
+import numpy as np
+
+from sft_dist.evals.metrics import METRICS, title_of
+from sft_dist.evals.score import ANSWERERS, BASELINES
+from sft_dist.report.charts import Estimate, Line, chart, dot_plot, sparkline, stacked
 from sft_dist.report.formatting import DASH, clip, count, decimal, esc, join, percent, points
-from sft_dist.report.html import Cell, Row, bar, missing, name_cell, table
+from sft_dist.report.html import Cell, Row, missing, render, table
 from sft_dist.report.run_files import RunFiles, number
-from sft_dist.report.run_summary import METRIC_TITLES, SET_TITLES, edge_mean, gain, score
+from sft_dist.report.run_summary import SET_TITLES, best_baseline, edge_mean, interval, score
 
 SAMPLES = 4
 """Right answers, and wrong ones, that are shown of each set."""
 
 PROMPT_CHARACTERS = 700
 ANSWER_CHARACTERS = 400
-
-NAMES = {
-    "model": "this model",
-    "nearest": "nearest training neighbour",
-    "majority": "most common answer",
-    "base": "model before training",
-}
+CONFUSIONS = 6  # tables of labels that are shown
+SPARK_TASKS = 200  # with more tasks the table leaves the curves out
 
 EXPLAINED = {
     "seen": "Inputs that were kept out of training, of tasks that were trained.",
-    "heldout": "Tasks that training never met, neither their inputs nor their instructions.",
+    "heldout_near": "Tasks that training never met, but a trained task is of their family or has a similar instruction.",
+    "heldout_far": "Tasks that training never met, and no trained task is like them.",
+    "validation": "New inputs of trained tasks by which models were chosen: no evidence of how good the chosen one is.",
 }
-
-LEGEND = (
-    '<p class="small legend"><span class="strip"><i class="model" style="left:50%"></i></span> this model '
-    '<span class="strip"><i class="nearest" style="left:50%"></i></span> nearest training neighbour&#8217;s answer '
-    '<span class="strip"><i class="majority" style="left:50%"></i></span> most common training answer. '
-    "The strip runs from 0 to 100; gain is over the better of the two. Click a heading to sort.</p>"
-)
-
-PROBE_TITLES = {
-    "without_instruction": "Instruction removed",
-    "other_instruction": "Another task's instruction",
-}
+CSS = {"model": "model", "base": "base"}
 
 
 def results_section(run: RunFiles) -> str:
-    """Return the headline comparison: the model against what needs no model."""
-    cards = join(_card(run, name) for name in SET_TITLES if name in run.scores)
+    """Return the headline of each set with intervals, beside the base model and what needs no model."""
     out = f'<h2 id="results">Results</h2>{missing(run, "eval/scores.json")}'
-    if cards:
-        out += (
-            '<p class="note">Greedy answers, judged as in Super-NaturalInstructions. Every task counts the same (macro '
-            "mean); ± is one standard error from the choice of evaluation examples.</p>"
-            f'<div class="results">{cards}</div>{_probes(run)}'
-        )
-    return out
+    sets = [_card(run, name) for name in SET_TITLES if name in run.sets]
+    if not sets:
+        return out
+    metrics = sorted({f["metric"] for s in run.sets.values() for f in s["tasks"].values()})
+    judged_by = " ".join(
+        f"{METRICS[m].title[0].upper()}{METRICS[m].title[1:]}: {METRICS[m].note[0].lower()}{METRICS[m].note[1:]}"
+        for m in metrics
+        if m in METRICS
+    )
+    if tokens := run.scores.get("xlingual_tokens"):
+        judged_by += f" Tokens of any script: {tokens}."
+    families = any(s["macro"].get("units") != s["macro"].get("tasks") for s in run.sets.values())
+    shown = [n for n in SET_TITLES if n in run.sets]
+    return out + render(
+        "results.html",
+        judged_by=judged_by,
+        unit="families of tasks" if families else "tasks",
+        sets=sets,
+        n_contrasts=sum(len(s["contrasts"]) for s in run.sets.values()),
+        transfer=_transfer(run),
+        others=[_other(run, o, shown) for o in (run.scores, *run.others)] if run.others else [],
+        other_sets=[SET_TITLES[n] for n in shown],
+        curve=_checkpoints(run, shown),
+    )
 
 
 def tasks_section(run: RunFiles) -> str:
-    """Return the table of tasks for each set; of training alone when nothing was evaluated."""
-    blocks = [_task_table(run, name) for name in SET_TITLES if run.scores.get(name, {}).get("tasks")]
+    """Return the table of tasks for each set, and what each classification confuses."""
+    blocks = [_task_table(run, name) for name in SET_TITLES if run.sets.get(name, {}).get("tasks")]
     if not blocks:
         return ""
-    return f'<h2 id="tasks">Task by task</h2>{LEGEND}{join(blocks)}'
+    note = (
+        '<p class="note">Brackets: 95 % interval of the task. Base: the model before training; gain: over it, paired. Click a heading '
+        'to sort. <input class="find" type="search" placeholder="find a task" data-rows="#tasks ~ div tbody tr" aria-label="find a task"/></p>'
+    )
+    return f'<h2 id="tasks">Task by task</h2>{note}{_still(run)}{join(blocks)}{_confusions(run)}'
+
+
+def probes_section(run: RunFiles) -> str:
+    """Return the panel of probes: definition, sentence, figures with intervals, one plot each."""
+    probes = run.scores.get("probes")
+    if not isinstance(probes, Mapping) or not probes:
+        return ""
+    shown = [_probe(name, p) for name, p in probes.items() if isinstance(p, Mapping)]
+    return f'<h2 id="probes">What was learnt</h2>{render("probes.html", probes=shown)}'
 
 
 def samples_section(run: RunFiles) -> str:
@@ -69,17 +88,12 @@ def samples_section(run: RunFiles) -> str:
     blocks = []
     for name, title in SET_TITLES.items():
         members = [g for g in run.generations if g.get("set") == name]
-        right = pick([g for g in members if g.get("exact_match")], SAMPLES)
-        wrong = pick([g for g in members if not g.get("exact_match")], SAMPLES)
+        right = pick([g for g in members if _is_right(g)], SAMPLES)
+        wrong = pick([g for g in members if not _is_right(g)], SAMPLES)
         if right or wrong:
-            columns = join(f"<div>{join(map(_sample, column))}</div>" for column in (right, wrong))
-            blocks.append(f'<h3>{title}</h3><div class="samples">{columns}</div>')
-    note = (
-        '<p class="note">As many tasks as possible: right answers on the left, wrong ones on the right.</p>'
-        if blocks
-        else ""
-    )
-    return f'<h2 id="samples">Sample answers</h2>{missing(run, "eval/generations.jsonl")}{note}{join(blocks)}'
+            blocks.append({"title": title, "columns": [[_sample(g) for g in gs] for gs in (right, wrong)]})
+    shown = render("samples.html", blocks=blocks) if blocks else ""
+    return f'<h2 id="samples">Sample answers</h2>{missing(run, "eval/generations.jsonl")}{shown}'
 
 
 def pick(members: Sequence[dict[str, Any]], number_wanted: int) -> list[dict[str, Any]]:
@@ -93,173 +107,325 @@ def pick(members: Sequence[dict[str, Any]], number_wanted: int) -> list[dict[str
     return [members[order] for _, order in sorted(ranked)[:number_wanted]]
 
 
-def _card(run: RunFiles, name: str) -> str:
-    macro = run.scores[name].get("macro", {})
-    metric = run.metric
-    other = "rouge_l" if metric == "exact_match" else "exact_match"
-    error = number(macro.get(f"{metric}_se"))
-    spread = f" ± {percent(error)}" if math.isfinite(error) else ""
-    rows = [("model", score(macro, metric))] + [
-        (b, score(macro, metric, b)) for b in ("nearest", "majority", "base")
+def _card(run: RunFiles, name: str) -> dict[str, Any]:
+    found = run.sets[name]
+    macro = found["macro"]
+    mean, low, high = interval(macro)
+    estimates = []
+    for who, title in ANSWERERS.items():
+        e = Estimate(CSS.get(who, "other"), *interval(macro, who))
+        if math.isfinite(e.mean):
+            estimates.append((title, [e]))
+    rest = [
+        f"{METRICS[m].title} {percent(number(v.get('model')))}"
+        for m, v in (macro.get("metrics") or {}).items()
+        if m in METRICS and m != run.metric
     ]
-    bars = join(
-        f'<span class="{"strong" if who == "model" else ""}">{NAMES[who]}</span>'
-        f'<span class="track">{bar(value, "model" if who == "model" else "")}</span>'
-        f'<span class="value{" strong" if who == "model" else ""}">{percent(value)}</span>'
-        for who, value in rows
-        if math.isfinite(value)
-    )
-    rest = [f"{METRIC_TITLES[other]} {percent(score(macro, other))}"]
-    if math.isfinite(strict := score(macro, "strict_exact_match")):
-        rest.append(f"letter by letter {percent(strict)}")
-    if math.isfinite(stopped := score(macro, "stopped")):
-        rest.append(f"answers that end by themselves {percent(stopped)}")
-    if math.isfinite(loss := score(macro, "loss")):
+    for key, title in (
+        ("strict_exact_match", "letter by letter"),
+        ("stopped", "answers that end by themselves"),
+    ):
+        if math.isfinite(value := number(macro.get(key))):
+            rest.append(f"{title} {percent(value)}")
+    if math.isfinite(loss := number(macro.get("loss"))):
         rest.append(f"answer loss {decimal(loss)} nats a token")
-    tasks, n = number(macro.get("tasks")), number(macro.get("n"))
-    return (
-        f'<section class="card"><h3>{SET_TITLES[name]}</h3><p class="small">{EXPLAINED[name]}</p>'
-        f'<p class="big">{percent(score(macro, metric))} %</p>'
-        f'<p class="under">{METRIC_TITLES[metric]}{spread}, {points(gain(macro, metric))} over the better baseline</p>'
-        f'<div class="bars">{bars}</div>'
-        f'<p class="small">{count(tasks)} task{"s" * (tasks != 1)}, {count(n)} examples. {esc("; ".join(rest))}.</p></section>'
-    )
-
-
-def _probes(run: RunFiles) -> str:
-    probes = run.scores.get("probes")
-    if not isinstance(probes, dict) or not probes:
-        return ""
-    rows: list[Row] = [
-        (
-            str(PROBE_TITLES.get(name, name)),
-            count(number(p.get("n"))),
-            percent(number(p.get("exact_match"))),
-            percent(number(p.get("exact_match_probed"))),
-            decimal(number(p.get("loss"))),
-            decimal(number(p.get("loss_probed"))),
+    detectable = number((found["contrasts"].get("base") or {}).get("detectable"))
+    if math.isfinite(detectable):
+        rest.append(
+            f"a difference to the base below {100 * detectable:.0f} points would not be found with these tasks"
         )
-        for name, p in probes.items()
-        if isinstance(p, Mapping)
+    return {
+        "title": SET_TITLES[name],
+        "explained": EXPLAINED[name],
+        "metric": title_of(run.metric),
+        "model": {"mean": mean, "low": low, "high": high},
+        "tasks": int(number(macro.get("tasks"))),
+        "n": number(macro.get("n")),
+        "few": bool(macro.get("few")),
+        "plot": dot_plot(estimates, description=f"{SET_TITLES[name]}: scores with intervals"),
+        "contrasts": [
+            {"title": ANSWERERS[who], **{k: number(c.get(k)) for k in ("difference", "low", "high")}, "p": number(c.get("p_holm", c.get("p"))),
+             **{k: int(number(c.get(k))) for k in ("win", "tie", "loss")}}
+            for who, c in found["contrasts"].items()
+        ],
+        "rest": f"{rest[0][0].upper()}{rest[0][1:]}{join(f'; {r}' for r in rest[1:])}." if rest else "",
+    }  # fmt: skip
+
+
+def _transfer(run: RunFiles) -> str:
+    ratios = (run.scores.get("transfer") or {}).get("ratio") or {}
+    said = [
+        f"{100 * number(r.get('ratio')):.0f} % [{100 * number(r.get('low')):.0f}, {100 * number(r.get('high')):.0f}] on {SET_TITLES[n].lower()}"
+        for n, r in ratios.items()
+        if n in SET_TITLES
     ]
-    heads = (
-        "change to the same inputs",
-        "n",
-        "exact match, as asked",
-        "changed",
-        "answer loss, as asked",
-        "changed",
-    )
     return (
-        '<h3>Does the instruction matter?</h3><p class="note">A model that follows instructions loses its exact match when '
-        "they are removed or swapped; one that guesses the task from its input does not.</p>"
-        + table(heads, rows, css="fit")
+        f"Of the gain over the base model on trained tasks, {' and '.join(said)} is reached." if said else ""
     )
+
+
+def _other(run: RunFiles, scores: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any]:
+    def value(name: str) -> dict[str, float | None]:
+        mean, low, high = interval((scores["sets"].get(name) or {}).get("macro") or {})
+        return {"mean": mean if math.isfinite(mean) else None, "low": low, "high": high}
+
+    settings = " ".join(scores.get("overrides") or []) or "as the run"
+    return {
+        "label": str(scores.get("evaluated", run.name)),
+        "settings": settings,
+        "figures": [value(n) for n in sets],
+    }
+
+
+def _checkpoints(run: RunFiles, sets: Sequence[str]) -> str:
+    """Return the score by step, where several checkpoints were evaluated under equal settings."""
+    found = sorted(
+        (o for o in run.others if isinstance(o.get("step"), int) and not o.get("overrides")),
+        key=lambda o: int(o["step"]),
+    )
+    if len(found) < 2:
+        return ""
+    steps = np.array([float(o["step"]) for o in found])
+    lines = [
+        Line(x=steps, y=np.array([interval((o["sets"].get(n) or {}).get("macro") or {})[0] for o in found]), colour=colour, style="dots", title=SET_TITLES[n])
+        for n, colour in zip(sets, "abc", strict=False)
+    ]  # fmt: skip
+    drawn = chart(
+        lines,
+        name="checkpoints",
+        description="Score by checkpoint",
+        width=640,
+        height=240,
+        low=0.0,
+        high=1.0,
+        y_format="percent",
+    )
+    return f'<figure class="one"><figcaption><b>Score by checkpoint</b></figcaption>{drawn}</figure>'
+
+
+def _still(run: RunFiles) -> str:
+    """Name the tasks whose gain over the base is not above 0, and what would give them more weight."""
+    tasks = {
+        t: f
+        for s in run.sets.values()
+        for t, f in s["tasks"].items()
+        if isinstance(f.get("gain_over_base"), Mapping)
+    }
+    trained = set(run.sets.get("seen", {}).get("tasks", {}))
+    still = [t for t, f in tasks.items() if number(f["gain_over_base"].get("low")) <= 0]
+    worse = [t for t, f in tasks.items() if number(f["gain_over_base"].get("high")) < 0]
+    if not tasks:
+        return ""
+    out = (
+        f"{len(still)} of {len(tasks)} tasks did not move: their gain over the model before training may be 0"
+    )
+    out += f" ({', '.join(still[:8])}{', …' if len(still) > 8 else ''})." if still else "."
+    out += f" {len(worse)} got worse." if worse else " None got worse."
+    if low := [t for t in still if t in trained]:
+        out += f" Trained ones among them ({', '.join(low[:5])}) get more of the mixture by mix.task_min or a source's weight."
+    return f'<p class="note">{esc(out)}</p>'
 
 
 def _task_table(run: RunFiles, name: str) -> str:
-    metric, tasks = run.metric, run.scores[name]["tasks"]
-    trained = name == "seen"
-    top = max(
-        (float(ys[: max(1, len(ys) // 20)].mean()) for _, ys in run.training.task_loss.values()), default=1.0
-    )
-    right = run.training["step"][-1] if len(run.training) else 1.0
+    found = run.sets[name]
+    tasks, contrasts = found["tasks"], found["contrasts"]
+    trained, has_base = name == "seen", "base" in contrasts
+    best = best_baseline(contrasts)
+    sparks = len(tasks) <= SPARK_TASKS and bool(run.training.eval_task_loss or run.training.task_loss)
+    curves = run.training.task_loss if trained else run.training.eval_task_loss
+    top = max((edge_mean(ys, last=False) for _, ys in curves.values()), default=1.0)
+    right = float(run.training["step"][-1]) if len(run.training) else 1.0
     planned = run.plan.get("tasks") or {}
     rows: list[Row] = []
-    for task, figures in sorted(tasks.items(), key=lambda item: -score(item[1], metric)):
-        n = number(figures.get("n"))
-        row = [name_cell(task), *_score_cells(figures, metric), Cell(count(n), n)]
+    for task, f in sorted(tasks.items(), key=lambda item: -score(item[1])):
+        metric = str(f.get("metric"))
+        row: list[Cell | str] = [
+            Cell(f'<span title="{esc(task)}">{esc(task)}</span>', classes="task"),
+            METRICS[metric].title if metric in METRICS else metric,
+            Cell(percent(score(f)), score(f)),
+            Cell(
+                f"[{percent(number(f.get('low')), 0)}, {percent(number(f.get('high')), 0)}]",
+                number(f.get("low")),
+            ),
+        ]
+        if has_base:
+            g = f.get("gain_over_base") or {}
+            d = number(g.get("difference"))
+            row += [
+                Cell(percent(score(f, "base")), score(f, "base")),
+                Cell(f"{points(d)} [{points(number(g.get('low')))}, {points(number(g.get('high')))}]", d),
+            ]
+        row += [Cell(percent(score(f, who)), score(f, who)) for who in BASELINES if who in contrasts]
+        row.append(Cell(count(number(f.get("n"))), number(f.get("n"))))
         if trained:
-            examples = number(figures.get("training_examples", (planned.get(task) or {}).get("examples")))
-            row += [Cell(count(examples), examples), *_loss_cells(run, task, top, right)]
+            examples = number(f.get("training_examples"))
+            tokens = number((planned.get(task) or {}).get("drawn_target_tokens"))
+            row += [Cell(count(examples), examples), Cell(count(tokens), tokens)]
+        if sparks:
+            xs_ys = curves.get(task)
+            spark = sparkline(*xs_ys, top=top, right=right, width=70, height=20, points=24) if xs_ys else ""
+            row.append(
+                Cell(
+                    f'<span style="display:inline-block;width:70px">{spark or DASH}</span>',
+                    edge_mean(xs_ys[1], last=True) if xs_ys else math.nan,
+                )
+            )
         rows.append(row)
-    macro = run.scores[name].get("macro", {})
-    total: list[Cell | str] = ["Macro mean", *_score_cells(macro, metric), count(number(macro.get("n")))]
-    heads = [
-        "task",
-        METRIC_TITLES[metric],
-        "EM",
-        "ROUGE-L",
-        "nearest",
-        "most\ncommon",
-        "gain",
-        "eval\nexamples",
-    ]
-    if trained:
-        total += [""] * 3
-        heads += ["train\nexamples", "train loss", "first → last"]
-    return f"<h3>{SET_TITLES[name]}</h3>{table(heads, rows, left=(METRIC_TITLES[metric],), total=total, css='sortable')}{_categories(run, name)}"
-
-
-def _score_cells(figures: Mapping[str, Any], metric: str) -> list[Cell]:
-    """Return strip, exact match, ROUGE-L, both baselines and the gain."""
-    model, difference = score(figures, metric), gain(figures, metric)
-    shown = [score(figures, m) for m in ("exact_match", "rouge_l")]
-    shown += [score(figures, metric, b) for b in ("nearest", "majority")]
-    return [
-        Cell(_strip(figures, metric), model),
-        *(Cell(percent(v), v) for v in shown),
-        Cell(f'{_gain_bar(difference)}<span class="figure">{points(difference)}</span>', difference),
-    ]
-
-
-def _loss_cells(run: RunFiles, task: str, top: float, right: float) -> list[Cell]:
-    xs_ys = run.training.task_loss.get(task)
-    if xs_ys is None:
-        return [Cell(DASH, math.nan)] * 2
-    first, last = edge_mean(xs_ys[1], last=False), edge_mean(xs_ys[1], last=True)
-    spark = sparkline(*xs_ys, top=top, right=right, width=70, height=20, points=30)
-    return [
-        Cell(f'<span style="display:inline-block;width:70px">{spark}</span>', last),
-        Cell(f"{decimal(first, 2)} → {decimal(last, 2)}", last),
-    ]
+    heads = ["task", "metric", "score", "95 %"]
+    heads += ["base", "gain over base"] if has_base else []
+    heads += [ANSWERERS[w].replace(" ", "\n", 1) for w in BASELINES if w in contrasts] + ["eval\nexamples"]
+    heads += ["train\nexamples", "tokens with\nloss"] if trained else []
+    heads += ["loss"] if sparks else []
+    note = f'<p class="small">The strongest answer without a model: {ANSWERERS[best]}.</p>' if best else ""
+    shown = table(heads, rows, left=("metric",), css="sortable")
+    return f"<div><h3>{SET_TITLES[name]}</h3>{note}{shown}{_categories(run, name)}</div>"
 
 
 def _categories(run: RunFiles, name: str) -> str:
-    categories = run.scores[name].get("categories") or {}
+    categories = run.sets[name].get("categories") or {}
     if not categories:
         return ""
-    rows = [
-        (
-            str(category),
-            count(number(c.get("tasks"))),
-            METRIC_TITLES.get(str(c.get("headline")), DASH),
-            percent(score(c, str(c.get("headline")))),
-            percent(score(c, str(c.get("headline")), "nearest")),
-            percent(score(c, str(c.get("headline")), "majority")),
-        )
-        for category, c in categories.items()
+    who = [w for w in ANSWERERS if w in next(iter(categories.values()))["score"]]
+    rows: list[Row] = [
+        (str(c), count(number(f.get("tasks"))), *(percent(number(f["score"].get(w))) for w in who))
+        for c, f in categories.items()
     ]
-    inner = table(
-        ("category", "tasks", "metric", "score", "nearest", "most common"), rows, left=("metric",), css="fit"
-    )
+    inner = table(("category", "tasks", *(ANSWERERS[w] for w in who)), rows, css="fit")
     return f"<details><summary>By category</summary>{inner}</details>"
 
 
-def _strip(figures: Mapping[str, Any], metric: str) -> str:
-    marks = [(who, score(figures, metric, who)) for who in ("majority", "nearest")] + [
-        ("model", score(figures, metric))
+def _confusions(run: RunFiles) -> str:
+    found = [
+        (t, f["confusion"], score(f))
+        for s in run.sets.values()
+        for t, f in s["tasks"].items()
+        if isinstance(f.get("confusion"), Mapping) and score(f) < 1
     ]
-    dots = join(f'<i class="{who}" style="left:{100 * v:.1f}%"></i>' for who, v in marks if math.isfinite(v))
-    return f'<span class="strip">{dots}</span>'
-
-
-def _gain_bar(difference: float) -> str:
-    if not math.isfinite(difference):
-        return ""
-    side = "plus" if difference >= 0 else "minus"
-    return f'<span class="gain"><i class="{side}" style="width:{50 * min(1.0, abs(difference)):.1f}%"></i></span>'
-
-
-def _sample(g: Mapping[str, Any]) -> str:
-    ok = bool(g.get("exact_match"))
-    verdict = '<span class="right">✓ right</span>' if ok else '<span class="wrong">✗ wrong</span>'
-    references = [str(r) for r in g.get("references") or []]
-    more = f" (or {len(references) - 1} more)" if len(references) > 1 else ""
-    unstopped = "" if g.get("stopped", True) else ' <span class="tag">cut at the token limit</span>'
+    out = []
+    for task, c, _ in sorted(found, key=lambda item: item[2])[:CONFUSIONS]:
+        labels = c["labels"]
+        rows: list[Row] = [(label, *(count(n) for n in c["counts"][label])) for label in labels]
+        out.append(
+            f"<h3>{esc(task)}</h3>{table(('right answer', *labels, 'something else'), rows, css='fit')}"
+        )
     return (
-        f'<article class="sample"><header><span>{esc(g.get("task", ""))}</span>{verdict}</header>'
-        f'<div class="asked">{esc(clip(str(g.get("prompt", "")), PROMPT_CHARACTERS))}</div><dl>'
-        f"<dt>model</dt><dd>{esc(clip(str(g.get('prediction', '')), ANSWER_CHARACTERS)) or DASH}{unstopped}</dd>"
-        f"<dt>reference</dt><dd>{esc(clip(references[0] if references else '', ANSWER_CHARACTERS))}{more}</dd></dl></article>"
+        f"<details><summary>What classification tasks confuse ({len(out)} of {len(found)}, the lowest scores)</summary>{join(out)}</details>"
+        if out
+        else ""
     )
+
+
+def _probe(name: str, p: Mapping[str, Any]) -> dict[str, Any]:
+    heads: tuple[str, ...] = ()
+    rows: list[tuple[str, ...]] = []
+    plot = ""
+    if name == "contrast":
+        kinds = (
+            ("compliance", "follows the instruction"),
+            ("memory", "is the trained sibling's"),
+            ("rest", "is neither"),
+        )
+        bars = [
+            (f"{ANSWERERS[who]}, all", [(css, title, number(p[who][css]["mean"])) for css, title in kinds])
+            for who in ("model", "base")
+            if who in p
+        ]
+        bars += [
+            (t, [(css, title, number(f[css])) for css, title in kinds])
+            for t, f in p["model"]["tasks"].items()
+        ]
+        plot = stacked(
+            bars, description="Shares of answers that follow the instruction, are the sibling's, or neither"
+        )
+        plot += '<p class="small"><span class="key">follows the instruction</span><span class="key b">the trained sibling&#8217;s answer</span><span class="key muted">neither</span></p>'
+        heads = ("of all answers", "this model, 95 %", *(["base"] if "base" in p else []))
+        rows = [(title, *(_of(p[w][css], 100) for w in ("model", "base") if w in p)) for css, title in kinds]
+        rows.append(
+            (
+                "superficiality K / (C + K)",
+                *(_of(p[w]["superficiality"], 100) for w in ("model", "base") if w in p),
+            )
+        )
+    elif name == "phrasing":
+        plot = dot_plot(
+            [(k, [_estimate("model", v)]) for k, v in p["figures"].items()], description=str(p["title"])
+        )
+    elif name == "instruction":
+        plot = dot_plot(
+            [
+                (SET_TITLES.get(s, s), [_estimate(CSS[w], v["prefers_right"]) for w, v in by.items()])
+                for s, by in p["sets"].items()
+            ],
+            description="Share of pairs in which the right instruction makes the answer more likely",
+        )
+        heads = ("nats a token saved", "against none", "against wrong ones")
+        rows = [
+            (
+                f"{SET_TITLES.get(s, s)}, {ANSWERERS[w]}",
+                _of(v["saved_against_none"]),
+                _of(v["saved_against_wrong"]),
+            )
+            for s, by in p["sets"].items()
+            for w, v in by.items()
+        ]
+    elif name == "memorisation":
+        heads, rows = ("gap, nats a token", "95 %"), [(ANSWERERS[w], _of(v)) for w, v in p["gap"].items()]
+    elif name == "control":
+        names = list(p["model"]["constraints"])
+        plot = dot_plot(
+            [
+                (
+                    n.replace("_", " "),
+                    [_estimate(CSS[w], p[w]["constraints"][n]) for w in ("base", "model") if w in p],
+                )
+                for n in names
+            ],
+            description="Share of answers that keep each constraint",
+        )
+        heads = ("level", *(ANSWERERS[w] for w in ("model", "base") if w in p))
+        rows = [
+            (title, *(_of(p[w][key], 100) for w in ("model", "base") if w in p))
+            for key, title in (
+                ("prompt_strict", "prompt, strict"),
+                ("prompt_loose", "prompt, loose"),
+                ("instruction_strict", "constraint, strict"),
+            )
+        ]
+    return {
+        "title": p.get("title", name),
+        "definition": p.get("definition", ""),
+        "sentence": p.get("sentence", ""),
+        "plot": plot,
+        "heads": heads,
+        "rows": rows,
+    }
+
+
+def _estimate(css: str, v: Mapping[str, Any]) -> Estimate:
+    return Estimate(css, number(v.get("mean")), number(v.get("low")), number(v.get("high")))
+
+
+def _of(v: Mapping[str, Any], scale: int = 1) -> str:
+    mean, low, high = (scale * number(v.get(k)) for k in ("mean", "low", "high"))
+    digits = 1 if scale == 100 else 2
+    return f"{decimal(mean, digits)} [{decimal(low, digits)}, {decimal(high, digits)}]"
+
+
+def _is_right(g: Mapping[str, Any]) -> bool:
+    return number(((g.get("scores") or {}).get("model") or {}).get("exact_match")) == 1
+
+
+def _sample(g: Mapping[str, Any]) -> dict[str, Any]:
+    references = [str(r) for r in g.get("references") or []]
+    answers = g.get("answers") or {}
+    base = answers.get("base")
+    return {
+        "task": str(g.get("task", "")),
+        "right": _is_right(g),
+        "prompt": clip(str(g.get("prompt", "")), PROMPT_CHARACTERS),
+        "model": clip(str(answers.get("model", "")), ANSWER_CHARACTERS) or DASH,
+        "base": None if base is None else clip(str(base), ANSWER_CHARACTERS) or DASH,
+        "reference": clip(references[0] if references else "", ANSWER_CHARACTERS),
+        "more": len(references) - 1 if len(references) > 1 else 0,
+        "stopped": bool(g.get("stopped", True)),
+    }

@@ -3,28 +3,55 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from sft_dist.config.changes import flatten
 from sft_dist.core.files import write_text
-from sft_dist.report.formatting import count, decimal, duration, esc, join, percent, points, short
+from sft_dist.evals.metrics import title_of
+from sft_dist.evals.score import ANSWERERS
+from sft_dist.report.formatting import DASH, count, decimal, duration, esc, join, percent, points, short
 from sft_dist.report.html import page
-from sft_dist.report.results import results_section, samples_section, tasks_section
+from sft_dist.report.results import probes_section, results_section, samples_section, tasks_section
 from sft_dist.report.run_files import RunFiles, number, read_run_files
 from sft_dist.report.run_summary import (
-    METRIC_TITLES,
     SET_TITLES,
     RunSummary,
-    gain,
-    score,
+    best_baseline,
+    interval,
     status_of,
     summarize_run,
 )
 from sft_dist.report.training import data_section, events_section, setup_section, training_section
 
 TONES = {"finished": "good", "fatal": "bad", "silent": "bad"}
+
+
+@dataclass(frozen=True, slots=True)
+class ReportSection:
+    """One section of the page: its anchor, its link in the navigation, and what writes it ("" leaves it out)."""
+
+    anchor: str
+    title: str
+    write: Callable[[RunFiles, RunSummary], str]
+
+
+SECTIONS: tuple[ReportSection, ...] = (
+    ReportSection("results", "Results", lambda run, _: results_section(run)),
+    ReportSection("probes", "What was learnt", lambda run, _: probes_section(run)),
+    ReportSection("tasks", "Task by task", lambda run, _: tasks_section(run)),
+    ReportSection("training", "Training", training_section),
+    ReportSection("samples", "Sample answers", lambda run, _: samples_section(run)),
+    ReportSection("data", "Data", lambda run, _: data_section(run)),
+    ReportSection("events", "Events", lambda run, _: events_section(run)),
+    ReportSection("setup", "Config", lambda run, _: setup_section(run)),
+)
+"""Order of the page and of its navigation; one entry adds a section."""
 
 
 def write_report(run_dir: Path) -> Path:
@@ -40,16 +67,9 @@ def write_report(run_dir: Path) -> Path:
     """
     run = read_run_files(run_dir)
     known = summarize_run(run)
-    sections = (
-        results_section(run),
-        tasks_section(run),
-        training_section(run, known),
-        samples_section(run),
-        data_section(run),
-        events_section(run),
-        setup_section(run),
-    )
-    body = _header(run, known) + join(sections) + _footer(run)
+    written = [(section, text) for section in SECTIONS if (text := section.write(run, known))]
+    links = join(f'<a href="#{section.anchor}">{section.title}</a>' for section, _ in written)
+    body = _header(run, known, links) + join(text for _, text in written) + _footer(run)
     path = run_dir / "report.html"
     write_text(path, page(f"{run.name} · sft_dist", body))
     return path
@@ -63,25 +83,22 @@ def summary_table(run_dir: Path) -> Table:
     """
     run = read_run_files(run_dir)
     known = summarize_run(run)
-    metric = run.metric
-    rows: list[tuple[str, ...]] = []
+    rows = []
     for name, title in SET_TITLES.items():
-        macro = run.scores.get(name, {}).get("macro")
-        if not macro:
+        if name not in run.sets:
             continue
-        error = number(macro.get(f"{metric}_se"))
-        spread = f" ± {percent(error)}" if math.isfinite(error) else ""
-        other = "rouge_l" if metric == "exact_match" else "exact_match"
+        macro, contrasts = run.sets[name]["macro"], run.sets[name]["contrasts"]
+        best = best_baseline(contrasts)
         rows.append(
             (
-                title,
+                title + (", too few tasks" if macro.get("few") else ""),
                 count(number(macro.get("tasks"))),
-                f"{percent(score(macro, metric))}{spread}",
-                percent(score(macro, metric, "nearest")),
-                percent(score(macro, metric, "majority")),
-                points(gain(macro, metric)),
-                percent(score(macro, other)),
-                *((percent(score(macro, metric, "base")),) if "base" in macro else ()),
+                _with_interval(interval(macro), percent),
+                percent(interval(macro, "base")[0]),
+                _difference(contrasts.get("base")),
+                f"{percent(interval(macro, best)[0])} ({ANSWERERS[best]})" if best else DASH,
+                _difference(contrasts.get(best or "")),
+                "{win}/{tie}/{loss}".format_map(contrasts[best]) if best else DASH,
             )
         )
     caption = (
@@ -89,45 +106,49 @@ def summary_table(run_dir: Path) -> Table:
         f"({short(known.tokens_per_s)} tokens/s), loss {decimal(known.first_loss)} → {decimal(known.final_loss)}, "
         f"fill {percent(known.fill)} %, imbalance {decimal(known.imbalance)}"
     )
-    if not rows:
+    if rows:
+        caption += "\n[low, high]: 95 % interval over tasks"
+        probes = run.scores.get("probes") or {}
+        caption += "".join(f"\n{p['title']}: {p['sentence']}" for p in probes.values() if p.get("sentence"))
+    else:
         caption += f"\nnot evaluated yet: sft-dist evaluate {run_dir}"
-    title = f"{run.name}: macro {METRIC_TITLES.get(metric, metric)}, %"
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    heads = [
+    title = f"{run.name}: {title_of(run.metric)}, mean over tasks, %"
+    table = Table(title=escape(title), caption=escape(caption), title_justify="left", caption_justify="left")
+    heads = (
         "evaluated on",
         "tasks",
         "model",
-        "nearest neighbour",
-        "most common",
-        "gain",
-        METRIC_TITLES["rouge_l" if metric == "exact_match" else "exact_match"],
-    ]
-    if any("base" in (run.scores.get(s, {}).get("macro") or {}) for s in SET_TITLES):
-        heads.append("before training")
+        "base",
+        "less base",
+        "best without a model",
+        "less that",
+        "win/tie/loss",
+    )
     for i, head in enumerate(heads):
         table.add_column(
             head, justify="left" if i == 0 else "right", style="bold" if head == "model" else None
         )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table
 
 
-def _header(run: RunFiles, known: RunSummary) -> str:
-    state, detail = status_of(run)
-    links = join(
-        f'<a href="#{anchor}">{text}</a>'
-        for anchor, text in (
-            ("results", "Results"),
-            ("tasks", "Task by task"),
-            ("training", "Training"),
-            ("samples", "Sample answers"),
-            ("data", "Data"),
-            ("events", "Events"),
-            ("setup", "Config"),
-        )
-        if anchor != "tasks" or any(run.scores.get(s, {}).get("tasks") for s in SET_TITLES)
+def _with_interval(found: tuple[float, float, float], shown: Callable[[float], str]) -> str:
+    mean, low, high = found
+    return f"{shown(mean)} [{shown(low)}, {shown(high)}]" if math.isfinite(mean) else DASH
+
+
+def _difference(contrast: Mapping[str, Any] | None) -> str:
+    if not contrast:
+        return DASH
+    return _with_interval(
+        (number(contrast.get("difference")), number(contrast.get("low")), number(contrast.get("high"))),
+        points,
     )
+
+
+def _header(run: RunFiles, known: RunSummary, links: str) -> str:
+    state, detail = status_of(run)
     said = f" {esc(detail)}" if detail else ""
     return (
         f'<header><p class="eyebrow">Supervised fine-tuning run</p><h1>{esc(run.name)}</h1>'
@@ -155,17 +176,22 @@ def _sentences(run: RunFiles, known: RunSummary) -> list[str]:
         out.append(
             f"{subject}, trained for {count(known.steps)} steps on {on}{of} in {duration(known.seconds)}{_where(run)}."
         )
-    metric = run.metric
     for name, phrase in (
         ("seen", "On unseen inputs of the trained tasks"),
-        ("heldout", "On tasks it never met"),
+        ("heldout_near", "On held-out tasks with a trained relative"),
+        ("heldout_far", "On held-out tasks without one"),
     ):
-        macro = run.scores.get(name, {}).get("macro")
-        if macro and math.isfinite(value := score(macro, metric)):
-            baselines = f"{percent(score(macro, metric, 'nearest'))} % for the nearest training neighbour and {percent(score(macro, metric, 'majority'))} % for the most common answer"
-            out.append(
-                f"{phrase} it reaches {percent(value)} % {METRIC_TITLES.get(metric, metric)}, against {baselines}."
-            )
+        if name not in run.sets:
+            continue
+        macro, contrasts = run.sets[name]["macro"], run.sets[name]["contrasts"]
+        text = f"{phrase} it reaches {_with_interval(interval(macro), percent)} % {title_of(run.metric)}"
+        if base := _difference(contrasts.get("base")).replace(DASH, ""):
+            text += f", {base} points over the model before training"
+        if best := best_baseline(contrasts):
+            text += f", {_difference(contrasts[best])} over the {ANSWERERS[best]}"
+        if macro.get("few"):
+            text += f" ({count(number(macro.get('tasks')))} tasks, too few for a general claim)"
+        out.append(f"{text}.")
     if not out:
         out.append("No step of training and no evaluation is recorded in this folder yet.")
     return out

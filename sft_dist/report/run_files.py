@@ -55,14 +55,18 @@ class Training:
     Attributes:
         columns: Field of StepMetrics -> float64 [steps]; NaN where a line has no finite value.
         task_loss: Task -> (steps, losses), the steps in which it occurred.
+        source_loss: Source -> likewise.
         evals: (steps, losses) of the evaluations during training.
-        eval_task_loss: Task -> loss, of the last evaluation.
+        curves: Curve (validation, seen, heldout_near, heldout_far) -> (steps, losses) of the evaluations during training.
+        eval_task_loss: Task -> (steps, losses) of the evaluations during training.
     """
 
     columns: Mapping[str, NDArray[np.float64]]
     task_loss: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+    source_loss: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
     evals: tuple[NDArray[np.float64], NDArray[np.float64]]
-    eval_task_loss: Mapping[str, float]
+    curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+    eval_task_loss: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 
     def __getitem__(self, field: str) -> NDArray[np.float64]:
         """Return one column."""
@@ -89,6 +93,7 @@ class RunFiles:
     events: tuple[dict[str, Any], ...]
     scores: dict[str, Any]
     generations: tuple[dict[str, Any], ...]
+    others: tuple[dict[str, Any], ...]
     problems: Mapping[str, str]
     silent_s: float
 
@@ -108,8 +113,14 @@ class RunFiles:
 
     @property
     def metric(self) -> str:
-        """The headline metric: exact_match or rouge_l."""
-        return str(self.option("eval.metric", "exact_match"))
+        """The metric that was asked for: a name of `evals.metrics.METRICS`, or auto."""
+        return str(self.scores.get("metric") or self.option("eval.metric", "rouge_l"))
+
+    @property
+    def sets(self) -> dict[str, dict[str, Any]]:
+        """The scores of each evaluated set; empty before an evaluation."""
+        found = self.scores.get("sets")
+        return {n: s for n, s in found.items() if isinstance(s, dict)} if isinstance(found, dict) else {}
 
 
 def read_run_files(run_dir: Path) -> RunFiles:
@@ -140,6 +151,7 @@ def read_run_files(run_dir: Path) -> RunFiles:
         events=tuple(_lines(run_dir, "events.jsonl", problems)),
         scores=_object(run_dir, "eval/scores.json", problems),
         generations=tuple(_lines(run_dir, "eval/generations.jsonl", problems)),
+        others=tuple(_others(run_dir)),
         problems=problems,
         silent_s=time.time() - heartbeat.stat().st_mtime if heartbeat.exists() else math.nan,
     )
@@ -154,22 +166,31 @@ def read_training(lines: Iterable[Mapping[str, Any]]) -> Training:
             (evals if line.get("kind") == "eval" else steps)[line["step"]] = line
     ordered = [steps[s] for s in sorted(steps)]
     columns = {f: np.array([number(line.get(f)) for line in ordered], dtype=np.float64) for f in STEP_FIELDS}
-    by_task: dict[str, tuple[list[float], list[float]]] = {}
-    for line in ordered:
-        for task, value in (line.get("task_loss") or {}).items():
-            if math.isfinite(loss := number(value)):
-                xs, ys = by_task.setdefault(task, ([], []))
-                xs.append(line["step"])
-                ys.append(loss)
+    evaluations = [evals[s] for s in sorted(evals)]
     points = [(float(s), number(evals[s].get("loss"))) for s in sorted(evals)]
     finite = [p for p in points if math.isfinite(p[1])]
-    last = evals[max(evals)].get("task_loss") or {} if evals else {}
     return Training(
         columns=columns,
-        task_loss={t: (np.array(xs), np.array(ys)) for t, (xs, ys) in sorted(by_task.items())},
+        task_loss=_series(ordered, "task_loss"),
+        source_loss=_series(ordered, "source_loss"),
         evals=(np.array([p[0] for p in finite]), np.array([p[1] for p in finite])),
-        eval_task_loss={t: v for t, raw in last.items() if math.isfinite(v := number(raw))},
+        curves=_series(evaluations, "set_loss"),
+        eval_task_loss=_series(evaluations, "task_loss"),
     )
+
+
+def _series(
+    lines: Iterable[Mapping[str, Any]], field: str
+) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Return name -> (steps, values) of a field that maps names to values; values that are not finite are left out."""
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for line in lines:
+        for name, raw in (line.get(field) or {}).items():
+            if math.isfinite(value := number(raw)):
+                xs, ys = found.setdefault(name, ([], []))
+                xs.append(float(line["step"]))
+                ys.append(value)
+    return {name: (np.array(xs), np.array(ys)) for name, (xs, ys) in sorted(found.items())}
 
 
 def number(value: Any) -> float:
@@ -177,6 +198,14 @@ def number(value: Any) -> float:
     if isinstance(value, bool | int | float) and math.isfinite(value):
         return float(value)
     return math.nan
+
+
+def _others(run_dir: Path) -> Iterable[dict[str, Any]]:
+    """Yield the scores of other checkpoints, models and settings; what is torn is left out."""
+    for path in sorted(run_dir.glob("eval/others/*/scores.json")):
+        found = _object(run_dir, str(path.relative_to(run_dir)), {})
+        if isinstance(found.get("sets"), dict):
+            yield {"name": path.parent.name, **found}
 
 
 def _object(run_dir: Path, name: str, problems: dict[str, str]) -> dict[str, Any]:

@@ -11,12 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sft_dist.core.runfolder import SILENT_S
+from sft_dist.evals.score import BASELINES
 from sft_dist.report.formatting import duration
 from sft_dist.report.run_files import RunFiles, number
 
-BASELINES = ("nearest", "majority", "base")
-SET_TITLES = {"seen": "Trained tasks, unseen inputs", "heldout": "Held-out tasks"}
-METRIC_TITLES = {"exact_match": "exact match", "rouge_l": "ROUGE-L"}
+SET_TITLES = {
+    "seen": "Trained tasks, unseen inputs",
+    "heldout_near": "Held-out tasks, near",
+    "heldout_far": "Held-out tasks, far",
+    "validation": "Validation, which chooses",
+}
+CURVE_TITLES = {
+    "validation": "validation",
+    "seen": "trained tasks",
+    "heldout_near": "held-out, near",
+    "heldout_far": "held-out, far",
+}
 
 EDGE_SHARE = 0.05
 """Part of the steps that counts as the start, and as the end, of a curve."""
@@ -104,16 +114,31 @@ def edge_mean(values: NDArray[np.float64], *, last: bool) -> float:
     return float(values[-n:].mean() if last else values[:n].mean())
 
 
-def score(figures: Mapping[str, Any], metric: str, baseline: str | None = None) -> float:
-    """Return a score of a task or macro entry of scores.json, or of one of its baselines; NaN when absent."""
-    source = figures if baseline is None else figures.get(baseline) or {}
-    return number(source.get(metric)) if isinstance(source, Mapping) else math.nan
+def score(figures: Mapping[str, Any], who: str = "model") -> float:
+    """Return the score of an answerer in a task entry of scores.json; NaN when absent."""
+    found = figures.get("score")
+    value = found.get(who) if isinstance(found, Mapping) else None
+    return number(value.get("mean") if isinstance(value, Mapping) else value)
 
 
-def gain(figures: Mapping[str, Any], metric: str) -> float:
-    """Return the score less the better of majority and nearest; NaN when something is absent."""
-    baselines = [b for name in ("majority", "nearest") if math.isfinite(b := score(figures, metric, name))]
-    return score(figures, metric) - max(baselines) if baselines else math.nan
+def interval(macro: Mapping[str, Any], who: str = "model") -> tuple[float, float, float]:
+    """Return (mean, low, high) of an answerer in a macro entry; NaN when absent."""
+    found = macro.get("score")
+    value = found.get(who) if isinstance(found, Mapping) else None
+    if not isinstance(value, Mapping):
+        return math.nan, math.nan, math.nan
+    return number(value.get("mean")), number(value.get("low")), number(value.get("high"))
+
+
+def best_baseline(contrasts: Mapping[str, Any]) -> str | None:
+    """Return the answerer without a model that comes nearest to the model; None without one."""
+    known = {
+        w: number(c.get("difference"))
+        for w, c in contrasts.items()
+        if w in BASELINES and isinstance(c, Mapping)
+    }
+    known = {w: d for w, d in known.items() if math.isfinite(d)}
+    return min(known, key=known.__getitem__) if known else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

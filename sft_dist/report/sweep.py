@@ -1,27 +1,101 @@
-"""A sweep folder -> leaderboard.html, leaderboard.json, and the table at the end of a sweep."""
+"""A sweep folder -> leaderboard.html (the comparison page of its trials), leaderboard.json, and the table in the terminal."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
-from sft_dist.cluster.sweep.folder import Trial
+from sft_dist.cluster.sweep.folder import Definition, SweepFolder, Trial
+from sft_dist.cluster.sweep.run_metric import RUN_METRICS, Curve, RunMetric, curve_of
+from sft_dist.core.errors import UserError
 from sft_dist.core.files import write_json, write_text
-from sft_dist.report.charts import Line, chart
-from sft_dist.report.formatting import DASH, count, esc, join, percent
-from sft_dist.report.html import Cell, Row, bar, figure, page, table
-from sft_dist.report.sweep_facts import Axis, Board, axis_of, number_of, read_board, short_names
-from sft_dist.report.sweep_figures import parallel, scatter
+from sft_dist.report.compare import comparison, comparison_body
+from sft_dist.report.formatting import DASH, count, esc
+from sft_dist.report.html import Cell, Row, page, table
+from sft_dist.report.run_files import MARKS, read_run_files
 
 TONES = {"finished": "good", "failed": "bad"}
 SHOWN = 20
 """Rows of the table in the terminal; the page has all."""
+COMPARED = 12
+"""Best trials that the page compares figure by figure."""
+ORDER = ("finished", "running", "interrupted", "pruned", "failed", "waiting")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Board:
+    """A sweep as it stands.
+
+    Attributes:
+        path: Its folder.
+        definition: What it searches.
+        figure: The metric.
+        trials: The best first, then those without a figure, by state and number.
+        best: The best, None before any has finished.
+        curves: Evaluation loss by step, of each trial, in the same order; training loss where nothing is held out.
+        curve_title: Which of the two it is.
+    """
+
+    path: Path
+    definition: Definition
+    figure: RunMetric
+    trials: tuple[Trial, ...]
+    best: Trial | None
+    curves: tuple[Curve, ...]
+    curve_title: str
+
+    @property
+    def parameters(self) -> list[str]:
+        """Config keys that are swept."""
+        return list(self.definition.space)
+
+    def run_dir(self, trial: Trial) -> Path:
+        """Return the run folder of a trial."""
+        return self.path / trial.name
+
+
+def read_board(path: Path) -> Board:
+    """Read a sweep's folder.
+
+    Raises:
+        UserError: When it is none, or no trial is left of it.
+    """
+    folder = SweepFolder(path)
+    definition = folder.definition()
+    trials = folder.trials()
+    if not trials:
+        raise UserError(
+            f"{path} has no record of any trial (trials/ is empty), so there is nothing to compare; "
+            f"begin them: sft-dist sweep {path}, or the command that made the sweep"
+        )
+    known = RUN_METRICS[definition.metric]
+    sign = 1.0 if known.direction == "minimize" else -1.0
+    trials = sorted(trials, key=lambda t: (ORDER.index(t.state), sign * (t.value or 0.0), t.number))
+    evaluated = [curve_of(path / t.name, "eval_loss") for t in trials]
+    in_course = any(len(c) > 1 for c in evaluated)
+    return Board(
+        path=path,
+        definition=definition,
+        figure=known,
+        trials=tuple(trials),
+        best=folder.best(trials, definition.metric),
+        curves=tuple(evaluated if in_course else [curve_of(path / t.name, "train_loss") for t in trials]),
+        curve_title=RUN_METRICS["eval_loss"].title if in_course else "training loss",
+    )
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Return each key without its section where no other key ends alike."""
+    last = [k.lstrip("+").rsplit(".", 1)[-1] for k in keys]
+    return {k: n if last.count(n) == 1 else k.lstrip("+") for k, n in zip(keys, last, strict=True)}
 
 
 def write_sweep(path: Path) -> Path:
@@ -36,10 +110,16 @@ def write_sweep(path: Path) -> Path:
     board = read_board(path)
     write_json(path / "leaderboard.json", as_json(board))
     name = path.resolve().name
+    ended = [t for t in board.trials if t.state == "finished"][:COMPARED]
+    runs = [
+        read_run_files(board.run_dir(t))
+        for t in ended
+        if any((board.run_dir(t) / m).is_file() for m in MARKS)
+    ]
     body = _header(board, name) + _leaderboard(board) + _unfinished(board)
-    body += _parameters(board) + _curves(board) + _footer(board)
+    body += comparison_body(runs, comparison(runs), settings=False) if len(runs) > 1 else ""
     out = path / "leaderboard.html"
-    write_text(out, page(f"{name} · sft_dist", body))
+    write_text(out, page(f"{name} · sft_dist", body + _footer(board)))
     return out
 
 
@@ -52,7 +132,6 @@ def as_json(board: Board) -> dict[str, Any]:
         "direction": board.figure.direction,
         "parameters": board.definition.space,
         "best": board.best.name if board.best else None,
-        "importance": {"by": board.importance_by, "of": board.importance},
         "trials": [
             {
                 "name": t.name,
@@ -88,7 +167,7 @@ def sweep_table(path: Path) -> Table:
     for trial in board.trials[:SHOWN]:
         settings = [trial.settings.get(k, DASH) for k in board.parameters]
         state = f"{trial.state}: {_cause(trial)}" if trial.reason else trial.state
-        out.add_row(trial.name, *settings, _value(trial.value), _steps(trial), state)
+        out.add_row(trial.name, *map(escape, settings), _value(trial.value), _steps(trial), escape(state))
     rest = len(board.trials) - SHOWN
     notes = [f"and {rest} more"] if rest > 0 else []
     notes += [f"{t.name} failed: {board.run_dir(t)}" for t in board.trials if t.state == "failed"]
@@ -97,19 +176,9 @@ def sweep_table(path: Path) -> Table:
 
 
 def _header(board: Board, name: str) -> str:
-    links = join(
-        f'<a href="#{anchor}">{text}</a>'
-        for anchor, text in (
-            ("leaderboard", "Leaderboard"),
-            ("unfinished", "Without a result"),
-            ("parameters", "Parameters"),
-            ("curves", "Learning curves"),
-        )
-        if anchor != "unfinished" or any(t.state != "finished" for t in board.trials)
-    )
     return (
         f'<header><p class="eyebrow">Sweep</p><h1>{esc(name)}</h1>'
-        f'<p class="lead">{esc(" ".join(_sentences(board)))}</p><nav>{links}</nav></header>'
+        f'<p class="lead">{esc(" ".join(_sentences(board)))}</p></header>'
     )
 
 
@@ -130,7 +199,21 @@ def _sentences(board: Board) -> list[str]:
     )
     if len(values) > 2:
         out.append(f"The median of the finished trials is {_value(median(values))}.")
+    out.append(_spread(board))
     return out
+
+
+def _spread(board: Board) -> str:
+    """Say how far trials that differ in the seed alone are apart: a smaller difference is no result."""
+    groups: dict[str, list[float]] = {}
+    for t in board.trials:
+        if t.state == "finished" and t.value is not None:
+            rest = " ".join(f"{k}={v}" for k, v in t.settings.items() if k.lstrip("+") != "seed")
+            groups.setdefault(rest, []).append(t.value)
+    spreads = [max(v) - min(v) for v in groups.values() if len(v) > 1]
+    if not spreads:
+        return "Each setting ran with one seed, so small differences may be chance; add seed=0,1,2 to see."
+    return f"Trials that differ in the seed alone are up to {max(spreads):.3g} apart; a smaller difference is no result."
 
 
 def _tally(board: Board) -> str:
@@ -145,35 +228,21 @@ def _leaderboard(board: Board) -> str:
     out = '<h2 id="leaderboard">Leaderboard</h2>'
     if not ranked:
         return f'{out}<p class="note">No trial has finished.</p>'
-    values = [t.value for t in ranked if t.value is not None]
-    low, high = min(values), max(values)
     names = short_names(board.parameters)
-    words = [
-        names[k]
-        for k in board.parameters
-        if not all(math.isfinite(number_of(t.settings.get(k))) for t in ranked)
+    rows: list[Row] = [
+        [
+            Cell(f'<a href="{esc(trial.name)}/">{esc(trial.name)}</a>', trial.number),
+            *(_setting(trial, k) for k in board.parameters),
+            Cell(_value(trial.value), trial.value),
+            Cell(_steps(trial), float(trial.step or 0)),
+            Cell(count(trial.attempts), trial.attempts),
+        ]
+        for trial in ranked
     ]
-    rows: list[Row] = []
-    for trial in ranked:
-        assert trial.value is not None
-        share = (trial.value - low) / (high - low) if high > low else 0.0
-        css = "model" if trial is ranked[0] else ""
-        rows.append(
-            [
-                Cell(f'<a href="{esc(trial.name)}/">{esc(trial.name)}</a>', trial.number),
-                *(_setting(trial, k) for k in board.parameters),
-                Cell(
-                    f'{_value(trial.value)}<span class="share">{bar(0.04 + 0.96 * share, css)}</span>',
-                    trial.value,
-                ),
-                Cell(_steps(trial), float(trial.step or 0)),
-                Cell(count(trial.attempts), trial.attempts),
-            ]
-        )
     heads = ("trial", *(names[k] for k in board.parameters), board.figure.title, "steps", "attempts")
     note = "Lower is better." if board.figure.direction == "minimize" else "Higher is better."
     out += f'<p class="note">{note} A trial is a run folder: <code>sft-dist report {esc(board.path)}/{ranked[0].name}</code>.</p>'
-    return out + table(heads, rows, left=words, css="sortable fit")
+    return out + table(heads, rows, css="sortable fit")
 
 
 def _unfinished(board: Board) -> str:
@@ -204,82 +273,6 @@ def _why(board: Board, trial: Trial) -> str:
     }.get(trial.state, "")
 
 
-def _parameters(board: Board) -> str:
-    out = '<h2 id="parameters">Parameters</h2>'
-    ranked = [t for t in board.trials if t.state == "finished" and t.value is not None]
-    if len(ranked) < 2:
-        return f'{out}<p class="note">Two finished trials are needed to say anything about parameters.</p>'
-    names = short_names(board.parameters)
-    labels = [f"{t.name}: {' '.join(t.overrides)}, {_value(t.value)}" for t in ranked]
-    metric = axis_of(board.figure.title, [_value(t.value) for t in ranked])
-    axes = {
-        k: axis_of(names[k], [t.settings.get(k) for t in ranked], log="log" in board.definition.space[k])
-        for k in board.parameters
-    }
-    if board.importance:
-        most = max(board.importance.values()) or 1.0
-        rows: list[Row] = [
-            [names[k], Cell(f'{percent(v, 0)}<span class="share">{bar(v / most, "model")}</span>', v)]
-            for k, v in board.importance.items()
-        ]
-        out += f'<h3>What mattered</h3><p class="note">In percent, by {esc(board.importance_by)}. {_doubt(ranked)}</p>'
-        out += table(("parameter", "importance"), rows, css="fit")
-    shown = sorted(axes, key=lambda k: -board.importance.get(k, 0.0))
-    cells = join(
-        figure(
-            f"<b>{esc(axes[k].title)}</b> <span>against {esc(board.figure.title)}</span>",
-            _scatter(axes[k], metric, labels),
-        )
-        for k in shown
-    )
-    out += f'<h3>One by one</h3><p class="note">A dot a trial, the best filled.</p><div class="charts">{cells}</div>'
-    if len(axes) > 1:
-        drawn = parallel([*axes.values(), metric], labels)
-        caption = "A line a trial: <b>the best</b> strong, the best quarter in its colour."
-        out += f'<h3>Together</h3><div class="one">{figure(caption, drawn)}</div>'
-    return out
-
-
-def _scatter(x: Axis, y: Axis, labels: list[str]) -> str:
-    return scatter(x, y, labels, 0)
-
-
-def _doubt(ranked: list[Trial]) -> str:
-    return f"Only {len(ranked)} trials: take it as a hint." if len(ranked) < 12 else ""
-
-
-def _curves(board: Board) -> str:
-    drawn = [(t, c) for t, c in zip(board.trials, board.curves, strict=True) if len(c) > 1]
-    out = '<h2 id="curves">Learning curves</h2>'
-    if not drawn:
-        return f'{out}<p class="note">No trial has recorded a course of its loss yet.</p>'
-
-    def line(trial: Trial, points: list[tuple[int, float]]) -> Line:
-        xs, ys = (np.array(v, dtype=np.float64) for v in zip(*points, strict=True))
-        best = trial is board.best
-        colour = "a" if best else "b" if trial.state in ("pruned", "failed") else "c"
-        return Line(x=xs, y=ys, colour=colour, style="line" if best else "faint")
-
-    lines = [line(t, c) for t, c in sorted(drawn, key=lambda d: d[0] is board.best)]
-    high = _top(drawn)
-    caption = (
-        f'<b>{esc(board.curve_title.capitalize())}</b> <span>nats per answer token<span class="key">the best</span>'
-        '<span class="key muted">others</span><span class="key b">pruned or failed</span></span>'
-    )
-    svg = join(
-        f'<div class="{css}">{chart(lines, name=f"sweep-{css}", description=f"{board.curve_title} of {len(drawn)} trials", width=w, height=h, high=high)}</div>'
-        for css, w, h in (("wide", 960, 380), ("narrow", 340, 230))
-    )
-    return f'{out}<div class="one">{figure(caption, svg)}</div>'
-
-
-def _top(drawn: list[tuple[Trial, list[tuple[int, float]]]]) -> float | None:
-    """Cut off what diverged, so that the others can be told apart."""
-    values = np.array([v for _, c in drawn for _, v in c])
-    starts = max(c[0][1] for _, c in drawn)
-    return float(starts * 1.02) if float(values.max()) > 2 * starts else None
-
-
 def _footer(board: Board) -> str:
     return (
         f"<footer>Made by sft_dist from the files of {esc(board.path)}; <code>sft-dist report --sweep</code> makes it anew. "
@@ -289,8 +282,9 @@ def _footer(board: Board) -> str:
 
 def _setting(trial: Trial, key: str) -> Cell:
     text = trial.settings.get(key, DASH)
-    number = number_of(text)
-    return Cell(esc(text), number if math.isfinite(number) else None)
+    with suppress(ValueError):
+        return Cell(esc(text), float(text))
+    return Cell(esc(text))
 
 
 def _cause(trial: Trial) -> str:

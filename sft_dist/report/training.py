@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,13 @@ from sft_dist.report.formatting import (
 )
 from sft_dist.report.html import Cell, bar, figure, missing, name_cell, pairs, stat_row, table
 from sft_dist.report.run_files import RunFiles, number
-from sft_dist.report.run_summary import RunSummary, edge_mean, smooth, task_mix
+from sft_dist.report.run_summary import CURVE_TITLES, RunSummary, edge_mean, smooth, task_mix
 
 MULTIPLES = 24
 """Tasks whose loss is drawn at once; further ones are folded away."""
+
+DRAWN = 120
+"""Tasks whose loss is drawn at all; of the rest the first and last loss stand alone."""
 
 EVENTS_SHOWN = 60
 
@@ -37,6 +41,24 @@ EVENT_HEADS = ("time", "event", "step", "detail")
 
 NOTABLE = ("skip", "resume", "stop", "fail", "fatal", "bad", "error", "spike", "changed")
 """Events that a reader looks for, by part of their name."""
+
+
+CURVE_COLOURS = (("b", "b"), ("good", "good"), ("bad", "bad"), ("c", "muted"))
+
+STEP_CHARTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "lr": ("Learning rate", "", {"low": 0.0}),
+    "grad_norm": ("Gradient norm", "before clipping", {"low": 0.0}),
+    "tokens_per_s": ("Throughput", "tokens a second", {"low": 0.0}),
+    "step_s": ("Step time", "seconds", {"low": 0.0}),
+    "data_wait_s": ("Waiting for data", "seconds a step", {"low": 0.0}),
+    "memory_bytes": ("Peak memory", "bytes, rank 0", {"low": 0.0}),
+    "fill": ("Fill", "tokens over capacity", {"high": 1.0, "y_format": "percent"}),
+    "imbalance": ("Imbalance", "slowest rank over mean, 1 is perfect", {"low": 1.0}),
+    "mfu": ("MFU", "useful FLOPs over peak", {"low": 0.0, "y_format": "percent"}),
+}
+"""Field of metrics.jsonl -> title, unit and axis of its chart."""
+ROUGH = {"grad_norm", "tokens_per_s", "step_s", "data_wait_s", "mfu", "imbalance", "fill"}
+"""Fields that vary from step to step: a moving mean is drawn over them."""
 
 
 def training_section(run: RunFiles, known: RunSummary) -> str:
@@ -72,16 +94,21 @@ def _charts(run: RunFiles) -> str:
     steps = t["step"]
     window = max(1, len(t) // 40)
     marks = sorted({x for e in run.events if _notable(e) and math.isfinite(x := number(e.get("step")))})
-    lines = [Line(x=steps, y=t["loss"], style="faint"), Line(x=steps, y=smooth(t["loss"], window))]
-    caption = (
-        f'<b>Loss</b> <span>nats per answer token<span class="key">training, mean of {window} steps</span>'
-    )
-    if len(t.evals[0]):
-        lines.append(Line(x=t.evals[0], y=t.evals[1], colour="b", style="dots"))
-        caption += '<span class="key b dot">evaluation</span>'
+    smoothed = smooth(t["loss"], window)
+    lines = [
+        Line(x=steps, y=t["loss"], style="faint"),
+        Line(x=steps, y=smoothed, title="training"),
+    ]
+    keys = f'<span class="key">training, mean of {window} steps</span>'
+    for (name, (xs, ys)), (colour, css) in zip(run.training.curves.items(), CURVE_COLOURS, strict=False):
+        lines.append(Line(x=xs, y=ys, colour=colour, style="dots", title=CURVE_TITLES.get(name, name)))
+        keys += f'<span class="key {css} dot">{esc(CURVE_TITLES.get(name, name))}</span>'
+    if not run.training.curves and len(t.evals[0]):
+        lines.append(Line(x=t.evals[0], y=t.evals[1], colour="b", style="dots", title="evaluation"))
+        keys += '<span class="key b dot">evaluation</span>'
     if marks:
-        caption += '<span class="key mark">resume, skip, failure</span>'
-    caption += "</span>"
+        keys += '<span class="key mark">resume, skip, failure</span>'
+    caption = f"<b>Loss</b> <span>nats per answer token{keys}</span>"
     finite = t["loss"][np.isfinite(t["loss"])]
     described = (
         f"Training loss falls from {edge_mean(finite, last=False):.2f} to {edge_mean(finite, last=True):.2f}"
@@ -92,43 +119,63 @@ def _charts(run: RunFiles) -> str:
         for css, w, h in (("wide", 640, 390), ("narrow", 340, 230))
     )
     out = figure(caption, hero, "hero")
-    small = (
-        ("lr", "Learning rate", "", {"low": 0.0}),
-        ("grad_norm", "Gradient norm", "before clipping", {"low": 0.0}),
-        ("tokens_per_s", "Throughput", "tokens a second", {"low": 0.0}),
-        ("fill", "Fill", "tokens over capacity", {"high": 1.0, "y_format": "percent"}),
-        ("imbalance", "Imbalance", "slowest rank over mean, 1 is perfect", {"low": 1.0}),
-        ("mfu", "MFU", "useful FLOPs over peak", {"low": 0.0, "y_format": "percent"}),
-    )
-    for field, title, unit, options in small:
+    tail = steps >= 0.3 * (steps[-1] if len(steps) else 0)
+    zoomed = [
+        replace(line, x=line.x[line.x >= 0.3 * steps[-1]], y=line.y[line.x >= 0.3 * steps[-1]])
+        for line in lines
+    ]
+    if tail.sum() > 20:
+        svg = chart(
+            zoomed,
+            name="loss-tail",
+            description="Loss, the last 70 % of steps, logarithmic",
+            marks=marks,
+            log=True,
+        )
+        out += figure("<b>Loss</b> <span>the last 70 % of steps, logarithmic</span>", svg)
+    for field, (title, unit, options) in STEP_CHARTS.items():
         if not np.isfinite(t[field]).any():
             continue
-        rough = field in {"grad_norm", "tokens_per_s", "mfu", "imbalance", "fill"} and window > 1
+        rough = field in ROUGH and window > 1
         curves = [Line(x=steps, y=t[field], style="faint")] if rough else []
-        curves.append(Line(x=steps, y=smooth(t[field], window) if rough else t[field]))
-        svg = chart(curves, name=field.replace("_", "-"), description=f"{title} by step", **options)  # type: ignore[arg-type]
+        curves.append(Line(x=steps, y=smooth(t[field], window) if rough else t[field], title=title.lower()))
+        svg = chart(
+            curves, name=field.replace("_", "-"), description=f"{title} by step", marks=marks, **options
+        )
         out += figure(f"<b>{title}</b> <span>{unit}</span>", svg)
     return f'<div class="charts">{out}</div>'
 
 
 def _multiples(run: RunFiles) -> str:
-    curves = {t: xy for t, xy in run.training.task_loss.items() if len(xy[0]) > 1}
+    out = ""
+    if run.training.source_loss:
+        out += _grid_of(run, run.training.source_loss, "Loss of every source", "training")
+    out += _grid_of(run, run.training.task_loss, "Loss of every task", "training")
+    return out + _grid_of(
+        run, run.training.eval_task_loss, "Loss of every evaluated task", "evaluations during training"
+    )
+
+
+def _grid_of(run: RunFiles, known: Mapping[str, tuple[Any, Any]], title: str, of: str) -> str:
+    curves = {t: xy for t, xy in known.items() if len(xy[0]) > 1}
     if not curves:
         return ""
     top = max(edge_mean(ys, last=False) for _, ys in curves.values())
     right = float(run.training["step"][-1])
-    cells = []
+    cells: list[str] = []
     for task, (xs, ys) in sorted(curves.items(), key=lambda item: -edge_mean(item[1][1], last=True)):
         ends = f'<div class="ends"><span>{edge_mean(ys, last=False):.2f}</span><span>{edge_mean(ys, last=True):.2f}</span></div>'
-        svg = sparkline(xs, ys, top=top, right=right, width=150, height=44)
+        svg = sparkline(xs, ys, top=top, right=right, width=150, height=44) if len(cells) < DRAWN else ""
         cells.append(f'<figure><figcaption title="{esc(task)}">{esc(task)}</figcaption>{svg}{ends}</figure>')
     out = (
-        '<h3>Loss of every task</h3><p class="note">Same scale everywhere, from 0; the highest final loss comes first. '
+        f'<h3>{title}</h3><p class="note">Of {of}. Same scale everywhere, from 0; the highest final loss comes first. '
         "Left the first 5 % of steps, right the last.</p>"
         f'<div class="multiples">{join(cells[:MULTIPLES])}</div>'
     )
     if rest := cells[MULTIPLES:]:
-        out += f'<details><summary>{len(rest)} more tasks</summary><div class="multiples">{join(rest)}</div></details>'
+        out += (
+            f'<details><summary>{len(rest)} more</summary><div class="multiples">{join(rest)}</div></details>'
+        )
     return out
 
 

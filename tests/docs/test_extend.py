@@ -78,11 +78,44 @@ def test_a_schedule_by_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_probe_by_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sft_dist.evals.probes import PROBES, probed
+    from sft_dist.evals.probes import PROBES, Answers, Material, Probe, asked_of, judge_probes
 
-    monkeypatch.setitem(PROBES, "same", lambda example, _others, _rng: example)
     e = single_turn(task="t", source="s", instruction="Do it", input="x", output="y")
-    assert probed([e], seed=0)["same"] == {e.id: e}
+    same = Probe(
+        "Same", "The same again.", lambda _: {"same": {e.id: [e]}}, "loss", lambda *_: {"sentence": "Equal."}
+    )
+    monkeypatch.setitem(PROBES, "same", same)
+    material = Material(sets={"seen": [e]})
+    variants, generate, losses = asked_of(["same"], material)
+    assert (generate, losses) == ([], [e])
+    found = judge_probes(variants, material, Answers(generations={}, losses={}), None)
+    assert found["same"]["sentence"] == "Equal."
+
+
+def test_an_evaluation_metric_by_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sft_dist.evals.baselines import Baselines
+    from sft_dist.evals.metrics import METRICS, Metric
+    from sft_dist.evals.score import score_examples, scores
+    from sft_dist.evals.splits import Generation
+
+    monkeypatch.setitem(
+        METRICS, "length", Metric("length", lambda said, _: min(1.0, len(said) / 4), "How long.")
+    )
+    e = single_turn(task="t", source="s", instruction="Do it", output="y")
+    said = {e.id: Generation(id=e.id, prediction="ab", stopped=True, tokens=1)}
+    out = scores(score_examples({"seen": [e]}, said, Baselines([]), metric="length"), asked="length")
+    assert out["sets"]["seen"]["macro"]["score"]["model"]["mean"] == 0.5
+
+
+def test_a_section_of_the_run_page_by_its_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from sft_dist.report import run
+
+    extra = run.ReportSection("extra", "Extra", lambda files, _: f'<h2 id="extra">Extra of {files.name}</h2>')
+    monkeypatch.setattr(run, "SECTIONS", (*run.SECTIONS, extra))
+    (tmp_path / "config.json").write_text('{"name": "mine"}')
+    page = run.write_report(tmp_path).read_text()
+    assert '<a href="#extra">Extra</a>' in page
+    assert "Extra of mine" in page
 
 
 FLOW = re.compile(r"sources -> holdout -> construct.*?(?=\n```|\n\"\"\")", re.DOTALL)

@@ -392,10 +392,16 @@ def test_with_the_real_renderer_and_tokenizer_to_scores(tmp_path):
         np.log(tokenizer.vocab_size), abs=0.5
     )
     judged = score_examples(
-        {"seen": examples}, collect_generations(folder, examples), Baselines(map(training_pairs, examples))
+        {"seen": examples},
+        collect_generations(folder, examples),
+        Baselines(map(training_pairs, examples)),
+        metric="exact_match",
+        losses=losses,
     )
-    assert all(j.nearest_em for j in judged)  # the evaluated examples stand in the training set here
-    result = scores(judged, losses=losses)
+    assert all(
+        j.scores["nearest"]["exact_match"] for j in judged
+    )  # the evaluated examples stand in the training set here
+    result = scores(judged, asked="exact_match")
     write_results(tmp_path / "eval", judged, result)
-    assert result["seen"]["macro"]["nearest"]["exact_match"] == 1.0
-    assert result["seen"]["tasks"]["t0"]["n"] == 3
+    assert result["sets"]["seen"]["macro"]["score"]["nearest"]["mean"] == 1.0
+    assert result["sets"]["seen"]["tasks"]["t0"]["n"] == 3

@@ -8,9 +8,17 @@ import pytest
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import single_turn
-from sft_dist.evals.baselines import Baselines, TokenSetIndex, TrainingPair, most_common, training_pairs
+from sft_dist.evals.baselines import (
+    Baselines,
+    TokenSetIndex,
+    TrainingPair,
+    format_guesses,
+    most_common,
+    training_pairs,
+)
 from sft_dist.evals.score import score_examples, scores, write_results
 from sft_dist.evals.splits import AnswerLoss, Generation
+from sft_dist.evals.statistics import wilson
 
 
 def ask(task, text, *answers):
@@ -112,7 +120,7 @@ def test_tasks_that_nobody_asks_for_take_no_room():
 
 def test_known_reads_user_text_and_answer():
     e = single_turn(task="t", source="s", instruction="Add.", input="1 2", output="3", system="be brief")
-    assert training_pairs(e) == TrainingPair("t", "Add.\n\n1 2", "3")
+    assert training_pairs(e) == TrainingPair("t", "Add.\n\n1 2", "3", "1 2")
 
 
 def fixture():
@@ -135,46 +143,96 @@ def fixture():
 
 def test_scores_per_task_and_macro_by_hand():
     sets, generations, baselines = fixture()
-    judged = score_examples(sets, generations, baselines)
-    assert [j.exact_match for j in judged] == [True, True, False, False, True]
-    assert [j.strict_exact_match for j in judged] == [False, False, False, False, True]
-    assert [j.majority_answer for j in judged] == ["blue", "blue", "blue", "two", "blue"]
-    assert [j.nearest_answer for j in judged][:4] == ["blue", "green", "green", "two"]
-
     losses = {e.id: AnswerLoss(id=e.id, nats=2.0, tokens=4) for e in sets["seen"]}
+    judged = score_examples(sets, generations, baselines, metric="exact_match", losses=losses)
+    assert [j.scores["model"]["exact_match"] for j in judged] == [1, 1, 0, 0, 1]
+    assert [j.strict for j in judged] == [False, False, False, False, True]
+    assert [j.answers["majority"] for j in judged] == ["blue", "blue", "blue", "two", "blue"]
+    assert [j.answers["nearest"] for j in judged][:4] == ["blue", "green", "green", "two"]
+
     out = scores(
-        judged,
-        categories={"a": "Word Analogy", "b": "Maths"},
-        losses=losses,
-        training_examples={"a": 3, "b": 1},
+        judged, asked="exact_match", categories={"a": "Word Analogy"}, training_examples={"a": 3, "b": 1}
     )
-    a = out["seen"]["tasks"]["a"]
-    assert (a["n"], a["training_examples"], a["category"]) == (3, 3, "Word Analogy")
-    assert a["exact_match"] == pytest.approx(2 / 3)
-    assert a["majority"]["exact_match"] == pytest.approx(2 / 3)
-    assert a["nearest"]["exact_match"] == pytest.approx(
-        2 / 3 - 1 / 3 + 1 / 3
-    )  # blue right, green right, green wrong
+    seen = out["sets"]["seen"]
+    a, b = seen["tasks"]["a"], seen["tasks"]["b"]
+    assert (a["n"], a["training_examples"], a["category"], a["metric"]) == (
+        3,
+        3,
+        "Word Analogy",
+        "exact_match",
+    )
+    assert a["score"]["model"] == a["score"]["majority"] == pytest.approx(2 / 3)
+    assert (a["low"], a["high"]) == pytest.approx(wilson(2, 3))
+    assert a["score"]["nearest"] == pytest.approx(2 / 3)  # blue right, green right, green wrong
     assert a["loss"] == pytest.approx(6 / 12)
-    assert out["seen"]["tasks"]["b"]["rouge_l"] == pytest.approx(2 * (1 / 3) * 1 / (1 / 3 + 1))
-    macro = out["seen"]["macro"]
-    assert (macro["tasks"], macro["n"]) == (2, 4)
-    assert macro["exact_match"] == pytest.approx((2 / 3 + 0) / 2)  # tasks count the same, 2/4 would be micro
-    # task a: values 1, 1, 0 -> variance 1/3, of the mean 1/9; task b: one example, no spread known.
-    assert macro["exact_match_se"] == pytest.approx((1 / 9) ** 0.5 / 2)
-    assert out["seen"]["categories"]["Word Analogy"]["headline"] == "exact_match"
-    assert out["seen"]["categories"]["Maths"]["headline"] == "rouge_l"
-    assert out["heldout"]["macro"]["exact_match"] == 1.0
-    assert "loss" not in out["heldout"]["macro"]
-    assert "base" not in macro
+    assert b["metrics"]["rouge_l"]["model"] == pytest.approx(2 * (1 / 3) * 1 / (1 / 3 + 1))
+    macro = seen["macro"]
+    assert (macro["tasks"], macro["units"], macro["n"], macro["few"]) == (2, 2, 4, True)
+    assert macro["score"]["model"]["mean"] == pytest.approx((2 / 3 + 0) / 2)  # tasks count the same
+    assert seen["contrasts"]["nearest"]["difference"] == pytest.approx(0)
+    assert (seen["contrasts"]["nearest"]["win"], seen["contrasts"]["nearest"]["tie"]) == (0, 2)
+    assert seen["categories"]["Word Analogy"]["score"]["model"] == pytest.approx(2 / 3)
+    assert out["sets"]["heldout"]["macro"]["score"]["model"]["mean"] == 1.0
+    assert "loss" not in out["sets"]["heldout"]["macro"]
+    assert "base" not in seen["contrasts"]
 
 
 def test_base_model_is_scored_beside():
     sets, generations, baselines = fixture()
     base = {i: Generation(id=i, prediction="blue", stopped=False, tokens=9) for i in generations}
-    out = scores(score_examples(sets, generations, baselines, base))
-    assert out["seen"]["tasks"]["a"]["base"]["exact_match"] == pytest.approx(2 / 3)
-    assert out["seen"]["macro"]["base"]["exact_match"] == pytest.approx(1 / 3)
+    out = scores(score_examples(sets, generations, baselines, base, metric="exact_match"))
+    seen = out["sets"]["seen"]
+    assert seen["tasks"]["a"]["score"]["base"] == pytest.approx(2 / 3)
+    assert seen["macro"]["score"]["base"]["mean"] == pytest.approx(1 / 3)
+    assert seen["contrasts"]["base"]["difference"] == pytest.approx(0)
+    assert seen["contrasts"]["base"]["p_holm"] == 1.0
+    assert out["transfer"]["lift"]["seen"]["difference"] == pytest.approx(0)
+
+
+def test_a_guess_in_the_right_format():
+    labelled = [
+        single_turn(
+            task="t", source="s", instruction="Good or bad?", input=f"x{i}", output=("good", "bad")[i % 2]
+        )
+        for i in range(8)
+    ]
+    assert set(format_guesses(labelled).values()) == {("bad", "good")}
+    spans = [
+        single_turn(task="t", source="s", instruction="First.", input=f"List: {w} b{i} c{i} d{i}", output=w)
+        for i, w in enumerate("pqrst")
+    ]
+    assert format_guesses(spans)[spans[0].id] == ("p", "b0", "c0", "d0")  # "List:" is the frame
+    free = [ask("t", f"question {i}", f"answer {i}") for i in range(5)]
+    assert set(format_guesses(free).values()) == {()}
+    said_ = {e.id: said(e, "p") for e in spans}
+    judged = score_examples(
+        {"seen": spans}, said_, Baselines([TrainingPair("u", "a", "b")]), metric="exact_match"
+    )
+    assert [j.scores["format_guess"]["exact_match"] for j in judged] == [0.25] * 5
+
+
+def test_the_input_alone_finds_the_answer_of_another_task():
+    training = [
+        TrainingPair("other", "Reverse.\n\nred fox", "fox red", "red fox"),
+        TrainingPair("t", "Copy.\n\na", "a", "a"),
+    ]
+    example = single_turn(task="t", source="s", instruction="Copy.", input="red fox", output="red fox")
+    assert Baselines(training).answers(example)["input_only"] == ("fox red",)
+    assert Baselines(training).answers(ask("t", "", "x"))["input_only"] == ()
+
+
+def test_classification_tasks_show_what_they_confuse():
+    examples = [
+        single_turn(
+            task="t", source="s", instruction="Good or bad?", input=f"x{i}", output=("good", "bad")[i % 2]
+        )
+        for i in range(8)
+    ]
+    said_ = {e.id: said(e, "good" if i else "what") for i, e in enumerate(examples)}
+    out = scores(score_examples({"seen": examples}, said_, Baselines([]), metric="auto"), asked="auto")
+    task = out["sets"]["seen"]["tasks"]["t"]
+    assert task["metric"] == "accuracy"
+    assert task["confusion"] == {"labels": ["bad", "good"], "counts": {"bad": [0, 4, 0], "good": [0, 3, 1]}}
 
 
 def test_files_have_the_agreed_fields(tmp_path):
@@ -182,11 +240,13 @@ def test_files_have_the_agreed_fields(tmp_path):
     judged = score_examples(sets, generations, baselines)
     write_results(tmp_path / "eval", judged, scores(judged))
     line = json.loads((tmp_path / "eval" / "generations.jsonl").read_text().splitlines()[1])
-    agreed = "set task id prompt references prediction exact_match rouge_l stopped majority_answer nearest_answer majority_em nearest_em majority_rouge_l nearest_rouge_l"
-    assert set(agreed.split()) <= set(line)
+    agreed = "set task id prompt references metric answers scores strict stopped nats target_tokens"
+    assert set(agreed.split()) == set(line)
     assert line["references"] == ["green", "Grün"]
     assert line["prompt"] == "Do it.\n\ngrass"
-    assert set(json.loads((tmp_path / "eval" / "scores.json").read_text())) == {"seen", "heldout"}
+    found = json.loads((tmp_path / "eval" / "scores.json").read_text())
+    assert found["format"] == 2
+    assert set(found["sets"]) == {"seen", "heldout"}
 
 
 def test_a_missing_generation_is_an_error_not_a_zero():
@@ -199,7 +259,7 @@ def test_a_missing_generation_is_an_error_not_a_zero():
 def test_scoring_never_reaches_torch():
     import subprocess
 
-    code = "import sys, sft_dist.evals.score as s, sft_dist.evals.probes, sft_dist.evals.resumable_work; s.rouge_l('a', ['a']); print('torch' in sys.modules)"
+    code = "import sys, sft_dist.evals.score as s, sft_dist.evals.probes, sft_dist.evals.resumable_work; s.METRICS['rouge_l'].function('a', ['a']); print('torch' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "False\n"

@@ -8,8 +8,7 @@ import pytest
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import Message, example_to_dict, make_example, single_turn
 from sft_dist.core.sets import JUDGES
-from sft_dist.evals.probes import probed, sensitivity
-from sft_dist.evals.splits import Generation, cap_per_task, load_eval_sets, prompt_text, user_text
+from sft_dist.evals.splits import cap_per_task, load_eval_sets, prompt_text, user_text
 
 
 def example(task, text, answer):
@@ -72,29 +71,3 @@ def test_prompt_text_shows_roles_of_a_conversation():
     assert prompt_text(e) == "system: be kind\n\nuser: hi\n\nassistant: hello\n\nuser: bye"
     assert user_text(e) == "hi\nbye"
     assert prompt_text(example("t", "q", "a")) == "Instruction of t.\n\nq"
-
-
-def test_probes_swap_and_remove_the_instruction_and_keep_the_input():
-    examples = [
-        example("a", "cat", "tac"),
-        example("b", "dog", "2"),
-        single_turn(task="c", source="s", instruction="Say hi.", output="hi"),
-    ]
-    variants = probed(examples, seed=0)
-    a, b, c = examples
-    assert variants["without_instruction"][a.id].messages[0].content == "cat"
-    swapped = variants["other_instruction"][a.id]
-    assert swapped.messages[0].content == "Instruction of b.\n\ncat"
-    assert (swapped.instruction, swapped.input, swapped.output) == ("Instruction of b.", "cat", "tac")
-    assert c.id not in variants["without_instruction"]  # without INPUT nothing would be left
-
-    answers = {a.id: "tac", b.id: "2", variants["without_instruction"][b.id].id: "2"}
-    everything = [*examples, *(v for pairs in variants.values() for v in pairs.values())]
-    generations = {
-        e.id: Generation(id=e.id, prediction=answers.get(e.id, "?"), stopped=True, tokens=1)
-        for e in everything
-    }
-    assert sensitivity(variants, generations) == {
-        "without_instruction": {"n": 2, "exact_match": 1.0, "exact_match_probed": 0.5},
-        "other_instruction": {"n": 2, "exact_match": 1.0, "exact_match_probed": 0.0},
-    }

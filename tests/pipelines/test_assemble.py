@@ -158,7 +158,7 @@ def test_a_run_with_adapters_ends_in_a_folder_that_is_evaluated(
     assert all(".lora_" in n for n in index["parameters"])
     code, _, err = sft("evaluate", str(run))
     assert code == 0, err
-    assert read_json(run / "eval/scores.json")["seen"]["tasks"]
+    assert read_json(run / "eval/scores.json")["sets"]["seen"]["tasks"]
 
     # the base lies elsewhere now: the same run; then it is another model: nothing goes on with it
     moved = project / "moved"

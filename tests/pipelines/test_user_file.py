@@ -130,8 +130,8 @@ def test_train_stop_continue_export_evaluate_report(sft: Sft, project: Path) -> 
     generations = read_jsonl(folder.path / "eval" / "generations.jsonl")
     assert Counter(g["task"] for g in generations) == {"first": 3, "second": 3, "chats": 3}
     scores = read_json(folder.path / "eval" / "scores.json")
-    assert scores["seen"]["tasks"]["first"]["exact_match"] == pytest.approx(
-        np.mean([g["exact_match"] for g in generations if g["task"] == "first"])
+    assert scores["sets"]["seen"]["tasks"]["first"]["score"]["model"] == pytest.approx(
+        np.mean([g["scores"]["model"][g["metric"]] for g in generations if g["task"] == "first"])
     )
 
     # any checkpoint can be exported elsewhere, never over what is there

@@ -14,6 +14,7 @@ import numpy as np
 from sft_dist.core.files import write_json
 from sft_dist.core.records import StepMetrics, single_turn
 from sft_dist.evals.baselines import Baselines, TrainingPair
+from sft_dist.evals.probes import PROBES
 from sft_dist.evals.score import score_examples, scores, write_results
 from sft_dist.evals.splits import AnswerLoss, Generation
 
@@ -95,6 +96,15 @@ def write_run(
                     "kind": "eval",
                     "step": step,
                     "loss": float(np.mean(list(task_loss.values()))),
+                    "set_loss": {
+                        name: float(np.mean(list(task_loss.values()))) * more
+                        for name, more in (
+                            ("validation", 1.0),
+                            ("seen", 1.02),
+                            ("heldout_near", 2.0),
+                            ("heldout_far", 4.0),
+                        )
+                    },
                     "task_loss": task_loss,
                 }
                 f.write(json.dumps(line) + "\n")
@@ -209,9 +219,10 @@ def events(steps):
 
 def evaluate(folder, rng):
     """Judge synthetic answers with the real metrics."""
-    sets, generations, losses, training = {"seen": [], "heldout": []}, {}, {}, []
+    sets, generations, losses, training = {"seen": [], "heldout_near": [], "heldout_far": []}, {}, {}, []
     wanted = [("seen", t, v[3], v[4], v[2], 30) for t, v in TASKS.items()] + [
-        ("heldout", t, p, labels, 1.9, 100) for t, (p, labels) in HELDOUT.items()
+        ("heldout_far" if t == "to_lower" else "heldout_near", t, p, labels, 1.9, 100)
+        for t, (p, labels) in HELDOUT.items()
     ]
     for set_name, task, accuracy, labels, loss, n in wanted:
         for i in range(n):
@@ -233,25 +244,56 @@ def evaluate(folder, rng):
         k._replace(answer=answers[int(rng.integers(len(answers)))] if rng.random() < 0.6 else k.answer)
         for k in training
     ]
-    judged = score_examples(sets, generations, Baselines(training))
-    result = scores(judged, losses=losses, training_examples={t: v[0] for t, v in TASKS.items()})
-    result["probes"] = {
-        "without_instruction": {
-            "n": 140,
-            "exact_match": 0.84,
-            "exact_match_probed": 0.21,
-            "loss": 0.24,
-            "loss_probed": 1.81,
-        },
-        "other_instruction": {
-            "n": 140,
-            "exact_match": 0.84,
-            "exact_match_probed": 0.06,
-            "loss": 0.24,
-            "loss_probed": 3.02,
-        },
+    base = {
+        i: Generation(
+            id=i, prediction=g.prediction if rng.random() < 0.1 else "no idea", stopped=False, tokens=32
+        )
+        for i, g in generations.items()
     }
+    judged = score_examples(sets, generations, Baselines(training), base, metric="exact_match", losses=losses)
+    result = scores(judged, asked="exact_match", training_examples={t: v[0] for t, v in TASKS.items()})
+    result["probes"] = probes(rng)
     write_results(folder, judged, result)
+
+
+def probes(rng):
+    """Figures as the probes give them; their own tests check how they come about."""
+
+    def near(mean, width=0.06):
+        return {"mean": mean, "low": mean - width, "high": mean + width, "tasks": 14, "n": 60}
+
+    kinds = {"compliance": near(0.2), "memory": near(0.7), "rest": near(0.1), "superficiality": near(0.78)}
+    tasks = {
+        t: {"compliance": 0.2, "memory": 0.7, "rest": 0.1, "n": 10, "memory_low": 0.4, "memory_high": 0.9, "sibling": "day_after"}
+        for t in HELDOUT
+    }  # fmt: skip
+    parts = {
+        "phrasing": {"figures": {"as asked": near(0.8), "unseen wording": near(0.7), "worst wording": near(0.6)}},
+        "contrast": {"model": {**kinds, "tasks": tasks}, "base": {**kinds, "tasks": tasks}},
+        "instruction": {
+            "sets": {
+                "seen": {
+                    who: {"saved_against_none": near(1.2), "saved_against_wrong": near(1.6), "prefers_right": near(share)}
+                    for who, share in (("model", 0.9), ("base", 0.5))
+                }
+            }
+        },
+        "memorisation": {"gap": {"model": near(0.3), "base": near(0.0)}},
+        "control": {
+            who: {"prompt_strict": near(p), "prompt_loose": near(p), "instruction_strict": near(p), "constraints": {"json": near(p), "bullets": near(p)}}
+            for who, p in (("model", 0.4), ("base", 0.2))
+        },
+        "forgetting": {"difference": {"difference": 0.1, "low": 0.05, "high": 0.15}},
+    }  # fmt: skip
+    return {
+        name: {
+            "title": PROBES[name].title,
+            "definition": PROBES[name].definition,
+            "sentence": f"What {name} says.",
+            **p,
+        }
+        for name, p in parts.items()
+    }
 
 
 def make(task, labels, i, rng):

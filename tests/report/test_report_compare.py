@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from statistics import mean
 
 import pytest
 from run_fixture import write_run
@@ -8,6 +9,7 @@ from test_report_run import check
 
 from sft_dist.core.errors import UserError
 from sft_dist.report.compare import compare, comparison
+from sft_dist.report.formatting import percent, points
 from sft_dist.report.run_files import read_run_files
 
 
@@ -26,11 +28,39 @@ def test_figures_and_differing_settings(runs):
     table = [dict(zip(found.heads, row, strict=True)) for row in found.rows]
     assert [row["run"] for row in table] == ["low-rate", "high-rate", "crashed"]
     assert [row["state"] for row in table] == ["finished", "finished", "fatal"]
-    macro = json.loads((runs[0] / "eval" / "scores.json").read_text())["seen"]["macro"]
-    assert table[0]["exact match, trained tasks"] == f"{100 * macro['exact_match']:.1f}"
-    assert table[2]["exact match, trained tasks"] == "–"
+    model = json.loads((runs[0] / "eval" / "scores.json").read_text())["sets"]["seen"]["macro"]["score"][
+        "model"
+    ]
+    head = "exact match, Trained tasks, unseen inputs"
+    assert (
+        table[0][head]
+        == f"{percent(model['mean'])} [{percent(model['low'], 0)}, {percent(model['high'], 0)}]"
+    )
+    assert table[2][head] == "–"
     assert "MFU %" not in found.heads  # no run knows it
     assert found.differences == {"optim.lr": ("0.001", "0.005", "0.003")}
+
+
+def test_differences_are_paired_on_shared_examples(tmp_path):
+    """Recomputed from generations.jsonl by other means: a mean over tasks of differences on the same ids."""
+    first = write_run(tmp_path / "a", name="a", steps=20, planned=20)
+    second = write_run(tmp_path / "b", name="b", steps=20, planned=20)
+    lines = [json.loads(x) for x in (second / "eval" / "generations.jsonl").read_text().splitlines()]
+    for g in lines[::3]:
+        g["scores"]["model"]["exact_match"] = 1.0 - g["scores"]["model"]["exact_match"]
+    (second / "eval" / "generations.jsonl").write_text("".join(json.dumps(g) + "\n" for g in lines[5:]))
+    found = comparison([read_run_files(first), read_run_files(second)])
+    shown = dict(zip(found.heads, found.rows[1], strict=True))["less a, Trained tasks, unseen inputs"]
+    before = {}
+    for x in (first / "eval" / "generations.jsonl").read_text().splitlines():
+        g = json.loads(x)
+        before[g["id"]] = g["scores"]["model"]["exact_match"]
+    by_task = {}
+    for g in lines[5:]:
+        if g["set"] == "seen":
+            by_task.setdefault(g["task"], []).append(g["scores"]["model"]["exact_match"] - before[g["id"]])
+    assert shown.startswith(points(mean(map(mean, by_task.values()))) + " [")
+    assert any("only 415 examples are shared" in n for n in found.notes)
 
 
 def test_markdown(runs):
@@ -40,6 +70,7 @@ def test_markdown(runs):
     assert lines[2].startswith("| low-rate | finished | 120 |")
     assert lines[-1] == "| optim.lr | 0.001 | 0.005 | 0.003 |"
     assert len({line.count("|") for line in lines[:5]}) == 1
+    assert any("too few for a general claim" in line for line in lines)
 
 
 def test_page(runs, tmp_path):

@@ -23,7 +23,17 @@ from sft_dist.core.errors import UserError
 from sft_dist.report.formatting import clip, duration, esc, percent, points, short
 from sft_dist.report.run import summary_table, write_report
 from sft_dist.report.run_files import MADE_BY, number, read_run_files, read_training
-from sft_dist.report.run_summary import edge_mean, gain, smooth, status_of, summarize_run, task_mix, thin
+from sft_dist.report.run_summary import (
+    best_baseline,
+    edge_mean,
+    interval,
+    score,
+    smooth,
+    status_of,
+    summarize_run,
+    task_mix,
+    thin,
+)
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +98,14 @@ def check(path: Path) -> str:
 def test_a_finished_run(finished):
     text = check(finished / "report.html")
     scores = json.loads((finished / "eval" / "scores.json").read_text())
-    for name in ("seen", "heldout"):
-        assert f"{percent(scores[name]['macro']['exact_match'])} %" in text
+    for name in ("seen", "heldout_near", "heldout_far"):
+        found = scores["sets"][name]
+        model = found["macro"]["score"]["model"]
+        assert f"{percent(model['mean'])} %" in text
+        assert f"[{percent(model['low'])}, {percent(model['high'])}]" in text
+        base = found["contrasts"]["base"]
+        assert f"{points(base['difference'])} [{points(base['low'])}, {points(base['high'])}]" in text
+        assert f"{base['win']} / {base['tie']} / {base['loss']}" in text
     for section in (
         "Results",
         "Task by task",
@@ -101,7 +117,9 @@ def test_a_finished_run(finished):
     ):
         assert section in text
     for words in (
-        "Does the instruction matter?",
+        "What was learnt",
+        "Instruction or memory",
+        "Too few tasks for a general claim",
         "on 2 ranks (x86_64 CPU, 2 cores)",
         "eval_input 214",
         "resumed",
@@ -116,11 +134,10 @@ def test_a_finished_run(finished):
     assert "missing" not in text
     assert "writes it" not in text
     page = (finished / "report.html").read_text()
-    assert (
-        page.count('<svg class="chart"') == 7
-    )  # loss twice (wide, narrow), rate, norm, throughput, fill, imbalance
-    assert page.count('<svg class="spark"') == 2 * len(TASKS)
-    assert not re.search(r"#0\d0\d0\d", page)  # every stand-in colour has become a variable
+    # loss three times (wide, narrow, tail), rate, norm, throughput, step time, data wait, memory, fill, imbalance
+    assert page.count('<svg class="chart hover"') == 11
+    assert page.count('data-title="held-out, far"') == 3
+    assert page.count('<svg class="spark"') == 3 * len(TASKS)  # in the table; of training; of the evaluations
     assert "prefers-color-scheme: dark" in page
 
 
@@ -133,7 +150,8 @@ def test_the_page_is_small_whatever_the_length_of_the_run(tmp_path):
     assert write_report(path).stat().st_size < 400_000
 
 
-def test_nothing_but_a_folder(tmp_path):
+def test_nothing_but_a_status(tmp_path):
+    (tmp_path / "status.json").write_text("{}")
     text = check(write_report(tmp_path))
     assert "not started" in text
     assert "No step of training and no evaluation is recorded" in text
@@ -188,8 +206,9 @@ def test_hostile_text_stays_text(finished, tmp_path):
         "id": "1",
         "prompt": nasty,
         "references": [nasty, "b"],
-        "prediction": "",
-        "exact_match": False,
+        "answers": {"model": ""},
+        "metric": "exact_match",
+        "scores": {"model": {"exact_match": 0.0}},
         "stopped": False,
     }
     (run / "eval" / "generations.jsonl").write_text(json.dumps(line) + "\n")
@@ -220,7 +239,7 @@ def test_repeated_steps_count_once_and_nothing_infinite_passes():
     np.testing.assert_equal(t["loss"], [3.0, np.nan, 1.0])
     np.testing.assert_equal(t.task_loss["a"], ([1, 3], [3.0, 1.0]))
     assert list(t.task_loss) == ["a"]
-    assert t.eval_task_loss == {"a": 2.5}
+    assert {task: ys.tolist() for task, (_, ys) in t.eval_task_loss.items()} == {"a": [2.5]}
     assert t.evals[0].tolist() == [2.0]
 
 
@@ -236,15 +255,20 @@ def test_headline_figures(finished):
     assert f.tokens == sum(x["tokens"] for x in steps)
     assert f.fill == pytest.approx(f.tokens / sum(x["tokens"] / x["fill"] for x in steps))
     assert math.isnan(f.mfu)
+    (finished.parent / "status.json").write_text("{}")
     assert math.isnan(summarize_run(read_run_files(finished.parent)).final_loss)
 
 
-def test_gain_is_over_the_better_baseline():
-    assert (
-        gain({"rouge_l": 0.75, "majority": {"rouge_l": 0.25}, "nearest": {"rouge_l": 0.5}}, "rouge_l") == 0.25
-    )
-    assert gain({"rouge_l": 0.75, "majority": {"rouge_l": 0.25}}, "rouge_l") == 0.5
-    assert math.isnan(gain({"rouge_l": 0.75}, "rouge_l"))
+def test_the_best_baseline_comes_nearest_to_the_model():
+    contrasts = {
+        "base": {"difference": 0.1},
+        "nearest": {"difference": 0.4},
+        "format_guess": {"difference": 0.2},
+    }
+    assert best_baseline(contrasts) == "format_guess"
+    assert best_baseline({"base": {"difference": 0.1}}) is None
+    assert score({"score": {"model": 0.5}}) == score({"score": {"model": {"mean": 0.5}}}) == 0.5
+    assert math.isnan(score({}))
 
 
 def test_mixture_marks_what_is_under_represented():
@@ -300,22 +324,24 @@ def test_how_things_are_written(shown, expected):
 
 def printed(table) -> str:
     out = io.StringIO()
-    Console(width=140, file=out).print(table)
+    Console(width=260, file=out).print(table)
     return out.getvalue()
 
 
 def test_summary_table(finished, tmp_path):
     text = printed(summary_table(finished))
-    macro = json.loads((finished / "eval" / "scores.json").read_text())["seen"]["macro"]
+    found = json.loads((finished / "eval" / "scores.json").read_text())["sets"]["seen"]
     row = next(line for line in text.splitlines() if "Trained tasks" in line)
-    for value in (
-        macro["exact_match"],
-        macro["nearest"]["exact_match"],
-        macro["majority"]["exact_match"],
-        macro["rouge_l"],
-    ):
-        assert percent(value) in row
+    mean, low, high = interval(found["macro"])
+    assert f"{percent(mean)} [{percent(low)}, {percent(high)}]" in row
+    difference = found["contrasts"]["base"]
+    assert (
+        f"{points(difference['difference'])} [{points(difference['low'])}, {points(difference['high'])}]"
+        in row
+    )
+    assert "too few tasks" in next(line for line in text.splitlines() if "far" in line)
     assert "640 steps" in text
+    (tmp_path / "status.json").write_text("{}")
     empty = printed(summary_table(tmp_path))
     assert "sft-dist evaluate" in empty
 

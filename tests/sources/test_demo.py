@@ -365,4 +365,5 @@ def test_the_demo_experiment_holds_out_the_demo_tasks():
     source = config.data.sources["demo"]
     assert source.kind == "demo"
     assert config.data.holdout.tasks == DEMO_HELD_OUT
+    assert config.data.holdout.families == FAMILIES
     assert config.data.holdout.examples_per_task < source.examples_per_task / 10

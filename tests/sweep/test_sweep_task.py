@@ -108,7 +108,7 @@ def test_a_metric_of_generations_evaluates_the_trial(built, monkeypatch):
     def evaluate(run, console):
         (run.path / "eval").mkdir()
         (run.path / "eval" / "scores.json").write_text(
-            json.dumps({"validation": {"macro": {"exact_match": 0.75}}})
+            json.dumps({"sets": {"validation": {"macro": {"score": {"model": {"mean": 0.75}}}}}})
         )
 
     monkeypatch.setattr(sweep_task, "evaluate", evaluate)

@@ -84,8 +84,7 @@ def first_error(run_dir: Path) -> str:
 
 def _score(run_dir: Path, name: str) -> float | None:
     with suppress(OSError, ValueError, KeyError, TypeError):
-        metric = read_json(run_dir / "config.json")["eval"]["metric"]
-        value = read_json(run_dir / "eval" / "scores.json")[name]["macro"][metric]
+        value = read_json(run_dir / "eval" / "scores.json")["sets"][name]["macro"]["score"]["model"]["mean"]
         return float(value) if _finite(value) else None
     return None
 

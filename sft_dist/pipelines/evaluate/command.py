@@ -1,16 +1,16 @@
-"""Run folder -> generations on held-out examples and tasks, scores beside the baselines.
+"""Run folder -> answers of its model, the base model and baselines, their scores and probes. The parent needs no torch; its ranks do.
 
-This module is also a rank of the generation: `torchrun ... -m sft_dist.pipelines.evaluate.command --run-dir DIR`. Ranks share
-no process group; each writes its part, and whoever evaluates collects them.
+`python -m sft_dist.pipelines.evaluate.command --run-dir D` is one rank under torchrun; the parts that it writes are resumable.
+Results lie in <run>/eval; those of other checkpoints, models or settings beside them, in <run>/eval/others/<name>.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,162 +21,201 @@ from sft_dist.config import RunConfig
 from sft_dist.config.load import load_run_config
 from sft_dist.core import process
 from sft_dist.core.errors import UserError
+from sft_dist.core.files import read_json
 from sft_dist.core.records import Example
 from sft_dist.core.runfolder import RunFolder
-from sft_dist.core.sets import JUDGES, VALIDATION, SetName
-from sft_dist.evals.baselines import Baselines, TrainingPair, training_pairs
-from sft_dist.evals.generate import collect_generations, generate_part, load_model, part_folder
+from sft_dist.core.sets import JUDGES, VALIDATION, SetName, curve_of
+from sft_dist.evals.generate import collect_generations, generate_part, load_model
 from sft_dist.evals.loss import collect_losses, loss_part
-from sft_dist.evals.probes import probed, sensitivity
+from sft_dist.evals.probes import GENERAL, Answers, Material, asked_of, few_of, judge_probes
 from sft_dist.evals.score import score_examples, scores, write_results
-from sft_dist.evals.splits import has_sets, load_eval_sets
-from sft_dist.pipelines.data.renderer import make_renderer
-from sft_dist.render.renderer import Renderer
-from sft_dist.selection.assign import select
-from sft_dist.selection.files import training_examples
-from sft_dist.sources import open_source
+from sft_dist.evals.splits import has_sets, load_eval_sets, near_tasks
+from sft_dist.pipelines.evaluate.job import Job, make_job
+from sft_dist.pipelines.evaluate.training_set import TrainingSet, read_training_set
 
 RANK = "sft_dist.pipelines.evaluate.command"
 WAIT_S = 60.0  # for parts: the ranks have ended when they are collected
+EXPORTS = "exports"
 
 
-class _Work:
-    """What is generated: the same for the ranks and for the one who collects."""
+def evaluate(
+    folder: RunFolder,
+    console: Console,
+    overrides: Sequence[str] = (),
+    *,
+    checkpoints: Sequence[str] = (),
+    model: str | None = None,
+) -> dict[str, Any]:
+    """Evaluate the exported model of a run, or others under its settings; write generations.jsonl and scores.json.
 
-    def __init__(self, config: RunConfig, folder: RunFolder) -> None:
-        stores = folder.read_stores()
-        self.config, self.root = config, folder.path / "eval" / "parts"
-        self.model = str(folder.export)
-        self.base = str(folder.path / "init") if config.model.shape else str(config.model.path)
-        self.renderer: Renderer = make_renderer(
-            config, Path(config.data.dir), _no_texts, clock=stores.get("clock")
+    Args:
+        folder: The run folder.
+        console: Where progress is shown.
+        overrides: Changes of `eval` and `launch`, such as "eval.max_new_tokens=64".
+        checkpoints: Checkpoints that are evaluated instead of the export, each with results of its own: a curve.
+        model: A model folder or hub id that is evaluated instead.
+
+    Returns:
+        The scores (of the last of several); empty when nothing is held out.
+
+    Raises:
+        UserError: When there is no model, an override cannot change, or data or template changed since training.
+        RuntimeError: When the ranks failed.
+    """
+    if not has_sets(folder.path, _names(load_run_config(folder.path))):
+        console.print("nothing is held out (data.holdout), so there is nothing to evaluate")
+        return {}
+    if not checkpoints:
+        return _evaluate(make_job(folder, overrides, model=model), console)
+    from sft_dist.pipelines.evaluate.export import export
+
+    result: dict[str, Any] = {}
+    for name in checkpoints:
+        target = folder.path / "eval" / EXPORTS / name
+        try:
+            exported = export(folder, name, target)
+            job = make_job(folder, overrides, model=str(exported), label=name)
+            result = _evaluate(job, console, step=int(name.rpartition("-")[2]))
+        finally:
+            shutil.rmtree(target, ignore_errors=True)
+    return result
+
+
+def _evaluate(job: Job, console: Console, *, step: int | None = None) -> dict[str, Any]:
+    config, renderer = job.config, job.renderer()
+    sets = _sets(job)
+    examples = [e for members in sets.values() for e in members]
+    with console.status("reading what was trained on, for baselines and probes"):
+        trained = read_training_set(
+            config, job.run, {e.task for e in examples}, per_task=config.eval.probe_examples_per_task
         )
-        if self.renderer.fingerprint != stores["render"]:
-            raise UserError(
-                f"tokenizer or template changed since {folder.path} was trained, so prompts would differ from training; "
-                "restore them, or train again"
-            )
-        self.sets = load_eval_sets(
-            folder.path, _sets(config), max_per_task=config.eval.max_examples_per_task, seed=config.seed
+    families = {t: f for f, tasks in _families(job).items() for t in tasks}
+    material = _material(job, sets, trained, families)
+    variants, generate, losses = asked_of(config.eval.probes, material)
+    generate, losses = _distinct([*examples, *generate]), _distinct([*examples, *losses])
+    job.write(generate, losses)
+    world = ranks_of(config.launch.nproc)
+    part = job.part("model", "generate", renderer.fingerprint, generate)
+    with console.status("generating") as status:
+
+        def watch() -> None:
+            done = sum(_lines(path) for path in part.glob("*.jsonl")) if part.is_dir() else 0
+            status.update(f"generating answers of {job.label}: {done} of {len(generate)}")
+
+        code = run_ranks(job.run, RANK, nproc=world, port=None, watch=watch)
+    if code:
+        raise mistake(job.run, RANK) or failure(job.run, RANK, code)
+
+    def answers(who: str) -> Answers:
+        return Answers(
+            generations=collect_generations(
+                job.part(who, "generate", renderer.fingerprint, generate),
+                generate,
+                world_size=world,
+                timeout_s=WAIT_S,
+            ),
+            losses=collect_losses(
+                job.part(who, "loss", renderer.fingerprint, losses),
+                losses,
+                world_size=world,
+                timeout_s=WAIT_S,
+            ),
         )
-        self.examples = [e for members in self.sets.values() for e in members]
-        self.variants = probed(self.examples, seed=config.seed)
-        self.probes = list({v.id: v for pairs in self.variants.values() for v in pairs.values()}.values())
 
-    def generation_folder(self, model: str, examples: list[Example]) -> Path:
-        """Folder of the generated parts: another model, prompt or limit gives another folder."""
-        return part_folder(
-            self.root,
-            "generate",
-            model,
-            self.renderer.fingerprint,
-            self.config.eval.max_new_tokens,
-            [e.id for e in examples],
+    model, base = answers("model"), answers("base") if config.eval.base else None
+    with console.status("judging"):
+        judged = score_examples(
+            sets,
+            model.generations,
+            trained.baselines,
+            base.generations if base else None,
+            metric=config.eval.metric,
+            told=trained.metrics,
+            categories=trained.categories,
+            losses=model.losses,
         )
+        result = scores(
+            judged,
+            asked=config.eval.metric,
+            categories=trained.categories,
+            families=families,
+            training_examples=trained.counts,
+            seed=config.seed,
+        )
+        result["probes"] = judge_probes(variants, material, model, base)
+    result |= {"evaluated": job.label, "overrides": list(job.overrides), "step": step}
+    write_results(job.out, judged, result)
+    return result
 
-    def loss_folder(self, examples: list[Example]) -> Path:
-        """Folder of the loss parts."""
-        return part_folder(self.root, "loss", self.model, self.renderer.fingerprint, [e.id for e in examples])
 
-
-def _sets(config: RunConfig) -> tuple[SetName, ...]:
+def _names(config: RunConfig) -> tuple[SetName, ...]:
     """Return the sets that are generated on: those that judge, and what chooses where trials are ranked by its score."""
     return (VALIDATION, *JUDGES) if config.sweep.metric == VALIDATION else JUDGES
 
 
-def evaluate(folder: RunFolder, console: Console) -> dict[str, Any]:
-    """Evaluate the exported model of a run; write eval/generations.jsonl and eval/scores.json.
+def _sets(job: Job) -> dict[str, list[Example]]:
+    """Return the examples of each set that judges, held-out tasks told apart by their distance to trained ones."""
+    near = near_tasks(job.run.path)
+    out: dict[str, list[Example]] = {}
+    limit = job.config.eval.max_examples_per_task
+    for name, examples in load_eval_sets(
+        job.run.path, _names(job.config), max_per_task=limit, seed=job.config.seed
+    ).items():
+        for e in examples:
+            out.setdefault(curve_of(name, e.task, near), []).append(e)
+    return out
 
-    Returns:
-        The scores; empty when nothing is held out.
 
-    Raises:
-        UserError: When there is no export, or data or template changed since training.
-        RuntimeError: When the ranks failed.
-    """
-    config = load_run_config(folder.path)
-    if not has_sets(folder.path, _sets(config)):
-        console.print("nothing is held out (data.holdout), so there is nothing to evaluate")
-        return {}
-    if not any((folder.export / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise UserError(
-            f"{folder.export} holds no model, so there is nothing to evaluate; run: sft-dist export {folder.path}"
-        )
-    work = _Work(config, folder)
-    world = ranks_of(config.launch.nproc)
-    with console.status("generating") as status:
-        parts = [work.generation_folder(work.model, work.examples)]
+def _families(job: Job) -> dict[str, tuple[str, ...]]:
+    """Return family -> tasks, as declared."""
+    from fnmatch import fnmatchcase
 
-        def watch() -> None:
-            done = sum(_lines(path) for path in parts[0].glob("*.jsonl")) if parts[0].is_dir() else 0
-            status.update(f"generating answers: {done} of {len(work.examples)}")
+    tasks = set(read_json(job.run.path / "plan.json").get("tasks", {}))
+    tasks |= {e.task for members in _sets(job).values() for e in members}
+    return {
+        family: tuple(t for t in sorted(tasks) if any(fnmatchcase(t, p) for p in patterns))
+        for family, patterns in job.config.data.holdout.families.items()
+    }
 
-        code = run_ranks(folder, RANK, nproc=world, port=None, watch=watch)
-    if code:
-        raise mistake(folder, RANK) or failure(folder, RANK, code)
-    everything = [*work.examples, *work.probes]
-    answers = collect_generations(parts[0], work.examples, world_size=world, timeout_s=WAIT_S)
-    answers |= (
-        collect_generations(
-            work.generation_folder(work.model, work.probes), work.probes, world_size=world, timeout_s=WAIT_S
-        )
-        if work.probes
-        else {}
+
+def _material(
+    job: Job, sets: dict[str, list[Example]], trained: TrainingSet, families: dict[str, str]
+) -> Material:
+    config = job.config
+    contrasts: dict[str, tuple[str, str]] = {}
+    kept = {n: few_of(es, config.eval.probe_examples_per_task, config.seed) for n, es in sets.items()}
+    for source in trained.sources.values():
+        if sibling := getattr(source, "sibling_answer", None):
+            contrasts |= {e.id: found for es in kept.values() for e in es if (found := sibling(e))}
+    texts: Sequence[str] = GENERAL
+    if config.eval.general_text:
+        file = Path(config.eval.general_text)
+        if not file.is_file():
+            raise UserError(
+                f"eval.general_text={file} is not a file, so forgetting cannot be measured on it; name a text file, or leave it out"
+            )
+        texts = [p for p in file.read_text(encoding="utf-8").split("\n\n") if p.strip()][:200]
+    return Material(
+        sets=kept,
+        trained=trained.sample,
+        phrasings=trained.phrasings,
+        contrasts=contrasts,
+        families=families,
+        texts=texts,
+        seed=config.seed,
     )
-    losses = collect_losses(work.loss_folder(everything), everything, world_size=world, timeout_s=WAIT_S)
-    base = (
-        collect_generations(
-            work.generation_folder(work.base, work.examples),
-            work.examples,
-            world_size=world,
-            timeout_s=WAIT_S,
-        )
-        if config.eval.base
-        else None
-    )
-    with console.status("reading what was trained on, for the baselines"):
-        baselines, trained, categories = _training(config, {e.task for e in work.examples})
-    judged = score_examples(work.sets, answers, baselines, base)
-    result = scores(judged, categories=categories, losses=losses, training_examples=trained)
-    result["probes"] = sensitivity(work.variants, answers, losses)
-    write_results(folder.path / "eval", judged, result)
-    return result
 
 
-def _training(config: RunConfig, tasks: set[str]) -> tuple[Baselines, Counter[str], Mapping[str, str]]:
-    """Read what was trained on once: the baselines of `tasks`, examples by task, categories where the source knows them."""
-    sources = {name: open_source(name, c) for name, c in config.data.sources.items()}
-    selected = select(
-        config.data, sources, Path(config.data.dir), lambda _: None, seed=config.seed, write=False
-    )
-    count: Counter[str] = Counter()
-
-    def pairs() -> Iterator[TrainingPair]:
-        for name, source in sources.items():
-            for example in training_examples(source, selected.sources[name]):
-                count[example.task] += 1
-                yield training_pairs(example)
-
-    baselines = Baselines(pairs(), tasks=tasks, seed=config.seed)
-    categories: dict[str, str] = {}
-    for source in sources.values():
-        if info := getattr(source, "task_info", None):
-            categories |= {t: i.categories[0] for t, i in info().items() if i.categories}
-    return baselines, count, categories
+def _distinct(examples: Sequence[Example]) -> list[Example]:
+    return list({e.id: e for e in examples}.values())
 
 
 def _lines(path: Path) -> int:
     return path.read_bytes().count(b"\n")
 
 
-def _no_texts() -> list[str]:
-    raise UserError(
-        "the trained tokenizer is gone from data.dir, so prompts cannot be rendered; run: sft-dist prepare"
-    )
-
-
 def main() -> int:
-    """Run one rank of the generation."""
+    """Run one rank: the answers and losses of the model, then of the base model."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--run-dir", type=Path, required=True)
     folder = RunFolder(arguments.parse_args().run_dir)
@@ -189,49 +228,42 @@ def main() -> int:
         else "cpu"
     )
     try:
-        config = load_run_config(folder.path)
-        work = _Work(config, folder)
-        model = load_model(work.model, device=device)
-        share: dict[str, Any] = {"rank": me.rank, "world_size": me.world_size}
-        generate = {
-            "max_new_tokens": config.eval.max_new_tokens,
+        job, generate, losses = Job.read(folder)
+        renderer, config = job.renderer(), job.config
+        share: dict[str, Any] = {
+            "rank": me.rank,
+            "world_size": me.world_size,
             "batch_size": config.eval.prompts_per_batch,
-            **share,
         }
-        for examples in (work.examples, work.probes):
-            if examples:
-                generate_part(
-                    model,
-                    examples,
-                    work.renderer,
-                    work.renderer.tokenizer,
-                    work.generation_folder(work.model, examples),
-                    **generate,
-                )
-        everything = [*work.examples, *work.probes]
-        loss_part(
-            model,
-            everything,
-            work.renderer,
-            work.loss_folder(everything),
-            batch_size=config.eval.prompts_per_batch,
-            **share,
-        )
-        if config.eval.base:
-            del model
-            base = load_model(work.base, revision=config.model.revision, device=device)
-            generate_part(
-                base,
-                work.examples,
-                work.renderer,
-                work.renderer.tokenizer,
-                work.generation_folder(work.base, work.examples),
-                **generate,
+        for who, path in (("model", job.model), ("base", job.base)):
+            if who == "base" and not config.eval.base:
+                continue
+            answers = job.part(who, "generate", renderer.fingerprint, generate)
+            nats = job.part(who, "loss", renderer.fingerprint, losses)
+            if who == "base" and all(_finished(p, me.world_size) for p in (answers, nats)):
+                continue  # another run over this data has asked it already
+            loaded = load_model(
+                path, revision=config.model.revision if who == "base" else None, device=device
             )
+            generate_part(
+                loaded,
+                generate,
+                renderer,
+                renderer.tokenizer,
+                answers,
+                max_new_tokens=config.eval.max_new_tokens,
+                **share,
+            )
+            loss_part(loaded, losses, renderer, nats, **share)
+            del loaded
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
+
+
+def _finished(part: Path, world: int) -> bool:
+    return len(list(part.glob(f"part-*-of-{world:05d}.jsonl"))) == world
 
 
 if __name__ == "__main__":

@@ -1,0 +1,151 @@
+"""Probes on answers that are planted: a follower of instructions, one that plays back what it was trained on, one that ignores them."""
+
+from __future__ import annotations
+
+import pytest
+
+from sft_dist.core.records import single_turn
+from sft_dist.evals.constraints import CONSTRAINTS
+from sft_dist.evals.probes import PROBES, Answers, Material, asked_of, few_of, judge_probes, with_instruction
+from sft_dist.evals.splits import AnswerLoss, Generation
+
+TASKS = 12
+
+
+def example(task, i, answer):
+    return single_turn(
+        task=task, source="s", instruction=f"Do {task}.", input=f"input {task} {i}", output=answer
+    )
+
+
+@pytest.fixture(scope="module")
+def material():
+    seen = [example(f"t{t}", i, f"gold {t} {i}") for t in range(TASKS) for i in range(5)]
+    held = [example(f"h{t}", i, f"new {t} {i}") for t in range(TASKS) for i in range(5)]
+    trained = {f"t{t}": [example(f"t{t}", 100 + i, f"old {t} {i}") for i in range(5)] for t in range(TASKS)}
+    contrasts = {e.id: ("t0", f"sibling {e.id}") for e in held}
+    return Material(sets={"seen": seen, "heldout_near": held}, trained=trained, contrasts=contrasts)
+
+
+def answers(material, say, nats):
+    """Answers and losses by functions of (example, kind of variant)."""
+    variants, generate, losses = asked_of(tuple(PROBES), material)
+    kind = {e.id: k for v in variants.values() for k, by in v.items() for es in by.values() for e in es}
+    everything = [e for es in material.sets.values() for e in es] + generate + losses
+    return variants, Answers(
+        generations={
+            e.id: Generation(id=e.id, prediction=say(e, kind.get(e.id)), stopped=True, tokens=1)
+            for e in everything
+        },
+        losses={e.id: AnswerLoss(id=e.id, nats=nats(e, kind.get(e.id)), tokens=1) for e in everything},
+    )
+
+
+def follows(e, kind):
+    return e.output
+
+
+def nats_follow(e, kind):
+    return {"none": 2.0, "wrong": 4.0}.get(kind, 1.0)
+
+
+def nats_ignore(e, kind):
+    return 1.0 + 0.01 * (int(e.id[:4], 16) % 7 - 3)
+
+
+def judged(material, say, nats):
+    variants, model = answers(material, say, nats)
+    _, base = answers(material, lambda e, k: "nothing", lambda e, k: 5.0)
+    return judge_probes(variants, material, model, base)
+
+
+def test_a_follower_complies_and_uses_the_instruction(material):
+    out = judged(material, follows, nats_follow)
+    assert set(out) == set(PROBES)
+    assert all(p["sentence"] and p["definition"] for p in out.values())
+    assert out["contrast"]["model"]["compliance"]["mean"] == 1.0
+    assert out["contrast"]["model"]["superficiality"]["mean"] == 0.0
+    saved = out["instruction"]["sets"]["seen"]["model"]
+    assert saved["saved_against_none"]["mean"] == pytest.approx(1.0)
+    assert saved["saved_against_wrong"]["mean"] == pytest.approx(3.0)
+    assert saved["prefers_right"]["low"] > 0.5
+    assert out["instruction"]["ignored"] == []
+    assert out["phrasing"]["difference"]["difference"] == 0.0
+    assert out["memorisation"]["difference"]["low"] == pytest.approx(0.0)
+    assert "better" in out["forgetting"]["sentence"]
+
+
+def test_one_that_plays_back_the_sibling_is_memory(material):
+    def sibling(e, kind):
+        return material.contrasts[e.id][1] if e.id in material.contrasts else e.output
+
+    out = judged(material, sibling, nats_follow)["contrast"]
+    assert out["model"]["memory"]["low"] > out["model"]["compliance"]["high"]
+    assert out["model"]["superficiality"]["mean"] == 1.0
+    assert out["base"]["rest"]["mean"] == 1.0
+    assert out["model"]["tasks"]["h0"]["memory_low"] > 0.5
+
+
+def test_one_that_ignores_instructions_prefers_the_right_one_half_of_the_time(material):
+    out = judged(material, follows, nats_ignore)["instruction"]
+    share = out["sets"]["seen"]["model"]["prefers_right"]
+    assert share["low"] < 0.5 < share["high"] + 0.15
+    assert len(out["ignored"]) >= TASKS
+    assert "no use of it" in out["sentence"]
+
+
+def test_one_that_knows_its_training_examples_has_a_gap(material):
+    out = judged(material, follows, lambda e, kind: 0.1 if kind == "trained" else 3.0)["memorisation"]
+    assert out["gap"]["model"]["mean"] == pytest.approx(2.9)
+    assert out["difference"]["low"] > 2
+    assert "more likely" in out["sentence"]
+
+
+def test_one_that_knows_wordings_by_heart_loses_on_new_ones(material):
+    out = judged(material, lambda e, k: "?" if k == "reworded" else e.output, nats_follow)["phrasing"]
+    assert out["difference"]["high"] < -0.9
+    assert out["wordings"] == "by a rule list"
+
+
+def test_few_tasks_are_said_to_be_few(material):
+    sets = {n: [e for e in es if e.task in ("t0", "h0")] for n, es in material.sets.items()}
+    few = Material(sets=sets, trained=material.trained, contrasts=material.contrasts)
+    variants, model = answers(few, follows, nats_follow)
+    assert "Too few tasks" in judge_probes(variants, few, model, None)["contrast"]["sentence"]
+
+
+def test_probes_are_switched_and_need_nothing_twice(material):
+    variants, generate, losses = asked_of(("contrast",), material)
+    assert (list(variants), generate, losses) == (["contrast"], [], [])
+    _, generate, losses = asked_of(tuple(PROBES), material)
+    assert len({e.id for e in generate}) == len(generate)
+    assert judge_probes({}, material, Answers(generations={}, losses={}), None) == {}
+
+
+def test_instructions_are_swapped_and_removed_and_the_input_stays():
+    e = example("a", 1, "x")
+    assert with_instruction(e, "").messages[0].content == e.input
+    swapped = with_instruction(e, "Other.")
+    assert (swapped.instruction, swapped.input, swapped.output) == ("Other.", e.input, "x")
+    assert e.id in swapped.origin
+
+
+def test_few_of_takes_the_same_whatever_the_order(material):
+    seen = material.sets["seen"]
+    kept = few_of(seen, 2, seed=0)
+    assert len(kept) == 2 * TASKS
+    assert {e.id for e in kept} == {e.id for e in few_of(seen[::-1], 2, seed=0)}
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("at_least_words", "w " * 20, "w " * 19), ("at_most_words", "a b", "w " * 9), ("sentences", "A b. C d!", "A b."),
+        ("bullets", "- a\n- b\n- c", "- a\n- b"), ("keyword", "The River flows.", "rivers"), ("no_keyword", "A sea.", "The sea."),
+        ("capitals", "ALL HIGH.", "All"), ("no_commas", "a b", "a, b"), ("json", '{"a": 1}', "{a}"),
+        ("start", "Well, yes.", "Yes, well."), ("end", "So that is all.", "that is all folks"), ("quotes", '"a b"', "a"),
+    ],
+)  # fmt: skip
+def test_constraints_are_checked(name, good, bad):
+    assert CONSTRAINTS[name].holds(good)
+    assert not CONSTRAINTS[name].holds(bad)
