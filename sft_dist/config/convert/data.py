@@ -234,7 +234,11 @@ def _by_info(name: str, entry: dict[str, Any], more: dict[str, Any]) -> dict[str
             "system": "system_field",
             "history": "history_field",
         }
-        source |= {ours: name for theirs, ours in ours_of.items() if isinstance(name := columns.get(theirs), str) and name}
+        source |= {
+            ours: name
+            for theirs, ours in ours_of.items()
+            if isinstance(name := columns.get(theirs), str) and name
+        }
     return source | more
 
 
