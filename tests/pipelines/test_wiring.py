@@ -13,14 +13,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sft_dist.config.load import load_config, load_run_config
+from sft_dist.config.load import load_config
 from sft_dist.core.files import read_jsonl
 from sft_dist.core.records import Position, StepMetrics, StepPlan
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.mix import Mixture
 from sft_dist.model.ulysses import SequenceGroup
 from sft_dist.pack import CostModel
-from sft_dist.pipelines.evaluate.command import _Work
+from sft_dist.pipelines.evaluate import command as evaluation
+from sft_dist.pipelines.evaluate.job import make_job
 from sft_dist.pipelines.train import planning, worker
 from sft_dist.pipelines.train.resume import Resumed, remaining
 from sft_dist.shards.verify import StoreCheck
@@ -242,8 +243,10 @@ def test_evaluation_takes_so_many_examples_of_a_task(sft: Sft, project: Path) ->
         assert (
             sft("write-run", "my.yaml", f"eval.max_examples_per_task={most}", "--run-dir", str(run))[0] == 0
         )
-        work = _Work(load_run_config(run), RunFolder(run))
-        assert set(Counter(e.task for e in work.examples).values()) == {most}
+        (run / "export").mkdir()
+        (run / "export" / "config.json").write_text("{}")
+        sets = evaluation._sets(make_job(RunFolder(run)))
+        assert set(Counter(e.task for members in sets.values() for e in members).values()) == {most}
 
 
 def test_no_epoch_is_planned_beyond_the_last_step() -> None:

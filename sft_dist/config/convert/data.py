@@ -235,9 +235,9 @@ def _by_info(name: str, entry: dict[str, Any], more: dict[str, Any]) -> dict[str
             "history": "history_field",
         }
         source |= {
-            ours: name
+            ours: column
             for theirs, ours in ours_of.items()
-            if isinstance(name := columns.get(theirs), str) and name
+            if isinstance(column := columns.get(theirs), str) and column
         }
     return source | more
 
