@@ -69,16 +69,13 @@ def train(options: argparse.Namespace, console: Console) -> int:
 
 def check(options: argparse.Namespace, console: Console) -> int:
     """Print what training would consist of."""
-    from sft_dist.pipelines.config_warnings import machine_warnings, refuse_unwritable
     from sft_dist.pipelines.data.check import check
 
-    config = _load(options)
-    refuse_unwritable(config)
-    summary = check(config, limit=CHECK_EXAMPLES)
+    summary = check(_load(options), limit=CHECK_EXAMPLES)
     for line in summary.set_lines():
         console.print(line, soft_wrap=True, markup=False)
     console.print(summary.line(), soft_wrap=True)
-    for warning in (*summary.warnings, *machine_warnings(config)):
+    for warning in summary.warnings:
         sys.stderr.write(f"warning: {warning}\n")
     return 0
 

@@ -121,7 +121,7 @@ def _folders(config: RunConfig) -> Iterator[str]:
         there = next(p for p in (place, *place.parents) if p.exists())
         if not there.is_dir():
             yield f"{key}={path}: {there} is a file, so nothing can be written below it; name a folder"
-        elif not os.access(there, os.W_OK | os.X_OK) or there == Path("/proc"):
+        elif not os.access(there, os.W_OK | os.X_OK) or there.is_relative_to("/proc"):
             yield f"{key}={path}: {there} cannot be written, so nothing could be kept there; name another folder"
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from sft_dist.cluster.local_ranks import gpus
 from sft_dist.config import RunConfig
 from sft_dist.config.auto import asked, supposed
 from sft_dist.core.errors import UserError, nearest
@@ -42,50 +40,6 @@ def config_warnings(config: RunConfig, *, ranks: int, steps: int) -> tuple[str, 
         )
     found.append(_far_gathers(config, ranks))
     return tuple(text for text in found if text)
-
-
-def machine_warnings(config: RunConfig) -> tuple[str, ...]:
-    """Return what fits ill with this machine: more ranks than devices, 16-bit weights on a CPU. For `check`, not for ranks.
-
-    Args:
-        config: The run's config; one that is submitted to a cluster does not run here and is passed over.
-    """
-    if config.cluster is not None or config.launch.nodes > 1:
-        return ()
-    devices, nproc = gpus(), config.launch.nproc
-    found = []
-    if nproc != "auto" and devices and nproc > devices:
-        found.append(
-            f"launch.nproc={nproc} is more than the {devices} GPUs of this machine, so ranks would not start here; "
-            "use launch.nproc=auto, or run it where they are"
-        )
-    if nproc != "auto" and not devices and nproc > (os.cpu_count() or 1):
-        found.append(
-            f"launch.nproc={nproc} on this machine, which has no GPU and {os.cpu_count()} cores, starts {nproc} CPU ranks that wait "
-            "for one another; use launch=cpu, or run it where the GPUs are"
-        )
-    if not devices and config.model.dtype == "bfloat16":
-        found.append(
-            "model.dtype=bfloat16 on this machine, which has no GPU, is slower and coarser than float32; use model.dtype=float32 to "
-            "train here"
-        )
-    return tuple(found)
-
-
-def refuse_unwritable(config: RunConfig) -> None:
-    """Refuse folders that training would fail to write, before anything is read.
-
-    Raises:
-        UserError: When run_root or data.dir can be neither made nor written.
-    """
-    for key, value in (("run_root", config.run_root), ("data.dir", config.data.dir)):
-        path = Path(value).expanduser().absolute()
-        there = next(p for p in (path, *path.parents) if p.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK) or there.is_relative_to("/proc"):
-            raise UserError(
-                f"{key}={value} cannot be written ({there} {'is no folder' if not there.is_dir() else 'is not writable'}), so nothing "
-                f"could be kept; set {key} to a folder of yours"
-            )
 
 
 def refuse_misspelt_model(config: RunConfig) -> None:
