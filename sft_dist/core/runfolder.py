@@ -126,8 +126,12 @@ class RunFolder:
 
         Raises:
             BusyError: When another command is starting this run, or following it.
+            UserError: When run_root is a file.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        root = self.path.parent
+        if root.exists() and not root.is_dir():
+            raise UserError(f"run_root={root} is a file, so no run folder can be made in it; name a folder")
+        root.mkdir(parents=True, exist_ok=True)
         return self._hold(self.path.with_name(f".{self.path.name}.launch"))
 
     def _hold(self, file: Path) -> IO[str]:
