@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from types import FrameType
 
 from sft_dist.core.errors import UserError
@@ -47,6 +48,11 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
+def log_file(folder: RunFolder, module: str) -> Path:
+    """Return the file that keeps what rank 0 printed: train.log for pipelines.train.worker, by the package of the module."""
+    return folder.path / "logs" / f"{module.split('.')[-2:][0]}.log"
+
+
 def run_ranks(
     folder: RunFolder, module: str, *, nproc: int, port: int | None, watch: Callable[[], object]
 ) -> int:
@@ -71,7 +77,7 @@ def run_ranks(
         "PYTHON": sys.executable,
         "TOKENIZERS_PARALLELISM": "false",
     }
-    console = folder.path / "logs" / f"{module.rsplit('.', 1)[-1]}.log"
+    console = log_file(folder, module)
     console.parent.mkdir(parents=True, exist_ok=True)
     with console.open("a") as output:
         command = ["bash", str(script), "-m", module, "--run-dir", str(folder.path)]
@@ -126,7 +132,7 @@ def failure(folder: RunFolder, module: str, code: int) -> UserError | RuntimeErr
     status = folder.status()
     if status.get("state") == "fatal" and "reason" in status:
         return UserError(status["reason"])
-    log = folder.path / "logs" / f"{module.rsplit('.', 1)[-1]}.log"
+    log = log_file(folder, module)
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     tail = "\n".join(lines[-TAIL_LINES:])
     return RuntimeError(
@@ -136,7 +142,7 @@ def failure(folder: RunFolder, module: str, code: int) -> UserError | RuntimeErr
 
 def mistake(folder: RunFolder, module: str) -> UserError | None:
     """Return a user's mistake that a rank wrote to its log, for ranks that keep no status."""
-    log = folder.path / "logs" / f"{module.rsplit('.', 1)[-1]}.log"
+    log = log_file(folder, module)
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     said = next((line.partition("error: ")[2] for line in reversed(lines) if "error: " in line[:24]), "")
     return UserError(said) if said else None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -119,10 +120,12 @@ class RunFolder:
         """
         return self._hold(self.path / "lock")
 
-    def hold_launch(self) -> IO[str]:
+    @contextmanager
+    def launching(self) -> Iterator[None]:
         """Hold the run for the whole of a command that starts it: from before the folder is touched until its ranks have ended.
 
-        The file lies beside the folder, which such a command may make or put aside. `lock` is held by the ranks, which come later.
+        The file lies beside the folder, which such a command may make or put aside, and goes with the command. `lock` is held by
+        the ranks, which come later.
 
         Raises:
             BusyError: When another command is starting this run, or following it.
@@ -132,7 +135,16 @@ class RunFolder:
         if root.exists() and not root.is_dir():
             raise UserError(f"run_root={root} is a file, so no run folder can be made in it; name a folder")
         root.mkdir(parents=True, exist_ok=True)
-        return self._hold(self.path.with_name(f".{self.path.name}.launch"))
+        file = self.path.with_name(f".{self.path.name}.launch")
+        held = self._hold(file)
+        while not (file.exists() and file.stat().st_ino == os.fstat(held.fileno()).st_ino):
+            held.close()  # the command that held it ended between the opening and the lock, and took the file along
+            held = self._hold(file)
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+            held.close()
 
     def _hold(self, file: Path) -> IO[str]:
         held = file.open("a+")

@@ -109,7 +109,7 @@ def watch(run_dir: Path, console: Console) -> str:
         raise UserError(
             f"{run_dir} is not a folder, so there is no run to follow; name one under run_root, such as runs/demo"
         )
-    if not any((run_dir / name).is_file() for name in (*MARKS, f"{FOLDER}/jobs.json")):
+    if not any((run_dir / name).is_file() for name in (*MARKS, "heartbeat", f"{FOLDER}/jobs.json")):
         raise UserError(
             f"{run_dir} is no run folder (it has none of {', '.join(MARKS)}), so there is no run to follow; "
             "name one under run_root, such as runs/demo"

@@ -101,7 +101,9 @@ def outcome(request: pytest.FixtureRequest, tiny_model: Path, scratch: Path) -> 
             out, cases = scratch / f"{name}.json", scratch / f"{name}.pickle"
             cases.write_bytes(pickle.dumps(wanted[launch]))
             try:
-                torchrun(launch[2], HERE / "run_cases.py", str(out), str(tiny_model), str(scratch), str(cases))
+                torchrun(
+                    launch[2], HERE / "run_cases.py", str(out), str(tiny_model), str(scratch), str(cases)
+                )
                 done[launch] = json.loads(out.read_text())
             except AssertionError as failure:  # a launch that failed is not tried again by the next test
                 done[launch] = failure

@@ -12,7 +12,7 @@ Sft = Callable[..., tuple[int, str, str]]
 def test_run_goes_from_records_to_a_report(sft: Sft, project: Path) -> None:
     code, out, err = sft("run", "my.yaml", "launch.nproc=1", "train.max_steps=2")
     assert code == 0, err
-    (folder,) = (p for p in (project / "runs").iterdir() if p.is_dir())
+    (folder,) = (project / "runs").iterdir()
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
     assert (folder / "export" / "config.json").is_file()
     assert (folder / "eval" / "scores.json").is_file()

@@ -81,7 +81,7 @@ def test_scores_are_those_of_plain_transformers(sft: Sft, project: Path, base_mo
 
 
 def test_a_check_that_ends_in_nan_is_not_passed(project: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(score.leak, "measure", lambda *_: float("nan"))
+    monkeypatch.setattr(score.isolation_check, "measure_isolation", lambda *_: float("nan"))
     config = load_config([], project / "my.yaml")
     renderer = SimpleNamespace(tokenizer=SimpleNamespace(vocab_size=1))
     with pytest.raises(UserError, match="packed documents see one another"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 from sft_dist.core.runfolder import RunFolder
@@ -13,7 +12,7 @@ Sft = Callable[..., tuple[int, str, str]]
 
 def test_the_second_launch_is_refused_before_it_touches_anything(sft: Sft, project: Path) -> None:
     run = project / "runs/mine"
-    with closing(RunFolder(run).hold_launch()):  # before the first launch has made its folder
+    with RunFolder(run).launching():  # before the first launch has made its folder
         code, _, err = sft("train", "my.yaml")
         assert code == 2
         assert "is in use by another run (process" in err

@@ -36,7 +36,7 @@ def test_a_run_that_shares_rows_is_the_run_that_does_not(sft: Sft, project: Path
             for name in ("tokens", "target_tokens", "fill"):
                 assert shared[key][name] == line[name]
             assert shared[key]["imbalance"] == 1.0  # one row at a time: there is none to wait for
-    log = (project / "runs" / "shared" / "logs" / "rank.log").read_text()
+    log = (project / "runs" / "shared" / "logs" / "train.log").read_text()
     assert "2 ranks (2 share a row)" in log
 
 

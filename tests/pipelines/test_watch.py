@@ -60,4 +60,5 @@ def test_a_run_that_was_submitted_or_is_between_attempts_is_waited_for(
 
 
 def test_a_folder_that_nobody_starts_is_not(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
     assert followed(RunFolder(tmp_path)) == ("not started", "")

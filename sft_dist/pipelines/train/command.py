@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
-
 from rich.console import Console
 
 from sft_dist.cluster.local_ranks import failure, ranks_of, run_ranks
@@ -39,7 +37,7 @@ def train(config: RunConfig, console: Console, *, command: str) -> RunFolder:
         )
     nproc = ranks_of(config.launch.nproc)
     check_ranks(config, ranks=nproc)
-    with closing(folder.hold_launch()):
+    with folder.launching():
         return _train(config, console, folder, nproc, command)
 
 
