@@ -263,8 +263,8 @@ def test_time_of_a_device_and_from_a_run():
 
 
 def test_sizes_on_disk():
-    assert state_bytes(SHAPE) == 12 * SHAPE.parameters
-    assert state_bytes(replace(SHAPE, trained=10)) == 120
+    assert state_bytes(SHAPE, 8) == 12 * SHAPE.parameters
+    assert state_bytes(replace(SHAPE, trained=10), 8) == 120
     assert export_bytes(SHAPE, "bfloat16") == 2 * SHAPE.parameters
 
 

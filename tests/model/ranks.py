@@ -18,6 +18,7 @@ def torchrun(world: int, script: Path, *arguments: str, timeout_s: float = 900) 
     env = {k: v for k, v in os.environ.items() if k not in ours} | {
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
+        "MKL_CBWR": "COMPATIBLE",  # sums in one order, wherever an array lies in memory
         "GLOO_SOCKET_IFNAME": "lo",
         "PYTHONWARNINGS": "ignore",
     }
