@@ -29,7 +29,7 @@ POLL_S = 0.05
 ROOM = 1.1  # free bytes over those that are laid there
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, weakref_slot=True)
 class PlannedEpoch:
     """What an epoch's plan consists of: see EpochPlan."""
 

@@ -54,6 +54,7 @@ def checkpoint_of(hf: Any, root: Path) -> Path:
     """Write what is trained as a checkpoint of two slices a parameter."""
     weights = {n: p.detach().flatten() for n, p in hf.named_parameters() if p.requires_grad}
     files: dict[str, Any] = {}
+    root.mkdir(parents=True, exist_ok=True)
     for rank in range(2):
         cut = {
             n: (0, w.numel() // 2) if rank == 0 else (w.numel() // 2, w.numel()) for n, w in weights.items()

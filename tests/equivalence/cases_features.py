@@ -161,7 +161,7 @@ class HeldOut(Case):
             finish_store(folder, key={}, tasks=["even", "odd"], sources=["a"])
         dist.barrier()
         config = RunConfig.model_validate({
-            "model": {"path": model}, "pack": {"seq_len": 64}, "train": {"tokens_per_step": 128},
+            "model": {"path": model}, "pack": {"seq_len": 64}, "train": {"tokens_per_step": 128, "micro_rows": 1},
         })  # fmt: skip
         engine = cases.engine_of(model, stage=3)
         cost = CostModel(linear_flops_per_token=1.0, attention_flops_per_pair=0.1)

@@ -69,7 +69,8 @@ def engine_of(model: str, options: dict[str, Any]) -> Any:
     }
     module = load_packed(model, zero_config=ds_config(), **defaults | options).module
     trained = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LR, weight_decay=0.0)
+    group = {"params": trained, "states": ("exp_avg", "exp_avg_sq"), "counts_steps": True}
+    optimizer = torch.optim.AdamW([group], lr=LR, weight_decay=0.0)
     return deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config())[0]
 
 
