@@ -59,11 +59,16 @@ class _Task:
         self.answered = array("Q")  # answer keys of all examples: 8 bytes each
         self.asked = array("Q")  # input keys of all examples
         self.instructions: Sample[str] = Sample(INSTRUCTIONS, self.record_seed)
+        self.before_inputs: Sample[str] = Sample(
+            INSTRUCTIONS, self.record_seed
+        )  # without an INPUT, the text is the input itself
 
     def add(self, example: Example) -> None:
         """Take one example into account; `keep` inputs are remembered, those of prompts without an answer are not."""
         if not is_generated(example):
             self.instructions.add(example.instruction, example.instruction)
+            if example.input:
+                self.before_inputs.add(example.instruction, example.instruction)
         datasets = frozenset(o.removeprefix(DATASET) for o in example.origin if o.startswith(DATASET))
         self.from_datasets[datasets] += 1
         if example.is_prompt or example.form != "chat":
@@ -215,7 +220,7 @@ def _draw_inputs(
     rest: dict[str, list[str]] = {}
     wanted: dict[str, int] = {}
     for name, task in trained.items():
-        shown = frozenset().union(*(shown_keys(text) for text in task.instructions.items()))
+        shown = frozenset().union(*(shown_keys(text) for text in task.before_inputs.items()))
         keys = [key for key in task.smallest(without=refused) if key not in shown]
         judged, chosen = _numbers(task.distinct, len(keys) // 2, holdout, validation)
         if judged:
