@@ -134,6 +134,7 @@ class RunFolder:
         root = self.path.parent
         if root.exists() and not root.is_dir():
             raise UserError(f"run_root={root} is a file, so no run folder can be made in it; name a folder")
+        made = not root.exists()
         root.mkdir(parents=True, exist_ok=True)
         file = self.path.with_name(f".{self.path.name}.launch")
         held = self._hold(file)
@@ -145,6 +146,9 @@ class RunFolder:
         finally:
             file.unlink(missing_ok=True)
             held.close()
+            if made:
+                with suppress(OSError):  # a run lies there now
+                    root.rmdir()
 
     def _hold(self, file: Path) -> IO[str]:
         held = file.open("a+")

@@ -194,10 +194,11 @@ def test_stop_by_file_and_start_anew(sft: Sft, project: Path) -> None:
 def test_preview_shows_turns_and_writes_a_page(sft: Sft, project: Path) -> None:
     code, out, err = sft("preview", "my.yaml", "--examples", "1", "--html", "page.html")
     assert code == 0, err
+    assert "Which word comes" in out
     page = (project / "page.html").read_text()
-    for text in ("Which word comes", "word"):  # one record of each source, whichever the spread took
-        assert text in out
-        assert text in re.sub(r"<[^>]+>", "", page)
+    assert "Which word comes second?" in re.sub(
+        r"<[^>]+>", "", page
+    )  # the record in the middle of the source
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
