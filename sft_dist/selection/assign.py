@@ -242,7 +242,7 @@ def _check_source(
         raise UserError(
             f"data.sources.{source.name}: {selection.unreadable} of {selection.read} records cannot be read ({share:.1%}, more than "
             f"data.max_bad_share={data.max_bad_share:.1%}); the first is {first_bad.file}, line {first_bad.line}: "
-            f"{first_bad.reason}. Mend the file or raise the limit; `sft-dist prepare` lists them in rejects/ of data.dir"
+            f"{first_bad.reason}. Mend the file or raise the limit; `sft-dist prepare` with this config lists them in rejects/ of data.dir"
         )
     if not selection.kept and not selection.evaluation and not selection.prompts:
         raise UserError(

@@ -28,7 +28,7 @@ def parse_object(data: bytes, *, texts: bool = False) -> dict[str, Any] | str:
     try:
         value = json.loads(decoded(data))
     except json.JSONDecodeError as error:
-        return f"not valid JSON: {error.msg} at character {error.pos + 1}"
+        return f"not valid JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}"
     except (RecursionError, ValueError) as error:
         return f"not readable as JSON: {error}"
     except NotTextError as error:
