@@ -160,7 +160,7 @@ def test_broken_parquet(tmp_path):
     [
         (b'{"a": "x" "b"}', "not valid JSON: Expecting ',' delimiter at character 11"),
         (b'{"a": "\\q"}', "not valid JSON: Invalid \\escape at character 8"),
-        (b'{"a": "unfinished', "not valid JSON: Unterminated string starting at at character 7"),
+        (b'{"a": "unfinished', "not valid JSON: Unterminated string starting at character 7"),
         (b'{"a": "\xff"}', "invalid UTF-8 at byte 8 of the record"),
         (b'{"a": "\0"}', "NUL byte at byte 8 of the record"),
         (b'{"a": "\\ud83d"}', "a \\u escape stands for half a character (a lone surrogate)"),
