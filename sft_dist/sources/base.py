@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from sft_dist.core.files import checksum, fingerprint
 from sft_dist.core.records import BadRecord, Example
-from sft_dist.sources.files.data_files import TEXT_CHARS, RawRecord, file_kind
+from sft_dist.sources.files.data_files import TEXT_CHARS, RawRecord, file_kind, read_records
 
 READER_VERSION = 3  # raised when a reader makes other examples of the same records
 
@@ -113,9 +113,9 @@ class FileSource(ABC):
                 text = repr(raw.fields)[:TEXT_CHARS]
                 yield raw, [BadRecord(file=raw.file, line=self.line_of(raw), reason=str(error), text=text)]
 
-    @abstractmethod
     def records(self) -> Iterator[RawRecord | BadRecord]:
         """Yield the records of the files."""
+        return read_records(self._files)
 
     @abstractmethod
     def convert(self, fields: Mapping[str, Any]) -> Iterable[Example]:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sft_dist.core.records import BadRecord, Example, Message, Role, make_example
+from sft_dist.core.records import Example, Message, Role, make_example
 from sft_dist.sources.base import FileSource, RecordError, kind_of, license_of, text_field
-from sft_dist.sources.files.data_files import RawRecord, data_files, read_records
+from sft_dist.sources.files.data_files import data_files
 from sft_dist.sources.marks import choose_roles, record_weight
 from sft_dist.sources.messages import (
     ROLE_NAMES,
@@ -97,10 +97,6 @@ class ChatReader(FileSource):
         super().__init__(
             name, data_files(path), task=task, dataset=dataset, format=format, paths=paths, **options
         )
-
-    def records(self) -> Iterator[RawRecord | BadRecord]:
-        """Yield the records of the files."""
-        return read_records(self._files)
 
     def convert(self, fields: Mapping[str, Any]) -> Iterable[Example]:
         """Return the conversation, or a conversation for each path of the tree that is used."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from sft_dist.core.records import BadRecord, Example, Message, TextWeight, make_example
+from sft_dist.core.records import Example, Message, TextWeight, make_example
 from sft_dist.sources.base import FileSource, RecordError, kind_of, optional_text, text_field
-from sft_dist.sources.files.data_files import RawRecord, data_files, read_records
+from sft_dist.sources.files.data_files import data_files
 from sft_dist.sources.marks import record_weight
 from sft_dist.sources.messages import TurnFormat, check_conversation, read_turns
 
@@ -23,10 +23,6 @@ class ExamplesReader(FileSource):
             UserError: When `path` names no data file.
         """
         super().__init__(name, data_files(path), task=task, dataset=dataset)
-
-    def records(self) -> Iterator[RawRecord | BadRecord]:
-        """Yield the records of the files."""
-        return read_records(self._files)
 
     def convert(self, fields: Mapping[str, Any]) -> Iterable[Example]:
         """Return the one example of a record."""

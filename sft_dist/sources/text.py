@@ -64,10 +64,6 @@ class TokensReader(FileSource):
         """
         super().__init__(name, data_files(path), task=task, dataset=dataset)
 
-    def records(self) -> Iterator[RawRecord | BadRecord]:
-        """Yield the records of the files."""
-        return read_records(self._files)
-
     def convert(self, fields: Mapping[str, Any]) -> Iterable[Example]:
         """Return the one document of a record, padding left out."""
         ids = _numbers(fields, "input_ids")
