@@ -100,8 +100,9 @@ def run_ranks(
                         return code
                     time.sleep(POLL_S)
                 except KeyboardInterrupt:
-                    # node.sh asks the ranks, also those that do not listen yet, through control/stop; the second time it ends them
-                    os.kill(ranks.pid, signal.SIGINT)
+                    # node.sh asks the ranks, also those that do not listen yet, through control/stop; the second time it ends them.
+                    # Not INT: where this command runs in the background of a script, INT is ignored, and bash cannot trap it then.
+                    os.kill(ranks.pid, signal.SIGTERM)
                     if not said:
                         sys.stderr.write(
                             "\nstopping at the next step, with a checkpoint; once more to end at once\n"

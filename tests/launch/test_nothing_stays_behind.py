@@ -41,20 +41,26 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("victim", "number"),
+    ("victim", "number", "interrupt"),
     [
-        ("command", signal.SIGKILL),
-        ("script", signal.SIGKILL),
-        ("torchrun", signal.SIGKILL),
-        ("command", signal.SIGTERM),
-        ("torchrun", signal.SIGHUP),
+        ("command", signal.SIGKILL, signal.SIG_DFL),
+        ("script", signal.SIGKILL, signal.SIG_DFL),
+        ("torchrun", signal.SIGKILL, signal.SIG_DFL),
+        ("command", signal.SIGTERM, signal.SIG_DFL),
+        ("command", signal.SIGTERM, signal.SIG_IGN),  # in the background of a script
+        ("torchrun", signal.SIGHUP, signal.SIG_DFL),
     ],
 )
-def test_every_process_ends_when_one_is_killed(tmp_path: Path, victim: str, number: signal.Signals) -> None:
+def test_every_process_ends_when_one_is_killed(
+    tmp_path: Path, victim: str, number: signal.Signals, interrupt: signal.Handlers
+) -> None:
     (tmp_path / "control").mkdir()
     env = os.environ | {"PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}"}
     command = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, str(tmp_path)], env=env, start_new_session=True
+        [sys.executable, "-c", COMMAND, str(tmp_path)],
+        env=env,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, interrupt),  # noqa: PLW1509  one system call
     )
     pids = {"command": command.pid}
     for rank in range(2):
