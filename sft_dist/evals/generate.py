@@ -205,8 +205,7 @@ def generate_ids(
 
     if not prompts:
         return []
-    # The model's own generation config may sample or penalise repetition; it is replaced, not merged with ours.
-    model.generation_config = GenerationConfig(
+    greedy = GenerationConfig(
         do_sample=False,
         num_beams=1,
         max_new_tokens=max_new_tokens,
@@ -222,7 +221,13 @@ def generate_ids(
         answers_BG = out[:, input_ids_BT.shape[1] :].tolist()
         return [cut_at_stop(ids, stop_ids) for ids in answers_BG]
 
-    return in_halves(run, prompts, "prompts")
+    # The model's own config may sample or penalise repetition, and `generate` merges it into one that is passed: ours
+    # takes its place for the call. Its stop tokens are read again for the next call (`stops_of`), so it comes back.
+    own, model.generation_config = model.generation_config, greedy
+    try:
+        return in_halves(run, prompts, "prompts")
+    finally:
+        model.generation_config = own
 
 
 def in_halves(

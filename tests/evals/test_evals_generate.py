@@ -121,6 +121,7 @@ def test_batched_generation_equals_one_by_one_greedy(model):
     expected = [greedy_by_hand(model, p, stop_ids, 8) for p in prompts]
     assert len(expected[0]) <= 3 < 8
     assert generate_ids(model, prompts, stop_ids=stop_ids, pad_id=PAD, max_new_tokens=8) == expected
+    assert subject.stops_of(model, Plain()) == (STOP,)  # the stop tokens of one call do not stop the next
 
 
 def test_cut_at_stop_and_answer_of():

@@ -59,7 +59,7 @@ def test_pack_and_mix_reach_the_planner(project: Path, monkeypatch: pytest.Monke
     )  # fmt: skip
     assert changed == {
         "mixture": Mixture(sources={}, cap=11, preset=None, task_min=1, task_max=12, epoch_examples=13, drop_duplicates=False),
-        "seq_len": 64, "too_long": "drop", "window": 7, "packing": False, "rows_per_step": 10, "micro_rows": 5, "world_size": 2,
+        "shared": None, "seq_len": 64, "too_long": "drop", "window": 7, "packing": False, "rows_per_step": 10, "micro_rows": 5, "world_size": 2,
         "balance_window": 3, "short_first_steps": 2, "seed": 9, "micro_cost": COST.on_device(recomputed=True),
     }  # fmt: skip
     assert planned()["micro_cost"] == COST.on_device(recomputed=False)
