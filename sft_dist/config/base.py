@@ -54,12 +54,25 @@ def _check(value: Any, name: str, annotation: str) -> None:
         if isinstance(leaf, bool):
             if not free and "bool" not in annotation:
                 raise ValueError(f"{str(leaf).lower()} is not a value of this key; write a number or a text")
-        elif isinstance(leaf, int) and abs(leaf) > MAX_NUMBER:
+        elif abs(_whole_number(leaf, annotation)) > MAX_NUMBER:
             raise ValueError(f"a number beyond {MAX_NUMBER:,} is of no use here; write a smaller one")
         elif isinstance(leaf, float) and not math.isfinite(leaf):
             raise ValueError("this is infinite or not a number; write a finite one")
         elif isinstance(leaf, str) and name not in MULTILINE and not free:
             _check_text(leaf)
+
+
+def _whole_number(leaf: Any, annotation: str) -> float:
+    """Return the number that a leaf stands for where a whole one is meant: 1e17 and "1e17" end as one, too; else 0."""
+    if isinstance(leaf, int):
+        return leaf
+    if "int" not in annotation or "float" in annotation or not isinstance(leaf, (float, str)):
+        return 0
+    try:
+        number = float(leaf)
+    except ValueError:
+        return 0  # a text
+    return number if math.isfinite(number) else 0
 
 
 def _leaves(value: Any, depth: int = 0) -> list[Any]:

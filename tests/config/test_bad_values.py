@@ -28,6 +28,8 @@ BAD: list[tuple[str, Any]] = [
     ("train.epochs", True),
     ("train.max_steps", True),
     ("train.tokens_per_step", 10**30),
+    ("data.processes", 9007199254740994.0),
+    ("data.processes", "9007199254740994"),
     ("train.micro_rows", True),
     ("train.threads_per_rank", 100_000),
     ("train.spike_deviations", NAN),
