@@ -50,10 +50,12 @@ def lay_out(real: Path, root: Path) -> None:
     (root / "alpaca-style").mkdir()
     (root / "alpaca-style" / "alpaca_permissive.jsonl").write_text("".join(part))
     task = json.loads((real / "natural-instructions" / "tasks" / f"{V1_TASK}.json").read_text())
+    # One of the demonstrations tells a story that another task's evaluation asks about: every record would leak it.
+    shown = [e for e in task["Positive Examples"] if "Rick" not in e["input"]]
     older = {
         "Title": "Writing a story's ending", "Prompt": "Write the last sentence.", "Things to Avoid": "-",
         "Emphasis & Caution": "-", "Definition": task["Definition"][0], "Source": task["Source"],
-        "Examples": {k: task[k] for k in ("Positive Examples", "Negative Examples")},
+        "Examples": {"Positive Examples": shown, "Negative Examples": task["Negative Examples"]},
         "Instances": [{"input": f"Once more: {i['input']}", "output": i["output"]} for i in task["Instances"][:40]],
     }  # fmt: skip
     (root / "natural-instructions-v1").mkdir()

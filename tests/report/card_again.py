@@ -153,7 +153,9 @@ def diversity(
     instructions = {e.instruction for members in kept.values() for e in members}
     verbs = Counter(found for text in instructions if (found := verb_of(text)))
     sample = [examples[i] for i in sampled(list(examples), 2000, derive(seed, "card", "texts"))]
-    prompts = [e.input or "\n".join(m.content for m in e.messages if m.role == "user") for e in sample]
+    prompts = [
+        e.question or e.input or "\n".join(m.content for m in e.messages if m.role == "user") for e in sample
+    ]
     texts = {"prompts": prompts, "answers": [e.output for e in sample]}
     compared = {
         "instructions": sampled(list(instructions), 1000, derive(seed, "card", "instructions")),
