@@ -154,6 +154,16 @@ class Saver:
         self._losses[step] = loss
         return step in sorted(self._losses, key=lambda s: (self._losses[s], -s))[: self._keep.keep_best]
 
+    @property
+    def losses(self) -> Mapping[int, float]:
+        """Validation losses by step, as far as they were measured."""
+        return self._losses
+
+    @property
+    def best(self) -> int:
+        """The step of the lowest validation loss, the later of equal ones; 0 before the first evaluation."""
+        return min(self._losses, key=lambda s: (self._losses[s], -s), default=0)
+
     def _advance(self, current: _Checkpoint, *, failed: bool) -> None:
         """End the phase on all ranks, report, start the next."""
         phase, is_main = current.phase, dist.get_rank() == 0

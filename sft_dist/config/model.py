@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -129,7 +131,8 @@ class LoraConfig(Section):
     alpha: PositiveFloat = Field(default=32.0, description="The update is scaled by alpha / rank.")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Of the input of an adapter.")
     target_modules: tuple[str, ...] = Field(
-        default=(), description="Names of Linear modules, such as q_proj; none: every Linear of the decoder."
+        default=(),
+        description="Names of Linear modules, such as q_proj, or globs over their names in the decoder, such as layers.[0-7].self_attn.*; none: every Linear of the decoder.",
     )
     modules_to_save: tuple[str, ...] = Field(
         default=(), description="Names of modules that are trained whole, such as embed_tokens or lm_head."
@@ -148,3 +151,15 @@ class LoraConfig(Section):
         default="merged",
         description="merged: a whole model; adapter: a peft folder to put on the base.",
     )
+
+
+def targets(entry: str, names: Iterable[str]) -> list[str]:
+    """Return what an entry of lora.target_modules adapts, as it is matched against the end of a module's name.
+
+    Args:
+        entry: The last part of a name, or a glob over whole names.
+        names: Of the Linear modules, below the decoder, such as layers.0.self_attn.q_proj.
+    """
+    if any(sign in entry for sign in "*?["):
+        return [n for n in names if fnmatchcase(n, entry)]
+    return [entry] if any(n.rpartition(".")[2] == entry for n in names) else []

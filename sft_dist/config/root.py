@@ -135,10 +135,20 @@ class RunConfig(Section):
                 "lora.quantize_base is set with deepspeed.stage=3, which cannot partition 4-bit weights; "
                 "use deepspeed.stage=2 (the quantised base is whole on each device), or lora.quantize_base=null"
             )
-        if self.checkpoint.keep_best and self.train.eval_every_steps is None:
+        if self.checkpoint.keep_best and not self.train.evaluates:
             raise ValueError(
-                f"checkpoint.keep_best={self.checkpoint.keep_best}, but train.eval_every_steps is null, so the validation loss is measured "
-                "at the end only and no earlier checkpoint can be the best; set train.eval_every_steps, or checkpoint.keep_best=0"
+                f"checkpoint.keep_best={self.checkpoint.keep_best}, but neither train.eval_every_steps nor train.evals_per_epoch is set, so the "
+                "validation loss is measured at the end only and no earlier checkpoint can be the best; set one, or checkpoint.keep_best=0"
+            )
+        if self.train.export_best and not self.checkpoint.keep_best:
+            raise ValueError(
+                "train.export_best exports the checkpoint of the lowest validation loss, and checkpoint.keep_best=0 keeps none; set "
+                "checkpoint.keep_best=1"
+            )
+        if self.train.patience_evaluations is not None and not self.data.validates:
+            raise ValueError(
+                f"train.patience_evaluations={self.train.patience_evaluations} waits for a lower validation loss, and there is no validation "
+                "set; set data.validation.share=0.02, or train.patience_evaluations=null"
             )
         if self.checkpoint.keep_best and not self.data.validates:
             raise ValueError(

@@ -113,8 +113,12 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """Steps and epochs."""
 
-    epochs: PositiveInt = Field(
-        json_schema_extra=RESUMABLE, default=1, description="Passes over the mixture."
+    epochs: float = Field(
+        json_schema_extra=RESUMABLE,
+        default=1,
+        gt=0,
+        le=100_000,
+        description="Passes over the mixture; the last may be a part of one, such as 0.5 or 2.25.",
     )
     max_steps: PositiveInt | None = Field(
         json_schema_extra=RESUMABLE, default=None, description="Stop after this many optimizer steps."
@@ -139,6 +143,21 @@ class TrainConfig(Section):
         json_schema_extra=RESUMABLE,
         default=None,
         description="Steps between evaluations of the losses of all sets; null: at the end only.",
+    )
+    evals_per_epoch: PositiveInt | None = Field(
+        json_schema_extra=RESUMABLE,
+        default=None,
+        description="Evaluations of the losses of all sets in each epoch, evenly spread, the last at its end; null: not by epochs.",
+    )
+    patience_evaluations: PositiveInt | None = Field(
+        json_schema_extra=RESUMABLE,
+        default=None,
+        description="End the run when so many evaluations in a row have not lowered the validation loss; null: train to the end.",
+    )
+    patience_nats: NonNegativeFloat = Field(
+        json_schema_extra=RESUMABLE,
+        default=0.0,
+        description="How far below the lowest validation loss so far an evaluation must lie to count as lower, for patience_evaluations.",
     )
     eval_tokens: PositiveInt = Field(
         json_schema_extra=RESUMABLE,
@@ -172,6 +191,11 @@ class TrainConfig(Section):
         default=True,
         description="Write a Hugging Face folder when training ends.",
     )
+    export_best: bool = Field(
+        json_schema_extra=RESUMABLE,
+        default=False,
+        description="Export the checkpoint of the lowest validation loss (checkpoint.keep_best) instead of the last.",
+    )
     export_ema: bool = Field(
         json_schema_extra=RESUMABLE,
         default=False,
@@ -204,7 +228,17 @@ class TrainConfig(Section):
                 f"train.profile=[{first},{last}] ends before it begins, so there is nothing to record; "
                 f"use [{last},{first}]"
             )
+        if self.patience_evaluations is not None and not self.evaluates:
+            raise ValueError(
+                f"train.patience_evaluations={self.patience_evaluations}, but the validation loss is measured at the end only, so nothing "
+                "could end the run earlier; set train.eval_every_steps or train.evals_per_epoch"
+            )
         return self
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether losses are measured before the end."""
+        return self.eval_every_steps is not None or self.evals_per_epoch is not None
 
 
 class DeepSpeedConfig(Section):
@@ -301,6 +335,10 @@ class CheckpointConfig(Section):
     )
     save_every_steps: PositiveInt | None = Field(
         default=None, description="Steps between checkpoints; null: not by steps."
+    )
+    saves_per_epoch: PositiveInt | None = Field(
+        default=None,
+        description="Checkpoints in each epoch, evenly spread, the last at its end; null: not by epochs.",
     )
     save_every_minutes: PositiveFloat | None = Field(
         default=30.0, description="Minutes between checkpoints; null: not by time."

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sft_dist.config.model import LoraConfig
+from sft_dist.config.model import LoraConfig, targets
 from sft_dist.core.errors import UserError
 from sft_dist.model.parts import decoder_of
 
@@ -63,16 +63,21 @@ def _targets(hf: Any, wanted: tuple[str, ...]) -> str:
     """Return the regular expression of the adapted modules' names."""
     decoder = decoder_of(hf)
     prefix = next((n for n, m in hf.named_modules() if m is decoder), "")
-    linear = {n.rpartition(".")[2] for n, m in decoder.named_modules() if isinstance(m, nn.Linear)}
-    for name in wanted:
-        if name not in linear:
-            near = difflib.get_close_matches(name, sorted(linear), n=3, cutoff=0.0)
+    linear = [n for n, m in decoder.named_modules() if isinstance(m, nn.Linear)]
+    last = {n.rpartition(".")[2] for n in linear}
+    names: list[str] = sorted(last)
+    if wanted:
+        names = sorted({found for entry in wanted for found in targets(entry, linear)})
+    for entry in wanted:
+        if not targets(entry, linear):
+            near = difflib.get_close_matches(entry, sorted(last), n=3, cutoff=0.0)
             raise UserError(
-                f"lora.target_modules has {name!r}, which is no Linear of this model's decoder, so nothing would be adapted; "
-                f"it has: {', '.join(near)} (the output projection and embeddings go into lora.modules_to_save)"
+                f"lora.target_modules has {entry!r}, which is no Linear of this model's decoder, so nothing would be adapted; "
+                f"it has: {', '.join(near)}, in names such as {linear[0]} (the output projection and embeddings go into "
+                "lora.modules_to_save)"
             )
-    names = "|".join(sorted(wanted or linear))
-    return rf"{prefix}\.(?:.*\.)?(?:{names})".replace(r"\.", "[.]") if prefix else rf"(?:.*[.])?(?:{names})"
+    some = "|".join(name.replace(".", "[.]") for name in names)
+    return f"{prefix.replace('.', '[.]')}[.](?:.*[.])?(?:{some})" if prefix else f"(?:.*[.])?(?:{some})"
 
 
 def _check_saved(hf: Any, lora: LoraConfig) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from sft_dist.cluster.local_ranks import gpus, ranks_of
 from sft_dist.cluster.slurm.site import load_site
 from sft_dist.config import RunConfig
+from sft_dist.config.model import targets
 from sft_dist.core.errors import UserError, nearest
 from sft_dist.model.rope import check_reach
 from sft_dist.pipelines.cluster.estimate_inputs import model_config, shape_of
@@ -18,7 +19,10 @@ from sft_dist.render.tokenizer import TextTokenizer
 from sft_dist.sources import open_source
 from sft_dist.train.zero import check_extra
 
-SHAPE_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SHAPE_MODULES = (
+    *(f"self_attn.{side}_proj" for side in "qkvo"),
+    *(f"mlp.{side}_proj" for side in ("gate", "up", "down")),
+)
 
 
 def refuse_mistakes(config: RunConfig) -> None:
@@ -74,11 +78,12 @@ def _trained(config: RunConfig) -> Iterator[str]:
             yield "model.trainable and model.freeze leave nothing to train, so every step would do nothing; narrow model.freeze"
         return
     modules = _modules(config)
+    last = {name.rpartition(".")[2] for name in modules}
     for name in lora.target_modules:
-        if modules and name not in modules:
+        if modules and not targets(name, modules):
             yield (
                 f"lora.target_modules has {name!r}, which is no module of this model, so nothing would be adapted; "
-                f"it has {', '.join(sorted(modules))}.{nearest(name, modules)}"
+                f"it has {', '.join(sorted(last))}.{nearest(name, last)}"
             )
     ends = {n for n in lora.modules_to_save if n in ("embed_tokens", "lm_head")}
     if ends and text.get("tie_word_embeddings"):
@@ -96,9 +101,9 @@ def _names_are_missing(config: RunConfig) -> bool:
 
 
 def _modules(config: RunConfig) -> set[str]:
-    """Return the names of the modules of a layer; empty where they are not known."""
-    if config.model.shape is not None:
-        return set(SHAPE_MODULES)
+    """Return the names of the layers' modules, such as layers.0.self_attn.q_proj; empty where they are not known."""
+    if (shape := config.model.shape) is not None:
+        return {f"layers.{i}.{part}" for i in range(shape.layers) for part in SHAPE_MODULES}
     folder = Path(config.model.path or "")
     index = folder / "model.safetensors.index.json"
     try:
@@ -112,7 +117,7 @@ def _modules(config: RunConfig) -> set[str]:
     except Exception:  # noqa: BLE001  several kinds; the model's loader names what is wrong with its files
         return set()
     matrices = [n for n in names if ".layers." in n and n.endswith(".weight") and "norm" not in n]
-    return {n.split(".")[-2] for n in matrices}
+    return {"layers." + n.removesuffix(".weight").partition(".layers.")[2] for n in matrices}
 
 
 def _folders(config: RunConfig) -> Iterator[str]:

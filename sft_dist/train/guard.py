@@ -10,7 +10,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import Any, Literal, Self
@@ -117,6 +117,22 @@ class Heartbeat:
                     said = True
             if self._done.wait(min(HEARTBEAT_S, self._limit_s / 8)):
                 return
+
+
+def since_lowest(losses: Mapping[int, float], least: float) -> int:
+    """Return how many evaluations in a row, up to the last, have not lowered the validation loss.
+
+    Args:
+        losses: By step.
+        least: Nats below the lowest before that an evaluation must lie to count as lower.
+    """
+    lowest, since = math.inf, 0
+    for _, loss in sorted(losses.items()):
+        if loss < lowest - least:
+            lowest, since = loss, 0
+        else:
+            since += 1
+    return since
 
 
 class SpikeDetector:

@@ -21,7 +21,14 @@ from sft_dist.core.records import Batch, Position, StepMetrics, StepPlan
 from sft_dist.core.rng import derive
 from sft_dist.model.packed import MicroBatch, upload
 from sft_dist.train import stop_messages
-from sft_dist.train.guard import Heartbeat, SpikeDetector, StopSignals, example_losses, worst_examples
+from sft_dist.train.guard import (
+    Heartbeat,
+    SpikeDetector,
+    StopSignals,
+    example_losses,
+    since_lowest,
+    worst_examples,
+)
 from sft_dist.train.metrics import Meter, Step, step_metrics
 from sft_dist.train.zero import update
 
@@ -41,6 +48,7 @@ def run(
     *,
     start: Position,
     total_steps: int,
+    epoch_steps: int,
     train: TrainConfig,
     checkpoint: CheckpointConfig,
     lr_of: Callable[[int], float],
@@ -63,6 +71,7 @@ def run(
             this rank's micro-batches. Taken, run and sent to the device in a thread, one step ahead.
         start: Position to start from.
         total_steps: Optimizer steps of the whole run.
+        epoch_steps: Of the first epoch; evaluations and saves by epoch are spread over so many.
         train: The section of that name: when to evaluate, how many skipped steps end the run.
         checkpoint: The section of that name: when to save.
         lr_of: Learning rate of a zero-based optimizer step.
@@ -82,6 +91,8 @@ def run(
     """
     world, rank = dist.get_world_size(), dist.get_rank()
     position, skipped, last_save = start, 0, time.monotonic()
+    if start.step and (why := _exhausted(saver, train)):  # a restart of a run that had ended so
+        return _ended(start, "finished", saver, why)
     engine.train()
 
     def ready(batch: Batch) -> MicroBatch:
@@ -134,11 +145,17 @@ def run(
             return _fatal(position, stop_messages.skipped(skipped, position.step, saver.saved_at), hooks)
         stopping = sums.ranks["stop"] > 0
         due = sums.ranks["save"] > 0 or stopping or _every(position.step, checkpoint.save_every_steps)
+        due |= _in_epoch(position, checkpoint.saves_per_epoch, epoch_steps)
         last = stopping or position.step == total_steps  # the last evaluation comes after the loop
-        if _every(position.step, train.eval_every_steps) and not last:
+        scored = _every(position.step, train.eval_every_steps)
+        scored |= _in_epoch(position, train.evals_per_epoch, epoch_steps)
+        why = ""
+        if scored and not last:
             due |= saver.scored(position.step, hooks.evaluate(position.step))
             engine.train()
             heartbeat.progress()
+            why = _exhausted(saver, train)
+            due |= bool(why)
         if due:
             last_save = time.monotonic()
             saver.begin(position, {"losses": spikes.losses})
@@ -147,6 +164,10 @@ def run(
             saver.finish()
             hooks.event("stopped", step=position.step, reason=requests.reason)
             return _ended(position, "stopped", saver)
+        if why:
+            saver.finish()
+            hooks.event("ended_early", step=position.step, reason=why)
+            return _ended(position, "finished", saver, why)
         heartbeat.progress()
     if saver.begun_at != position:
         saver.begin(position, {"losses": spikes.losses})
@@ -210,11 +231,23 @@ def _fatal(position: Position, reason: str, hooks: Hooks) -> tuple[Position, str
     return position, "fatal", reason
 
 
-def _ended(position: Position, state: str, saver: Saver) -> tuple[Position, str, str]:
+def _ended(position: Position, state: str, saver: Saver, why: str = "") -> tuple[Position, str, str]:
     """Return how training ended: as it should, if the last state is on disk."""
     if saver.saved_at != position:
         return position, "fatal", stop_messages.unsaved(position.step, saver.saved_at)
-    return position, state, ""
+    return position, state, why
+
+
+def _exhausted(saver: Saver, train: TrainConfig) -> str:
+    """Return why the run ends before its schedule; empty: it goes on. The same on all ranks."""
+    patience, losses = train.patience_evaluations, saver.losses
+    if patience is None or since_lowest(losses, train.patience_nats) < patience:
+        return ""
+    best = saver.best
+    return (
+        f"{patience} evaluations have not lowered the validation loss (lowest {losses[best]:.4f}, at step {best}); "
+        "train.patience_evaluations"
+    )
 
 
 def prefetched(
@@ -242,6 +275,16 @@ def prefetched(
 
 def _every(step: int, period: int | None) -> bool:
     return period is not None and step % period == 0
+
+
+def _in_epoch(position: Position, per_epoch: int | None, epoch_steps: int) -> bool:
+    """Whether one of `per_epoch` evenly spread marks of an epoch lies at this position; the last is the epoch's end."""
+    if per_epoch is None:
+        return False
+    at = position.epoch_step
+    return at == 0 or (
+        at < epoch_steps and at * per_epoch // epoch_steps > (at - 1) * per_epoch // epoch_steps
+    )
 
 
 def _or_none(value: float) -> float | None:

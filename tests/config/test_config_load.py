@@ -94,7 +94,7 @@ def test_cross_field_mistakes_name_a_value_that_works() -> None:
         load_config(["pack.seq_len=500", "train.tokens_per_step=4096"])
     with pytest.raises(UserError, match="model.path and model.shape are both set"):
         load_config(["model.path=x"])
-    with pytest.raises(UserError, match=r"checkpoint.keep_best=1, but train.eval_every_steps is null"):
+    with pytest.raises(UserError, match=r"checkpoint.keep_best=1, but neither train.eval_every_steps"):
         load_config(["checkpoint.keep_best=1"])
     with pytest.raises(UserError, match="deepspeed.stage=0.*bfloat16"):
         load_config(["deepspeed.stage=0", "model.dtype=bfloat16"])

@@ -70,12 +70,28 @@ def test_an_axolotl_config(tmp_path: Path) -> None:
     assert config.data.validation.share == 0.05
 
 
+def test_what_happens_by_epoch_and_ends_early(tmp_path: Path) -> None:
+    keys = {"num_epochs": 1.5, "saves_per_epoch": 2, "evals_per_epoch": 4, "early_stopping_patience": 3}
+    done = _converted(tmp_path, AXOLOTL | keys | {"load_best_model_at_end": True})
+    config = _valid(tmp_path, done)
+    assert not done.changes
+    assert (config.train.epochs, config.train.evals_per_epoch, config.checkpoint.saves_per_epoch) == (
+        1.5,
+        4,
+        2,
+    )
+    assert (config.train.patience_evaluations, config.train.export_best) == (3, True)
+    assert config.checkpoint.keep_best == 1
+    unseen = _valid(tmp_path, _converted(tmp_path, AXOLOTL | keys | {"val_set_size": 0}))
+    assert unseen.train.patience_evaluations is None
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("optimizer", "lion_8bit"),
         ("lr_scheduler", "rex"),
-        ("num_epochs", 0.5),
+        ("num_epochs", 0),
         ("tokens", ["<new>"]),
         ("special_tokens", {"eos_token": "<own>"}),
         ("fp16", True),

@@ -252,6 +252,7 @@ def train(
             watched(),
             start=start,
             total_steps=steps,
+            epoch_steps=steps,
             train=TrainConfig(max_skipped_steps=3),
             checkpoint=CheckpointConfig(save_every_steps=1, save_every_minutes=None),
             lr_of=lambda step: lr_at(

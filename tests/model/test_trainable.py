@@ -68,6 +68,13 @@ def test_what_matches_nothing_is_refused(qwen3: Path, options: dict[str, Any], m
         trained(qwen3, **options)
 
 
+def test_adapters_by_glob_over_whole_names(qwen3: Path) -> None:
+    lora = LoraConfig(rank=2, alpha=2.0, target_modules=("layers.1.self_attn.[qk]_proj", "down_proj"))
+    adapted = {n.partition(".lora_")[0] for n in trained(qwen3, lora=lora)}
+    attention = {f"model.layers.1.self_attn.{side}_proj" for side in "qk"}
+    assert adapted == attention | {f"model.layers.{i}.mlp.down_proj" for i in (0, 1)}
+
+
 def test_a_tied_matrix_is_not_torn_apart(llama: Path) -> None:
     with pytest.raises(UserError, match="are one matrix, which would come apart"):
         trained(llama, lora=LoraConfig(rank=2, alpha=2.0, modules_to_save=("lm_head",)))

@@ -80,7 +80,7 @@ def test_optim_train_and_checkpoint_reach_loop_saver_and_tracker(
     monkeypatch.setattr(
         worker.loop, "run", catch("run", (Position(step=0, epoch=0, epoch_step=0), "stopped", ""))
     )
-    monkeypatch.setattr(worker, "Saver", catch("saver", None))
+    monkeypatch.setattr(worker, "Saver", catch("saver", SimpleNamespace(best=3)))
     monkeypatch.setattr(worker.Tracker, "start", catch("tracker", nullcontext()))
     monkeypatch.setattr(worker, "with_backward", lambda cost, _hf: cost)
     monkeypatch.setattr(worker, "Profiler", catch("profiler", SimpleNamespace(close=lambda: None)))
@@ -96,14 +96,15 @@ def test_optim_train_and_checkpoint_reach_loop_saver_and_tracker(
     engine = SimpleNamespace(device=torch.device("cpu"), module=SimpleNamespace(hf=None))
     parts: Any = SimpleNamespace(engine=engine, ema=None, sequence=None, base="b1")
     corpus = SimpleNamespace(task_names=["t"], source_names=["s"])
-    made: Any = SimpleNamespace(corpus=corpus, planner=None, hash=5, steps=10, cost=COST)
+    made: Any = SimpleNamespace(corpus=corpus, planner=None, hash=5, steps=10, epoch_steps=6, cost=COST)
     beat: Any = SimpleNamespace(progress=None)
     start = Resumed(position=Position(), validation_losses={3: 2.5})
-    worker._loop(config, RunFolder(project), parts, made, start, StoreCheck(None), beat, None, {})
+    ended = worker._loop(config, RunFolder(project), parts, made, start, StoreCheck(None), beat, None, {})
+    assert ended == (Position(), "stopped", "", 3)
     assert seen["saver"][1]["losses"] == {3: 2.5}
     options = seen["run"][1]
     assert [options["lr_of"](step) for step in (0, 1, 2, 8, 9, 10)] == [0.5, 1.0, 1.0, 1.0, 0.75, 0.5]
-    assert (options["seed"], options["clip"]) == (9, 0.3)
+    assert (options["seed"], options["clip"], options["epoch_steps"]) == (9, 0.3, 6)
     assert (options["total_steps"], options["train"], options["checkpoint"]) == (
         10,
         config.train,

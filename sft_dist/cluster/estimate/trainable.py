@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from sft_dist.cluster.estimate.memory import Shape
+from sft_dist.config.model import targets
 
 EMBEDDINGS, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 LAYERS = re.compile(r"layers\[(-?\d*):(-?\d*)\]")  # as in model/trainable.py
@@ -75,8 +76,11 @@ def adapted(
         "up_proj": (shape.E, shape.I),
         "down_proj": (shape.I, shape.E),
     }
-    wanted = [sides[name] for name in (target_modules or tuple(sides)) if name in sides]
-    added = shape.L * sum(rank * (a + b) + (b if dora else 0) for a, b in wanted)
+    layer = [n.removesuffix(".weight") for n in _layer(shape, config) if n.split(".")[-2] in sides]
+    names = [f"layers.{i}.{n}" for i in range(shape.L) for n in layer]
+    chosen = {found for entry in target_modules for found in targets(entry, names)}
+    wanted = [sides[n.split(".")[-1]] for n in names if not target_modules or {n, n.split(".")[-1]} & chosen]
+    added = sum(rank * (a + b) + (b if dora else 0) for a, b in wanted)
     saved = {
         name: size
         for name, size in sizes(shape, config).items()

@@ -179,11 +179,44 @@ def _beta(out: Conversion, key: str, _value: Any, keys: dict[str, Any]) -> None:
 
 
 def _epochs(out: Conversion, key: str, value: Any, keys: dict[str, Any]) -> None:
-    if float(value) != int(float(value)) or float(value) < 1:
+    if float(value) <= 0:
         if not keys.get("max_steps"):
-            out.refuse(key, f"{value}: epochs are whole here; set train.max_steps")
+            out.refuse(key, f"{value}: that is no training; set train.epochs or train.max_steps")
         return
-    out.map(key, "train.epochs", int(float(value)))
+    whole = float(value) == int(float(value))
+    out.map(key, "train.epochs", int(float(value)) if whole else float(value))
+
+
+def _by_epoch(path: str) -> Rule:
+    def rule(out: Conversion, key: str, value: Any, _: dict[str, Any]) -> None:
+        if value == "epoch":
+            out.map(key, path, 1)
+        else:
+            out.drop(key, _OFTEN)
+
+    return rule
+
+
+def _evaluates(keys: dict[str, Any]) -> bool:
+    """Whether the other trainer evaluates while it trains, on data of its own or a share."""
+    data = ("val_set_size", "val_size", "split_dataset_ratio", "eval_dataset", "val_dataset", "test_datasets")
+    often = ("evals_per_epoch", "eval_steps", "eval_steps_per_epoch", "eval_strategy", "evaluation_strategy")
+    return any(keys.get(k) for k in data) and any(keys.get(k) not in (None, 0, "no") for k in often)
+
+
+def _patience(out: Conversion, key: str, value: Any, keys: dict[str, Any]) -> None:
+    if _evaluates(keys):
+        out.map(key, "train.patience_evaluations", int(value))
+    else:
+        out.drop(key, "nothing is evaluated while it trains, so nothing ends the run early")
+
+
+def _best(out: Conversion, key: str, value: Any, keys: dict[str, Any]) -> None:
+    if value and _evaluates(keys):
+        out.map(key, "train.export_best", value=True)
+        out.set("checkpoint.keep_best", 1)
+    else:
+        out.drop(key, "nothing is evaluated while it trains, so the last checkpoint is exported")
 
 
 def _max_steps(out: Conversion, key: str, value: Any, _keys: dict[str, Any]) -> None:
@@ -555,6 +588,15 @@ RULES: dict[str, Rule] = {
     "sequence_parallel_degree": _parallel,
     "torch_compile": _used,
     "tiled_mlp": _used,
+    "saves_per_epoch": _to("checkpoint.saves_per_epoch", lambda v: int(v) or None),
+    "evals_per_epoch": _to("train.evals_per_epoch", lambda v: int(v) or None),
+    "eval_steps_per_epoch": _to("train.evals_per_epoch", lambda v: int(v) or None),
+    "save_strategy": _by_epoch("checkpoint.saves_per_epoch"),
+    "eval_strategy": _by_epoch("train.evals_per_epoch"),
+    "evaluation_strategy": _by_epoch("train.evals_per_epoch"),
+    "early_stopping_patience": _patience,
+    "early_stopping_threshold": _to("train.patience_nats", float),
+    "load_best_model_at_end": _best,
     "save_steps": _to("checkpoint.save_every_steps", lambda v: int(v) or None),
     "save_total_limit": _to("checkpoint.keep_last", lambda v: max(1, int(v))),
     "eval_steps": _to("train.eval_every_steps", lambda v: int(v) or None),
@@ -600,9 +642,9 @@ NOT_NEEDED: dict[str, str] = {
         _FUSED,
     ),
     **dict.fromkeys(
-        ("saves_per_epoch", "evals_per_epoch", "eval_strategy", "evaluation_strategy", "save_strategy", "eval_steps_per_epoch", "overwrite_output_dir",
+        ("overwrite_output_dir",
          "save_only_model", "save_safetensors", "save_first_step", "eval_batch_size", "per_device_eval_batch_size", "eval_table_size", "eval_max_new_tokens",
-         "load_best_model_at_end", "eval_on_start", "do_eval", "do_train", "do_predict", "eval_accumulation_steps", "eval_limit", "metric_for_best_model",
+         "eval_on_start", "do_eval", "do_train", "do_predict", "eval_accumulation_steps", "eval_limit", "metric_for_best_model",
          "logging_first_step", "logging_dir", "log_level", "plot_loss", "include_tokens_per_second", "logging_strategy", "save_on_each_node"),
         _OFTEN,
     ),
@@ -652,7 +694,6 @@ NOT_NEEDED: dict[str, str] = {
     "model_author": "only for the self-cognition data of ms-swift",
     "model_name": "only for the self-cognition data of ms-swift",
     "resize_token_embeddings_to_32x": "model.vocab_multiple=32 adds rows that no token uses; not needed to train",
-    "early_stopping_patience": "checkpoint.keep_best keeps the best checkpoint; training goes on to its end",
 }  # fmt: skip
 PREFIXES = {
     "liger_": _FUSED,
@@ -688,7 +729,7 @@ CANNOT: dict[str, str] = {
     "loraplus_lr_ratio": "LoRA+ is not offered",
     "lora_plus_lr_ratio": "LoRA+ is not offered",
     "relora_steps": "ReLoRA is not offered",
-    "peft_layers_to_transform": "adapters of some layers only are not offered",
+    "peft_layers_to_transform": "write the layers into lora.target_modules, as globs such as layers.[0-7].*",
     "init_lora_weights": "other initial adapters are not offered",
     "adapter_name_or_path": "an adapter from elsewhere cannot be continued",
     "adapters": "an adapter from elsewhere cannot be continued",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def drawn_ids(config: RunConfig, folder: RunFolder) -> set[str]:
     planner = make_planner(config, corpus, world_size=world, cost=cost)
     left = int(folder.status().get("step", 0)) or config.train.max_steps or 1 << 60
     drawn = np.zeros(len(corpus), dtype=np.bool_)
-    for epoch in range(config.train.epochs):
+    for epoch in range(math.ceil(config.train.epochs)):
         plan = planner.epoch(epoch)
         for step in range(min(left, plan.n_steps)):
             for row in plan.rows(step):

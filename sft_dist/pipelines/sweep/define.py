@@ -166,7 +166,7 @@ def _validate(
                 f"launch.nodes={config.launch.nodes}, but trials start on this machine only; use launch.nodes=1, "
                 "or submit the sweep: sft-dist sweep --submit ... cluster=NAME"
             )
-        if pruning and config.train.eval_every_steps is None:
+        if pruning and not config.train.evaluates:
             raise UserError(
                 "sweep.pruning looks at validation losses during training, but train.eval_every_steps is not set, so there would be none "
                 "before the end; set it to a tenth of the steps or so"

@@ -60,6 +60,8 @@ def _train(config: RunConfig, console: Console, folder: RunFolder, nproc: int, c
         console.print(f"stopped at step {folder.status()['step']}; the same command{again} continues")
     elif code or state != "finished":
         raise failure(folder, RANK, code)
+    elif why := folder.status().get("reason"):
+        console.print(f"ended at step {folder.status()['step']}: {why}", soft_wrap=True)
     return folder
 
 
@@ -72,5 +74,7 @@ def _nothing_left(config: RunConfig, prepared: Prepared, folder: RunFolder) -> b
     planner = make_planner(
         config, corpus, world_size=1, cost=cost_model(config, prepared.renderer.tokenizer.vocab_size)
     )
+    if status.get("patience") is not None and status["patience"] == config.train.patience_evaluations:
+        return True  # it has ended before its schedule, and would again
     exported = (folder.export / "config.json").is_file() or not config.train.export
     return exported and int(status["step"]) >= total_steps(config, planner, planner.epoch(0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -167,13 +168,18 @@ def make_planner(
 
 def total_steps(config: RunConfig, planner: Planner, first: EpochPlan) -> int:
     """Return the optimizer steps of the whole run; draws differ a little from epoch to epoch, so each is planned."""
-    steps = first.n_steps
-    limit = config.train.max_steps
-    for epoch in range(1, config.train.epochs):
+    epochs, limit = config.train.epochs, config.train.max_steps
+    steps = steps_of(epochs, 0, first.n_steps)
+    for epoch in range(1, math.ceil(epochs)):
         if limit is not None and steps >= limit:
             break
-        steps += planner.epoch(epoch).n_steps
+        steps += steps_of(epochs, epoch, planner.epoch(epoch).n_steps)
     return steps if limit is None else min(steps, limit)
+
+
+def steps_of(epochs: float, epoch: int, n_steps: int) -> int:
+    """Return how many of the `n_steps` of an epoch (zero-based) are taken, when there are so many epochs: at least one."""
+    return max(1, round(min(1.0, epochs - epoch) * n_steps))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

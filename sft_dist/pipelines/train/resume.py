@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -140,7 +141,7 @@ def remaining(
 def _planned(config: RunConfig, planner: Planner, start: Position) -> Iterator[tuple[StepPlan, Position]]:
     """Yield the plan of every global batch from `start` on, and the position after it."""
     if not config.train.smoke:
-        yield from planner.steps(start, config.train.epochs)
+        yield from planner.steps(start, math.ceil(config.train.epochs))
         return
     epoch = planner.epoch(0)
     for done, step in enumerate(epoch.heaviest(epoch.n_steps), start=1):

@@ -52,7 +52,16 @@ def small(config: RunConfig) -> RunConfig:
     return config.model_copy(
         update={
             "name": f"{config.name}-smoke",
-            "train": section("train", smoke=True, max_steps=STEPS, export=True, eval_every_steps=None),
+            "train": section(
+                "train",
+                smoke=True,
+                max_steps=STEPS,
+                export=True,
+                eval_every_steps=None,
+                evals_per_epoch=None,
+                patience_evaluations=None,
+                export_best=False,
+            ),
             "checkpoint": section(
                 "checkpoint", resume="auto", remote=None, keep_best=0, optimizer_keep_last=None
             ),

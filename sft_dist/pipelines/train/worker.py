@@ -25,6 +25,7 @@ from sft_dist.batch.planner import Planner
 from sft_dist.batch.shared_plan import NodePlans
 from sft_dist.checkpoint.background import Saver
 from sft_dist.checkpoint.export import export_checkpoint
+from sft_dist.checkpoint.io import folder_name
 from sft_dist.checkpoint.remote import Remote
 from sft_dist.config import RunConfig
 from sft_dist.config.auto import asked
@@ -137,7 +138,7 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat) -> str:
         log.info("%s", _batch_line(config, parts.sequence, plan.steps, parts.parameters))
         for warning in config_warnings(config, ranks=world, steps=plan.steps):
             log.warning("%s", warning)
-    position, state, reason = _loop(
+    position, state, reason, best = _loop(
         config,
         folder,
         parts,
@@ -150,7 +151,7 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat) -> str:
     )
     if state == "finished" and config.train.export:
         export_checkpoint(
-            folder.checkpoints / f"step-{position.step:08d}",
+            _exported(config, folder, position.step, best),
             export_base(config, parts.model_path),
             folder.export,
             dtype=config.model.dtype,
@@ -162,11 +163,28 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat) -> str:
             barrier=partial(_barrier, heartbeat),
         )
     if rank == 0:
-        why = {"reason": reason} if reason else {}
+        why: dict[str, Any] = {"reason": reason} if reason else {}
+        if reason and state == "finished":
+            why["patience"] = config.train.patience_evaluations  # the same command has nothing left to do
         folder.set_status(state, step=position.step, steps=plan.steps, **why)  # type: ignore[arg-type]
     if held is not None:
         held.close()
     return state
+
+
+def _exported(config: RunConfig, folder: RunFolder, last: int, best: int) -> Path:
+    """Return the checkpoint that is exported. The best may be gone, where an earlier part of the run kept none."""
+    folders = {step: folder.checkpoints / folder_name(step) for step in (last, best)}
+    if config.train.export_best and best and best != last:
+        if from_rank_0(folders[best].is_dir()):
+            log.info("the export is of step %d, which has the lowest validation loss", best)
+            return folders[best]
+        log.warning(
+            "the checkpoint of the lowest validation loss (step %d) is gone; the export is of step %d",
+            best,
+            last,
+        )
+    return folders[last]
 
 
 def _store(entry: dict[str, Any], stage_dir: str | None) -> Path:
@@ -206,6 +224,7 @@ class _Plan:
     facts: dict[str, Any]
     hash: int
     steps: int
+    epoch_steps: int
     cost: CostModel
 
     @classmethod
@@ -230,7 +249,15 @@ class _Plan:
         facts: dict[str, Any] = {}  # of rank 0, who writes them
         if dist.get_rank() == 0:
             facts = plan_facts(config, first, corpus, steps, dist.get_world_size(), parts.parameters, read)
-        return cls(corpus=corpus, planner=planner, facts=facts, hash=first.hash, steps=steps, cost=cost)
+        return cls(
+            corpus=corpus,
+            planner=planner,
+            facts=facts,
+            hash=first.hash,
+            steps=steps,
+            epoch_steps=first.n_steps,
+            cost=cost,
+        )
 
 
 def _loop(
@@ -243,8 +270,8 @@ def _loop(
     heartbeat: Heartbeat,
     remote: Remote | None,
     eval_stores: dict[str, str],
-) -> tuple[Position, str, str]:
-    """Wire the loop to the run folder: what is logged, saved and evaluated, and when."""
+) -> tuple[Position, str, str, int]:
+    """Wire the loop to the run folder: what is logged, saved and evaluated, and when. Return how it ended, and the best step."""
     engine, is_main = parts.engine, dist.get_rank() == 0
     corpus, cost, optim, start = plan.corpus, plan.cost, config.optim, resumed.position
     requests = StopSignals(folder, is_main=is_main)
@@ -307,11 +334,12 @@ def _loop(
             moved=heartbeat.progress,
             settle=settle,
         )
-        return loop.run(
+        ended = loop.run(
             engine,
             remaining(config, plan.planner, corpus, start=start, steps=plan.steps, sequence=parts.sequence),
             start=start,
             total_steps=plan.steps,
+            epoch_steps=plan.epoch_steps,
             train=config.train,
             checkpoint=config.checkpoint,
             lr_of=lambda step: lr_at(
@@ -328,6 +356,7 @@ def _loop(
             useful_flops=lambda tokens, targets, pairs: useful.useful_flops(tokens, pairs, targets),
             peak_flops=(peak_flops(engine.device) or 0) * dist.get_world_size() or None,
         )
+        return (*ended, saver.best)
 
 
 def _batch_line(config: RunConfig, sequence: SequenceGroup, steps: int, parameters: int) -> str:
