@@ -8,6 +8,7 @@ it calculates by how far that was off on this machine.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -46,8 +47,12 @@ def prove(console: Console, out: Path, *, reduced: bool) -> int:
         "--out",
         str(out),
     ]
+    quiet = {"PYTHONWARNINGS": "ignore::FutureWarning", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(
-        [*command, *(["--reduced"] if reduced else [])], check=False, stdout=subprocess.PIPE
+        [*command, *(["--reduced"] if reduced else [])],
+        check=False,
+        stdout=subprocess.PIPE,
+        env={**os.environ, **quiet},
     )
     table, wrong = Table("case", "", "found"), done.returncode != 0
     for line in lines(out):
