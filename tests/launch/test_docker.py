@@ -15,7 +15,8 @@ from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCKER = REPOSITORY / "docker"
-PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 
 
 def canonical(name: str) -> str:
@@ -27,6 +28,13 @@ PINS = {
     for line in (DOCKER / "constraints.txt").read_text().splitlines()
     if "==" in line
 }
+
+
+def test_what_the_wheel_takes_along_reaches_the_image():
+    ignored = (REPOSITORY / ".dockerignore").read_text().split()
+    wheel = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for path in [*wheel["packages"], *wheel["force-include"], PROJECT["readme"]]:
+        assert path.split("/")[0] not in ignored
 
 
 def test_requirements_leave_out_what_other_stages_install():
