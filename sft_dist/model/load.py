@@ -182,11 +182,6 @@ def load_packed(
     )
     quantisation = adapters.quantisation(lora, torch_dtype, device)
     source = None if zero_config is None else partition.find_weights(path, skeleton, zero_config, revision)
-    if way.alone and zero_config is not None:
-        raise UserError(
-            f"{config.get_text_config().model_type} has layers that see one document at a time, and ranks have different numbers of "
-            "documents, so under ZeRO-3 they would gather weights at different times; use deepspeed.stage=2"
-        )
     borders = recurrent.Borders() if way.alone else None
     with _partitioned(zero_config):
         hf = _weights(
@@ -206,12 +201,13 @@ def load_packed(
             set_trainable(hf, trainable, freeze)
         else:
             adapters.add(hf, lora, seed)
+        alone: list[nn.Module] = []
         if borders is not None:
             alone = [m for n, m in hf.named_modules() if adapters.base_name(n) in way.alone]
             assert len(alone) == len(way.alone), "layers of the skeleton are those of the model"
             recurrent.run_alone(alone, borders)
         if zero_config is not None:
-            _partition_rest(hf, zero_config)
+            _partition_rest(hf, zero_config, {type(m) for m in alone})
     _tell_untrained(hf, min_vocab_size - old_rows)
     hf.config.use_cache = False
     activation_memory.checkpoint_layers(hf, gradient_checkpointing)
@@ -321,8 +317,11 @@ def _tell_untrained(hf: Any, new_tokens: int) -> None:
         )
 
 
-def _partition_rest(hf: Any, zero_config: Mapping[str, Any]) -> None:
-    """Partition what was added after loading (adapters), and mark modules whose children run in another order each time."""
+def _partition_rest(hf: Any, zero_config: Mapping[str, Any], alone: set[type[nn.Module]]) -> None:
+    """Partition what was added after loading (adapters), and mark modules that are gathered as a whole.
+
+    `alone`: the classes that see one document of the row at a time.
+    """
     import deepspeed
     from deepspeed.utils import set_z3_leaf_modules
 
@@ -332,14 +331,17 @@ def _partition_rest(hf: Any, zero_config: Mapping[str, Any]) -> None:
     assert not whole, f"parameters are not partitioned under ZeRO-3: {whole[:3]}"
     # A leaf is gathered as a whole, whatever runs inside. Layers: one gather in the place of nine, and hooks in Python around
     # the layer only, so that it can be compiled. Experts, in a model without layers of its own: one that is a module of its
-    # own runs only when a token of this rank needs it, and ranks would gather different weights and wait for ever.
+    # own runs only when a token of this rank needs it, and ranks would gather different weights and wait for ever. What sees
+    # one document at a time: ranks have different numbers of them.
     # A layer below which nothing is trained has inputs without a gradient, and DeepSpeed then frees a leaf's weights before its
     # backward pass has used them: where parts are frozen, layers stay as they are.
     trained = all(p.requires_grad for p in hf.parameters())
     layers = {type(layer) for layer in activation_memory.layers(hf)} if trained else set()
     routed = {type(m) for m in hf.modules() if isinstance(getattr(m, "experts", None), nn.ModuleList)}
-    if whole_modules := layers | routed:
+    if whole_modules := layers | routed | alone:
         set_z3_leaf_modules(hf, sorted(whole_modules, key=lambda kind: kind.__name__))
+        for leaf in partition.outermost(hf, whole_modules):
+            partition.end_with_input(leaf)
 
 
 @contextmanager

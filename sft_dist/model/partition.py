@@ -6,14 +6,16 @@ holds more than its share, so loading time falls with the number of ranks instea
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from sft_dist.core.errors import UserError
 from sft_dist.model.weight_files import BaseFiles, aliases, auto_class, match
@@ -130,3 +132,40 @@ def _flat(lazy: Any, numel: int, start: int, stop: int) -> Tensor:
     row = numel // lazy.get_shape()[0]
     first = start // row
     return lazy[first : -(-stop // row)].reshape(-1)[start - first * row : stop - first * row]
+
+
+def outermost(model: nn.Module, kinds: set[type[nn.Module]]) -> list[nn.Module]:
+    """Return the modules of some classes that lie in no other module of those classes."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if type(module) in kinds and not any(name.startswith(f"{outer}.") for outer in found):
+            found[name] = module
+    return list(found.values())
+
+
+def end_with_input(leaf: nn.Module) -> None:
+    """Let the backward pass of a leaf module end with the gradient of its first input, in place.
+
+    DeepSpeed reduces a leaf's gradients and frees its weights when the gradients of those tensors are there that it was called
+    with **by position**; torch computes them last. Where none is handed over by position, or none that wants a gradient (a layer
+    above frozen ones), both would happen first: gradients that are not there yet would count as zero, without a word.
+    """
+    _, first, *_ = inspect.signature(type(leaf).forward).parameters
+    leaf.register_forward_pre_hook(partial(_hand_over, first), with_kwargs=True)
+
+
+def _hand_over(
+    first: str, leaf: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if not positional:
+        positional, named = (named[first],), {n: x for n, x in named.items() if n != first}
+    if torch.is_grad_enabled() and any(p.requires_grad for p in leaf.parameters()):
+        x = positional[0]
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise UserError(
+                f"the first input of {type(leaf).__name__} is no tensor of numbers, so ZeRO-3 cannot tell when its gradients are complete; "
+                "use deepspeed.stage=2"
+            )
+        if not x.requires_grad:
+            positional = (x.detach().requires_grad_(), *positional[1:])
+    return positional, named

@@ -1,4 +1,7 @@
-"""Every family loaded under ZeRO-3 and plainly: `python partition_cases.py MODELS OUT.json`, started by torchrun (test_partition.py)."""
+"""Models under ZeRO-3 beside whole ones: `python partition_cases.py FOLDER NAME,... TYPE:MODE,...`, by torchrun (test_partition.py).
+
+FOLDER/loads/NAME is loaded both ways; of FOLDER/gradients/TYPE the gradients are compared (zero3_cases.py). Writes FOLDER/seen.json.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+import zero3_cases
 
 from sft_dist.model.load import load_packed
 from sft_dist.train import zero
@@ -33,7 +37,7 @@ def different(parts: Any, whole: Any) -> list[str]:
     return out + [n for n in weights if not n.endswith("lm_head.weight")]  # a second name of a tied one
 
 
-def main(models: Path, out: Path) -> None:
+def main(folder: Path, loads: list[str], gradients: list[str]) -> None:
     zero.init_distributed(timeout_minutes=2)
     torch.set_num_threads(1)
     config = {
@@ -41,19 +45,23 @@ def main(models: Path, out: Path) -> None:
         "zero_optimization": {"stage": 3},
         "bf16": {"enabled": True},
     }
-    seen = {}
-    for folder in sorted(models.iterdir()):
+    seen: dict[str, Any] = {"loads": {}, "gradients": {}}
+    for name in loads:
         parts, whole = (
             load_packed(
-                str(folder), dtype="bfloat16", backend="auto", device="cpu", zero_config=c, gradient_checkpointing=False
+                str(folder / "loads" / name), dtype="bfloat16", backend="auto", device="cpu", zero_config=c, gradient_checkpointing=False
             ).module.hf
             for c in (config, None)
         )  # fmt: skip
         assert all(hasattr(p, "ds_tensor") for p in parts.parameters())
-        seen[folder.name] = different(parts, whole)
+        seen["loads"][name] = different(parts, whole)
+    for case in gradients:
+        name, _, mode = case.partition(":")
+        seen["gradients"][case] = zero3_cases.largest_difference(folder / "gradients" / name, mode)
+        print(case, seen["gradients"][case], flush=True)
     if dist.get_rank() == 0:
-        out.write_text(json.dumps(seen))
+        (folder / "seen.json").write_text(json.dumps(seen))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), *(list(filter(None, names.split(","))) for names in sys.argv[2:]))

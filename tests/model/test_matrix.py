@@ -150,14 +150,6 @@ def test_a_named_backend_is_refused_where_attention_cannot_be_replaced(
         matrix.load(tmp_path, **options)
 
 
-def test_layers_that_see_one_document_are_refused_under_zero_3(tmp_path: Path) -> None:
-    tiny.save("qwen3_5_text", tmp_path)
-    with pytest.raises(
-        UserError, match="qwen3_5_text has layers that see one document at a time.*deepspeed.stage=2"
-    ):
-        matrix.load(tmp_path, zero_config={"zero_optimization": {"stage": 3}})
-
-
 def test_layers_with_state_cannot_share_rows_among_ranks(tmp_path: Path) -> None:
     model = tiny.build("qwen3_5_text")
     with pytest.raises(
