@@ -9,6 +9,8 @@ ARGS ?=
 PYTHON = $(shell ./setup.sh --print-python)
 BIN = $(dir $(PYTHON))
 PYTEST = $(PYTHON) -m pytest $(ARGS)
+# Two test processes at a time: most tests keep one core busy, launches of two ranks both. Empty: one.
+PARALLEL ?= -n 2 --dist loadgroup
 SHELL_SCRIPTS = setup.sh .ci/run $(shell find launch slurm docker tests -name '*.sh' -o -name '*.sbatch')
 
 help:  ## this list
@@ -21,10 +23,10 @@ demo: setup  ## install, then the whole pipeline on the embedded instruction set
 	@$(BIN)sft-dist run experiment=demo
 
 test: setup  ## install, then lint and the default test suite
-	@$(MAKE) --no-print-directory lint; lint=$$?; $(PYTEST) -m 'not slow and not cluster'; exit $$(($$? || lint))
+	@$(MAKE) --no-print-directory lint; lint=$$?; $(PYTEST) $(PARALLEL) -m 'not slow and not cluster'; exit $$(($$? || lint))
 
 test-slow: setup  ## tests that take minutes
-	@$(PYTEST) -m slow
+	@$(PYTEST) $(PARALLEL) -m slow
 
 test-cluster: setup  ## tests on a real Slurm that they start (root; Debian or Ubuntu)
 	@$(PYTEST) -m cluster

@@ -22,3 +22,23 @@ def shared_data() -> Path:
     if not root.is_dir():
         pytest.skip("the collection of real data (SFT_SHARED_DATA) is not on this machine")
     return root
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep tests together that share what a fixture made: `make test` runs two processes, each takes one group after another.
+
+    A group is a file. Wider ones share launches of the session; the families of the matrix share nothing.
+    """
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for i, item in enumerate(items):
+        folder = item.path.parent.name
+        if folder in ("equivalence", "crash"):
+            group = folder
+        elif "mixture" in getattr(item, "fixturenames", ()):
+            group = "mixture"
+        elif item.path.name == "test_matrix.py":
+            group = f"{item.path.name}-{i % 16}"
+        else:
+            group = str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
