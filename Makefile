@@ -9,8 +9,8 @@ ARGS ?=
 PYTHON = $(shell ./setup.sh --print-python)
 BIN = $(dir $(PYTHON))
 PYTEST = $(PYTHON) -m pytest $(ARGS)
-# Two test processes at a time: most tests keep one core busy, launches of two ranks both. Empty: one.
-PARALLEL ?= -n 2 --dist loadgroup
+# Three test processes on two cores: many tests wait for processes that they started. Empty: one.
+PARALLEL ?= -n 3 --dist loadgroup
 SHELL_SCRIPTS = setup.sh .ci/run $(shell find launch slurm docker tests -name '*.sh' -o -name '*.sbatch')
 
 help:  ## this list

@@ -194,7 +194,9 @@ def attention_errors(reduced):
         both = [(e, d) for e, d in zip(entry.get("relative_errors", []), dense, strict=False) if e and d]
         if both:
             ours, twin = np.array(both).swapaxes(0, 1)
-            rounding = 4 * torch.finfo(torch.float32).eps  # in fp32 `sdpa_dense` is the twin itself: its error is 0
+            rounding = (
+                4 * torch.finfo(torch.float32).eps
+            )  # in fp32 `sdpa_dense` is the twin itself: its error is 0
             entry["error_over_dense"] = round(float((ours / np.maximum(twin, rounding)).max()), 2)
     return {
         "heads, key-value heads, head size, window": cases,
@@ -236,7 +238,13 @@ def loss_errors(reduced):
             loss.backward()
             _wait()
             seconds.append(time.perf_counter() - began)
-        return float(loss.detach()), h.grad.float(), w.grad.float(), round(1000 * min(seconds), 2), _peak_gib()
+        return (
+            float(loss.detach()),
+            h.grad.float(),
+            w.grad.float(),
+            round(1000 * min(seconds), 2),
+            _peak_gib(),
+        )
 
     loss, dh, dw, *_ = run(plain, hidden.float(), weight.float())
     facts = {}

@@ -25,7 +25,7 @@ def shared_data() -> Path:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep tests together that share what a fixture made: `make test` runs two processes, each takes one group after another.
+    """Keep tests together that share what a fixture made: `make test` runs several processes, each takes one group after another.
 
     A group is a file. Wider ones share launches of the session; the families of the matrix share nothing.
     """

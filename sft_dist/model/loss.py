@@ -167,11 +167,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for a in range(0, N, chunk):
             b = min(a + chunk, N)
             h_CE = h_NE[a:b]
-            logits_CV = F.linear(h_CE, weight_VE)
             of_chunk = _in_place if in_place else _plainly
             nll_N[a:b], objective_N[a:b], d_CV = of_chunk(
-                logits_CV, targets_N[a:b], weights_N[a:b], softcap, options, gradient=need_h or need_w
-            )
+                F.linear(h_CE, weight_VE),  # no name here: a reduced copy is freed once it is fp32
+                targets_N[a:b], weights_N[a:b], softcap, options, gradient=need_h or need_w,
+            )  # fmt: skip
             if d_CV is None:
                 continue
             if dh_NE is not None:

@@ -217,7 +217,10 @@ def kernels() -> dict[str, str]:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     keys = ("model name", "cpu family", "model\t", "stepping", "flags")  # a virtual machine may show any name
     kind = sorted({line for line in lines if line.startswith(keys)})
-    return {"torch": torch.__version__, "cpu": hashlib.blake2b(repr(kind).encode(), digest_size=4).hexdigest()}
+    return {
+        "torch": torch.__version__,
+        "cpu": hashlib.blake2b(repr(kind).encode(), digest_size=4).hexdigest(),
+    }
 
 
 @pytest.mark.cases(ONE_RANK, world=1)
