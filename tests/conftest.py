@@ -24,6 +24,7 @@ def shared_data() -> Path:
     return root
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin reads the mark
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep tests together that share what a fixture made: `make test` runs several processes, each takes one group after another.
 

@@ -97,7 +97,7 @@ def _missing_files(values: dict[str, Any]) -> Iterator[str]:
 
 
 def config_to_json(config: RunConfig) -> str:
-    """Return the resolved config as JSON text; `thaw` of it equals `config`."""
+    """Return the resolved config as JSON text; `config_from_json` of it equals `config`."""
     return json.dumps(config.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
 
 

@@ -3,6 +3,7 @@
 Every method is a row of stages on disk. A stage's journal holds what became of each item, in the order of the items; the
 client's cache holds every answer that was paid for. A relaunch reads both and goes on where the last one was ended.
 What is held out, and what descends from it, never enters: `training_only` stands at every entrance.
+The table of methods is `METHODS` in pipelines/data/construct.py.
 """
 
 from sft_dist.construct.answer import answer

@@ -1,6 +1,7 @@
 """Rules that judge one example alone, each by something that can be measured and shown.
 
-Assistant turns of loss weight 0 are not trained on and not judged.
+Assistant turns of loss weight 0 are not trained on and not judged. `FILTERS` in filters/__init__.py registers the rules; their
+`reasons` are the words on the card.
 """
 
 from __future__ import annotations

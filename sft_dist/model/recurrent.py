@@ -51,7 +51,8 @@ MAMBA2 = Kind(
 )
 SHORT = Kind("short convolution", CONVOLUTION)
 
-# how the name of a layer's class ends -> what it is; one entry adds a kind of layer
+# how the name of a layer's class ends -> what it is; one entry adds a kind of layer; a new word in a config's
+# `layer_types` also goes into `KNOWN_LAYERS` of model/support.py
 LAYERS: dict[str, Kind] = {
     "GatedDeltaNet": DELTA,
     "DeltaAttention": KDA,

@@ -18,7 +18,7 @@ from sft_dist.filters.decontamination import ContaminationIndex, Overlap
 from sft_dist.filters.near_duplicates import Sketch, Sketcher
 from sft_dist.holdout import Holdout, Side, split
 
-CHUNK = 500  # records that a worker filter_pool at a time: large for batched signatures, small enough to keep memory low
+CHUNK = 500  # records that a worker filters at a time: large for batched signatures, small enough to keep memory low
 AHEAD = 3  # chunks a worker that are read before their turn: bounds memory, keeps the workers busy
 POOL_RECORDS = 20_000  # fewer are judged faster than workers start
 

@@ -1,4 +1,7 @@
-"""Model and `optim` -> parameter groups, each with its share of the learning rate -> torch's optimizer."""
+"""Model and `optim` -> parameter groups, each with its share of the learning rate -> torch's optimizer.
+
+A new optimizer is an entry of `OPTIMIZERS` in config/optimizers.py; nothing changes here.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ ROWS = [
 def _path(word: str) -> Path:
     return (
         ROOT / word
-        if word.split("/", maxsplit=1)[0] in ("docs", "tests", "conf")
+        if word.split("/", maxsplit=1)[0] in ("docs", "tests", "conf", "launch", "slurm")
         else ROOT / "sft_dist" / word
     )
 

@@ -14,6 +14,7 @@ import pytest
 from card_again import card_again, common_subsequence
 from rouge_score.rouge_scorer import _score_lcs
 
+import sft_dist
 from sft_dist.cli import main
 from sft_dist.config.load import load_config
 from sft_dist.mix import draw
@@ -22,6 +23,7 @@ from sft_dist.report.card.charts import columns, rings
 from sft_dist.report.card.counts import warnings
 from sft_dist.report.card.facts import Amount, Balance, TaskFacts, TaskLabels
 from sft_dist.report.card.language import distinct, nearest_rouge_l, singular, verb_and_noun
+from sft_dist.report.card.wording import REASONS
 from sft_dist.report.formatting import count
 from sft_dist.shards import Store
 from sft_dist.sources import open_source
@@ -486,3 +488,14 @@ def test_figures_are_well_formed():
     ):
         ET.fromstring(svg)
     assert rings([]) == ""
+
+
+def test_every_reason_of_a_drop_has_words() -> None:
+    root = Path(sft_dist.__file__).parent
+    code = [
+        f.read_text() for stage in ("render", "selection", "holdout") for f in (root / stage).rglob("*.py")
+    ]
+    given = {r for text in code for r in re.findall(r'Drop\(\s*"([a-z_]+)"', text)}
+    assert len(given) > 15
+    elsewhere = {"no_prompt", "unreadable"}  # of evaluation; in a line of its own
+    assert given - REASONS.keys() == elsewhere

@@ -14,8 +14,11 @@ SET_NAMES = {
     "heldout": "held-out tasks",
 }
 
-# Reason of a drop -> what it means. Rules on one record bring their own words.
+# Reason of a drop -> what it means. Rules on one record bring their own words: `reasons` in filters/rules.py.
 REASONS = {
+    "bad_json": "tools, calls or template variables are no JSON",
+    "bad_weight": "a loss weight is negative or no number",
+    "double_bos": "the template writes the beginning-of-sequence token twice",
     "eval_input": "the input is evaluated in another task",
     "eval_record": "another example of the same record is evaluated",
     "eval_shown": "an input that is evaluated is shown in the prompt",
@@ -28,6 +31,16 @@ REASONS = {
     "ifd_too_high": "the prompt does not help the answer",
     "leakage": "gives an evaluation example away",
     "near_duplicate": "an earlier example is nearly equal",
+    "no_end_of_text": "a text, and the tokenizer has no end-of-sequence token",
+    "no_messages": "has no turns",
+    "no_target": "nothing in it carries loss",
+    "not_unicode": "holds a lone surrogate, which no tokenizer encodes",
+    "part_weights": "parts of a turn have loss weights that cannot be told apart once they are joined",
+    "stop_token": "a turn holds no end-of-turn token, or several",
+    "template_error": "the chat template refuses it",
+    "template_mangles_content": "the chat template alters its content",
+    "template_without_tools": "has tools, for which the chat template has no place",
+    "unknown_token": "holds a token id that the tokenizer does not have",
     **{reason: words for rule in FILTERS.values() for reason, words in rule.reasons.items()},
 }
 

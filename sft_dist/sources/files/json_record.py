@@ -24,7 +24,7 @@ class NotTextError(Exception):
 
 
 def parse_object(data: bytes, *, texts: bool = False) -> dict[str, Any] | str:
-    """Return the JSON object that `data` holds, or the reason why it is none; `texts` as in `reading.read_records`."""
+    """Return the JSON object that `data` holds, or the reason why it is none; `texts` as in `data_files.read_records`."""
     try:
         value = json.loads(decoded(data))
     except json.JSONDecodeError as error:
