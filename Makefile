@@ -10,7 +10,7 @@ PYTHON = $(shell ./setup.sh --print-python)
 BIN = $(dir $(PYTHON))
 PYTEST = $(PYTHON) -m pytest $(ARGS)
 # Three test processes on two cores: many tests wait for processes that they started. Empty: one.
-PARALLEL ?= -n 3 --dist loadgroup
+PARALLEL ?= -n 3
 SHELL_SCRIPTS = setup.sh .ci/run $(shell find launch slurm docker tests -name '*.sh' -o -name '*.sbatch')
 
 help:  ## this list

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,22 +26,21 @@ def shared_data() -> Path:
     return root
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin reads the mark
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keep tests together that share what a fixture made: `make test` runs several processes, each takes one group after another.
 
     A group is a file. Wider ones share launches of the session; the families of the matrix share nothing.
     """
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for i, item in enumerate(items):
-        folder = item.path.parent.name
-        if folder in ("equivalence", "crash"):
-            group = folder
-        elif "mixture" in getattr(item, "fixturenames", ()):
-            group = "mixture"
-        elif item.path.name == "test_matrix.py":
-            group = f"{item.path.name}-{i % 16}"
-        else:
-            group = str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.split("::", maxsplit=1)[0])
+            if file.parent.name in ("equivalence", "crash"):
+                return file.parent.name
+            if file.name == "test_matrix.py":
+                return f"{file}-{zlib.crc32(nodeid.encode()) % 16}"
+            return "mixture" if file.name.startswith("test_mixture") else str(file)
+
+    return Groups(config, log)
