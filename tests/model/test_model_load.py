@@ -128,7 +128,7 @@ def test_experts_that_are_modules_are_gathered_as_a_whole() -> None:
     model = nn.Sequential(Routed(), nn.Linear(2, 2))
     for parameter in model.parameters():
         parameter.ds_tensor = parameter.data  # as if partitioned already
-    load_module._partition_rest(model, {})
+    load_module._partition_rest(model, {}, set())
     assert get_z3_leaf_modules(model) == [model[0]]
 
 

@@ -202,9 +202,9 @@ def estimate_memory(shape: Shape, setup: Setup) -> Memory:
     phases = {
         "loss": {
             "activations": saved,
+            # logits become fp32; then their gradient, of the dtype, is multiplied into a part of the head's, which becomes fp32
             "logits and head gradient": kept
-            + chunk * (FP32 + cast)
-            + (head * (FP32 + cast) if shape.trains_head else 0),
+            + max(chunk * (FP32 + cast), chunk * b + (head * (FP32 + cast) if shape.trains_head else 0)),
             "gathered parameters": gathered,
         },
         "backward of the head": {

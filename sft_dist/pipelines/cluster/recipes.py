@@ -80,7 +80,7 @@ def calculate(recipe: Recipe) -> tuple[str, bool]:
     got = estimate(config, summary, ranks=ranks, device=device)
     time = got["time"]
     speed = (
-        f"{time['tokens_per_s']:,.0f} tokens/s, {time['hours']:.1f} h for {config.train.epochs} x 100 M tokens"
+        f"{time['tokens_per_s']:,.0f} tokens/s, {time['hours']:.1f} h for {config.train.epochs:g} x 100 M tokens"
         if time
         else "time unknown"
     )
