@@ -7,19 +7,21 @@
     print(api.to_dataset(stores["mine"])[0])
 
 Training runs in processes of its own (`api.train` starts them as `sft-dist train` does), so nothing that a caller holds
-reaches the ranks but the config. Every mistake of a caller is a `UserError` with cause, consequence and remedy.
+reaches the ranks but the config and its plugins; with `in_group=True` the caller's own processes are the ranks. Every mistake of
+a caller is a `UserError` with cause, consequence and remedy.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_dist.config import RunConfig
+from sft_dist.config import RunConfig, plugins
 from sft_dist.config.load import load_config, validate
 from sft_dist.core.errors import UserError
+from sft_dist.core.records import Drop, Example, StepMetrics
 from sft_dist.shards import Store
 
 if TYPE_CHECKING:
@@ -28,9 +30,15 @@ if TYPE_CHECKING:
     from sft_dist.pipelines.train.planning import Summary
 
 __all__ = [
+    "Drop",
+    "Example",
     "RunConfig",
+    "StepMetrics",
     "Store",
     "UserError",
+    "add_callback",
+    "add_filter",
+    "add_metric",
     "check",
     "evaluate",
     "load",
@@ -138,13 +146,91 @@ def save_records(records: Iterable[Mapping[str, Any]], file: Path) -> dict[str, 
     return {"kind": kind, "path": str(file)}
 
 
-def train(config: RunConfig) -> Path:
-    """Train in processes of their own, as `sft-dist train` does; continue what was interrupted. Return the run folder.
+def add_metric(
+    name: str,
+    function: Callable[[str, Sequence[str]], float],
+    *,
+    title: str,
+    note: str,
+    higher_is_better: bool = True,
+    binary: bool = False,
+) -> None:
+    """Add what judges an answer, for `eval.metric`; called by a plugin.
+
+    Args:
+        name: In the config.
+        function: (answer, all acceptable ones) -> a number from 0 to 1.
+        title: In tables and sentences.
+        note: One sentence for the page.
+        higher_is_better: Direction.
+        binary: Whether scores are 0 or 1.
+
+    Raises:
+        UserError: When the name is taken.
+    """
+    from sft_dist.evals import metrics
+
+    made = metrics.Metric(title, function, note, higher_is_better, binary)
+    _add(plugins.METRICS, metrics.METRICS, name, made, function)
+    metrics.METRICS[name] = made
+
+
+def add_filter(rule: type[Any]) -> None:
+    """Add a rule (`name`, `reasons`, `__call__(example) -> Drop or None`), for `data.filters.own`; called by a plugin.
+
+    Raises:
+        UserError: When the name is taken, or something is missing.
+    """
+    from sft_dist import filters
+
+    if lacking := [a for a in ("name", "reasons") if not hasattr(rule, a)]:
+        raise UserError(
+            f"the rule {rule.__name__} has no {lacking[0]}, which the config and the card need; add it"
+        )
+    _add(plugins.FILTERS, filters.FILTERS, rule.name, rule, rule)
+
+
+def add_callback(name: str, make: Callable[[Path], Any]) -> None:
+    """Add what is told of steps, evaluations, checkpoints and the end (docs/plugins.md); called by a plugin.
+
+    Args:
+        name: In the log.
+        make: The run folder -> the callback.
+
+    Raises:
+        UserError: When the name is taken.
+    """
+    _add(plugins.CALLBACKS, {}, name, make, make)
+
+
+def _add(own: dict[str, Any], built_in: Mapping[str, Any], name: str, thing: Any, origin: Any) -> None:
+    """Enter what a plugin adds; the same module may be imported again, another may not take its name."""
+    before = own.get(name)
+    if before is None and name in built_in:
+        raise UserError(f"{name!r} is built in, so a plugin cannot add it; choose another name")
+    if before is not None and plugins.source_of(getattr(before, "function", before)) != plugins.source_of(
+        origin
+    ):
+        raise UserError(f"{name!r} is added by two plugins, so it is unclear which is meant; rename one")
+    own[name] = thing
+
+
+def train(config: RunConfig, *, in_group: bool = False) -> Path:
+    """Train; continue what was interrupted. Return the run folder.
+
+    Args:
+        config: The run's config.
+        in_group: Train in this process, as one rank of a group that the caller started (torchrun, srun): every rank calls this
+            alike. Signals TERM, USR1 and USR2 are taken over meanwhile. Else ranks start in processes of their own.
 
     Raises:
         UserError: For a mistake in config or data.
         RuntimeError: When the ranks fail.
     """
+    if in_group:
+        from sft_dist.pipelines.train.in_group import train_in_group
+
+        return train_in_group(config).path
     from rich.console import Console
 
     from sft_dist.pipelines.train.command import train as run
@@ -152,8 +238,12 @@ def train(config: RunConfig) -> Path:
     return run(config, Console(stderr=True), command="api.prepare(config)").path
 
 
-def evaluate(run_dir: str | Path) -> dict[str, Any]:
+def evaluate(run_dir: str | Path, *, in_group: bool = False) -> dict[str, Any]:
     """Generate on held-out examples and score; return eval/scores.json.
+
+    Args:
+        run_dir: A run folder.
+        in_group: Generate in this process, as one rank of a group that the caller started: every rank calls this alike.
 
     Raises:
         UserError: When the folder is no run that has a checkpoint.
@@ -165,6 +255,11 @@ def evaluate(run_dir: str | Path) -> dict[str, Any]:
     from sft_dist.pipelines.evaluate.command import evaluate as run
 
     folder = RunFolder(Path(run_dir))
-    run(folder, Console(stderr=True))
+    if in_group:
+        from sft_dist.pipelines.train.in_group import evaluate_in_group
+
+        evaluate_in_group(folder)
+    else:
+        run(folder, Console(stderr=True))
     scores: dict[str, Any] = read_json(folder.path / "eval" / "scores.json")
     return scores

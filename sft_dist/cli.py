@@ -48,7 +48,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "train": ("sft-dist train my.yaml", "sft-dist train my.yaml optim.lr=2e-5 --smoke"),
     "write-run": ("sft-dist write-run my.yaml --run-dir runs/mine",),
     "export": ("sft-dist export runs/mine --checkpoint step-00000100 --out model",),
+    "merge": ("sft-dist merge adapter --out model",),
     "evaluate": ("sft-dist evaluate runs/mine",),
+    "chat": ("sft-dist chat runs/mine", "echo 'What is a verb?' | sft-dist chat runs/mine"),
     "report": ("sft-dist report runs/mine", "sft-dist report --sweep runs/sweep"),
     "sweep": ("sft-dist sweep my.yaml optim.lr=1e-5,2e-5", "sft-dist sweep runs/sweep"),
     "compare": ("sft-dist compare runs/a runs/b",),
@@ -57,6 +59,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "submit": ("sft-dist submit my.yaml cluster=mysite --dry-run",),
     "watch": ("sft-dist watch runs/mine",),
     "convert": ("sft-dist convert axolotl.yml --ranks 8 --out my.yaml",),
+    "audit": ("sft-dist audit axolotl.yml --ranks 8", "sft-dist audit axolotl.yml --ranks 8 --ours my.yaml"),
     "recipes": ("sft-dist recipes",),
     "init": ("sft-dist init data.jsonl --model Qwen/Qwen3-0.6B --out my.yaml",),
     "schema": ("sft-dist schema > sft_dist.schema.json",),
@@ -211,6 +214,23 @@ def _parser() -> argparse.ArgumentParser:
     export = add("export", commands.export, "Write a checkpoint as a Hugging Face folder.", takes="run")
     export.add_argument("--checkpoint", metavar="NAME", help="such as step-00000100; the newest by default")
     export.add_argument("--out", type=Path, metavar="FOLDER", help="default: export/ of the run")
+    merge = add(
+        "merge", commands.merge, "Merge an adapter (peft) into its base, as a whole model.", takes="nothing"
+    )
+    merge.add_argument("adapter", type=Path, metavar="FOLDER", help="of the adapter")
+    merge.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    merge.add_argument("--base", metavar="PATH", help="folder or hub id; default: what the adapter names")
+    chat = add(
+        "chat",
+        commands.chat,
+        "Talk with the model of a run; piped lines are answered one by one.",
+        takes="run",
+    )
+    chat.add_argument("--model", metavar="FOLDER", help="a model folder or hub id instead of the export")
+    chat.add_argument("--system", metavar="TEXT", help="the system turn")
+    chat.add_argument(
+        "--max-new-tokens", type=_count, metavar="N", help="default: eval.max_new_tokens of the run"
+    )
     evaluate = add(
         "evaluate", commands.evaluate, "Generate on held-out examples and tasks, and score.", takes="run"
     )
@@ -303,6 +323,21 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--ranks", type=_count, required=True, metavar="N", help="GPUs that it was run on")
     convert.add_argument("--from", dest="trainer", choices=TRAINERS, help="told from the keys by default")
     convert.add_argument("--out", type=Path, metavar="FILE", help="default: the standard output")
+    audit = add(
+        "audit",
+        commands.audit,
+        "Count what another trainer's masks, cuts and packing would train on of the same data, beside ours.",
+        takes="nothing",
+    )
+    audit.add_argument("file", type=Path, metavar="FILE", help="as for convert")
+    audit.add_argument("--ranks", type=_count, required=True, metavar="N", help="GPUs that it was run on")
+    audit.add_argument("--from", dest="trainer", choices=TRAINERS, help="told from the keys by default")
+    audit.add_argument(
+        "--ours",
+        type=Path,
+        metavar="FILE",
+        help="our config; default: the converted one with our own defaults",
+    )
     add(
         "recipes",
         commands.recipes,

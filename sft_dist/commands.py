@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -221,6 +222,44 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
     return _show(options.run_dir, console)
 
 
+def merge(options: argparse.Namespace, console: Console) -> int:
+    """Merge an adapter into its base."""
+    from sft_dist.pipelines.evaluate.merge import merge
+
+    with console.status("merging"):
+        out = merge(options.adapter, options.out, options.base)
+    console.print(f"the model lies in {out}", soft_wrap=True)
+    return 0
+
+
+def chat(options: argparse.Namespace, console: Console) -> int:
+    """Talk with the model of a run; piped lines are answered one by one."""
+    from sft_dist.core.runfolder import RunFolder
+    from sft_dist.pipelines.evaluate.chat import NEW, QUIT, converse, open_talk
+
+    with console.status("loading the model"):
+        talk = open_talk(
+            RunFolder(options.run_dir),
+            model=options.model,
+            max_new_tokens=options.max_new_tokens,
+            system=options.system,
+        )
+    people = sys.stdin.isatty()
+    if people:
+        console.print(f"{NEW} begins another conversation, {QUIT} ends", markup=False)
+
+    def lines() -> Iterator[str]:
+        while True:
+            if people:
+                console.print("> ", end="", markup=False)
+            if not (line := sys.stdin.readline()):
+                return
+            yield line
+
+    converse(talk, lines(), lambda answer: console.print(answer, markup=False, soft_wrap=True))
+    return 0
+
+
 def report(options: argparse.Namespace, console: Console) -> int:
     """Report on a run or a sweep."""
     return _leaderboard(options.sweep, console) if options.sweep else _show(options.run_dir, console)
@@ -358,6 +397,30 @@ def convert(options: argparse.Namespace, console: Console) -> int:
         write_text(out, done.yaml())
         told.print(f"next: sft-dist check {shlex.quote(str(out))}", markup=False, soft_wrap=True)
     return 3 if done.changes else 0
+
+
+def audit(options: argparse.Namespace, console: Console) -> int:
+    """Compare what another trainer and we would train on."""
+    from rich.table import Table
+
+    from sft_dist.config.load import load_config
+    from sft_dist.pipelines.data.audit import audit
+
+    ours = load_config([], options.ours) if options.ours else None
+    with console.status("rendering a sample"):
+        found = audit(
+            options.file, ranks=options.ranks, trainer=options.trainer, ours=ours, limit=CHECK_EXAMPLES
+        )
+    table = Table("", found.trainer, "sft_dist")
+    for row in found.rows():
+        table.add_row(*row)
+    console.print(table)
+    console.print(
+        f"of at most {CHECK_EXAMPLES} examples a source; counted by what the trainers document, no code of theirs is run"
+    )
+    for key, why in found.cannot:
+        console.print(f"not seen here: {key}: {why}", markup=False, soft_wrap=True)
+    return 0
 
 
 def schema(_options: argparse.Namespace, _console: Console) -> int:

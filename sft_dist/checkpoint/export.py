@@ -22,7 +22,7 @@ from sft_dist.checkpoint.index import DamagedError, Index, OldFormatError, read_
 from sft_dist.checkpoint.io import read_parameter
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_json, replace_folder, write_json
-from sft_dist.model import adapters, rope, support, vocabulary
+from sft_dist.model import adapter_folder, adapters, rope, support, vocabulary
 from sft_dist.model import weight_files as files
 from sft_dist.model.load import DTYPES, read_config
 from sft_dist.model.weight_files import BaseFiles
@@ -180,13 +180,13 @@ def _write_adapter(checkpoint: Path, index: Index, base: Base, model: Any, aside
         short: read_parameter(checkpoint, index, n, base.kind).to(DTYPES[dtype]).contiguous()
         for n, short in names.items()
     }
-    _save(tensors, aside / "adapter_model.safetensors")
+    _save(tensors, aside / adapter_folder.WEIGHTS)
     settings = adapters.peft_config(model, base.lora)
     settings.base_model_name_or_path = base.path
     settings.revision = files.commit_of(base.path, base.revision) or base.revision
     settings.task_type, settings.inference_mode = "CAUSAL_LM", True
     settings.save_pretrained(aside)
-    write_json(aside / files.BASE, {"fingerprint": files.base_fingerprint(base.path, base.revision)})
+    write_json(aside / adapter_folder.BASE, {"fingerprint": files.base_fingerprint(base.path, base.revision)})
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from safetensors import SafetensorError, safe_open
 
-from sft_dist.core.files import checksum, fingerprint, write_json
+from sft_dist.core.files import checksum, fingerprint, write_checked
 from sft_dist.core.records import Position
 
 FORMAT = 3
@@ -130,8 +130,7 @@ def file_of(kind: str) -> str:
 
 def write_index(folder: Path, body: Mapping[str, Any]) -> None:
     """Write index.json with its checksum."""
-    plain = json.loads(json.dumps(dict(body), allow_nan=False))  # lists for tuples, as they are read
-    write_json(folder / FILE, {**plain, "checksum": fingerprint(plain)})
+    write_checked(folder / FILE, body)
 
 
 def read_index(folder: Path) -> Index:

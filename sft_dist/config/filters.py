@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from sft_dist.config.base import Section
+from sft_dist.config.plugins import FILTERS
 
 Script = Literal[
     "Latin",
@@ -148,6 +149,9 @@ class QualityRule(Section):
 class RecordRules(Section):
     """Rules that judge one record alone, by name. A source may set its own (`data.sources.NAME.filters`)."""
 
+    own: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Rules of plugins: name -> options (docs/plugins.md)."
+    )
     length: LengthRule | None = LengthRule()
     control_characters: bool = Field(
         default=True, description="Drop text with control characters other than tab and line ends."
@@ -168,6 +172,16 @@ class RecordRules(Section):
     repetition: RepetitionRule | None = None
     language: LanguageRule | None = None
     answer_repeats_prompt: AnswerRepeatsPromptRule | None = None
+
+    @field_validator("own")
+    @classmethod
+    def _added(cls, own: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name in own:
+            if name not in FILTERS:
+                raise ValueError(
+                    f"{name!r} is a rule that no plugin adds; plugins add: {', '.join(FILTERS) or 'none'}"
+                )
+        return own
 
 
 class FiltersConfig(RecordRules):

@@ -16,11 +16,12 @@ from pydantic import BaseModel
 
 from sft_dist.config.construct import SetConfig
 from sft_dist.config.other_trainers import OTHER_TRAINERS_KEYS
+from sft_dist.config.plugins import load_plugins
 from sft_dist.config.root import RunConfig
 from sft_dist.config.sources import SourceConfig
 from sft_dist.config.yaml_file import MAX_DEPTH, read_yaml
 from sft_dist.core.errors import UserError, nearest
-from sft_dist.core.files import read_object
+from sft_dist.core.files import CHECKSUM, read_object
 from sft_dist.core.process import resource
 
 DEFAULT_EXPERIMENT = "demo"
@@ -57,7 +58,9 @@ def load_config(overrides: Sequence[str] = (), file: Path | None = None) -> RunC
 
 
 def validate(values: dict[str, Any]) -> RunConfig:
-    """Validate plain values; raise one UserError that lists all mistakes."""
+    """Import the plugins and validate plain values; raise one UserError that lists all mistakes."""
+    named = values.get("plugins")
+    load_plugins(named if isinstance(named, (list, tuple)) else ())
     try:
         return RunConfig.model_validate(values)
     except pydantic.ValidationError as error:
@@ -103,7 +106,7 @@ def config_to_json(config: RunConfig) -> str:
 
 def config_from_json(text: str) -> RunConfig:
     """Read a frozen config."""
-    return validate(json.loads(text))
+    return validate({k: v for k, v in json.loads(text).items() if k != CHECKSUM})
 
 
 def load_run_config(run_dir: Path) -> RunConfig:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import Literal
+from pathlib import PurePath
+from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -59,6 +60,11 @@ class ModelConfig(Section):
         default=None,
         description="Local folder or hub id of a causal language model.",
     )
+    from_run: str | None = Field(
+        json_schema_extra=RESUMABLE,
+        default=None,
+        description="Or: a run folder; training goes on from its export, with the same template, and the card and the evaluation know what it was trained on.",
+    )
     shape: ShapeConfig | None = Field(default=None, description="Or: train this shape from scratch.")
     revision: str | None = Field(
         json_schema_extra=RESUMABLE, default=None, description="Hub revision (a commit hash pins it)."
@@ -110,8 +116,28 @@ class ModelConfig(Section):
         default=None, description="Train beyond the model's own context; null: its own positions."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _start_of_run(cls, values: Any) -> Any:
+        """Fill in the path of a run's export, so that everything behind the config knows one place to start from."""
+        run = values.get("from_run") if isinstance(values, dict) else None
+        if isinstance(run, str) and values.get("path") is None:
+            return {**values, "path": str(PurePath(run) / "export")}
+        return values
+
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
+        if self.from_run is not None:
+            wrong = {
+                "model.path": self.path is None or PurePath(self.path) != PurePath(self.from_run) / "export",
+                "model.shape": self.shape is not None,
+                "model.tokenizer": self.tokenizer is not None,
+            }
+            if other := [key for key, is_set in wrong.items() if is_set]:
+                raise ValueError(
+                    f"model.from_run starts from the export of that run with its tokenizer, and {other[0]} is set as well, so it is unclear "
+                    f"what training starts from; set {other[0]} to null"
+                )
         if self.path is not None and self.shape is not None:
             raise ValueError(
                 "model.path and model.shape are both set, so it is unclear what training starts from; set one to null"
@@ -133,6 +159,10 @@ class LoraConfig(Section):
     target_modules: tuple[str, ...] = Field(
         default=(),
         description="Names of Linear modules, such as q_proj, or globs over their names in the decoder, such as layers.[0-7].self_attn.*; none: every Linear of the decoder.",
+    )
+    adapter: str | None = Field(
+        default=None,
+        description="Folder of an adapter (peft) of the same rank, alpha and targets that training goes on from; null: new ones.",
     )
     modules_to_save: tuple[str, ...] = Field(
         default=(), description="Names of modules that are trained whole, such as embed_tokens or lm_head."

@@ -40,6 +40,11 @@ class RunConfig(Section):
     seed: NonNegativeInt = Field(
         default=0, description="The one seed; every random stream is derived from it by name."
     )
+    plugins: tuple[str, ...] = Field(
+        default=(),
+        json_schema_extra=RESUMABLE,
+        description="Modules (pkg.module) or files (my.py) of your own that add metrics, filters and callbacks (docs/plugins.md); they are imported by every command and rank.",
+    )
     data: DataConfig = DataConfig()
     construct: ConstructConfig = ConstructConfig()  # type: ignore[assignment]
     render: RenderConfig = RenderConfig()

@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from sft_dist.config import plugins
 from sft_dist.config.base import ANYTIME, RESUMABLE, Section
 from sft_dist.config.optimizers import ABSENT, OPTIMIZERS
 
@@ -358,17 +359,19 @@ class CheckpointConfig(Section):
     )
 
 
+METRICS = ("auto", "exact_match", "rouge_l", "rouge_l_xlingual", "token_f1", "accuracy", "numeric")
+
+
 class EvalConfig(Section):
     """Generation on held-out examples and tasks."""
 
     max_new_tokens: PositiveInt = 128
     prompts_per_batch: PositiveInt = Field(default=32, description="Prompts generated side by side.")
     max_examples_per_task: PositiveInt = Field(default=50, description="Evaluation examples of each task.")
-    metric: Literal[
-        "auto", "exact_match", "rouge_l", "rouge_l_xlingual", "token_f1", "accuracy", "numeric"
-    ] = Field(
+    metric: str = Field(
         default="rouge_l",
-        description="What judges an answer (docs/evaluation.md). auto: each task by what its source says or its answers need; "
+        description=", ".join(METRICS)
+        + ", or one of a plugin: what judges an answer (docs/evaluation.md). auto: each task by what its source says or its answers need; "
         "rouge_l: rouge_l_xlingual for tasks whose script needs it.",
     )
     base: bool = Field(
@@ -388,6 +391,13 @@ class EvalConfig(Section):
         default=None,
         description="Text file, paragraphs between blank lines, on which forgetting is measured; without one, some sentences of ours.",
     )
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in (known := (*METRICS, *plugins.METRICS)):
+            raise ValueError(f"{name!r} is no metric; use one of {', '.join(known)}")
+        return name
 
 
 class WandbConfig(Section):

@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import xxhash
 from sft_dist.core.errors import UserError
 
 CHUNK_BYTES = 1 << 22
+CHECKSUM = "checksum"  # the key under which an object carries its own
 
 
 def fsync_path(path: Path) -> None:
@@ -76,15 +77,24 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def read_object(path: Path, remedy: str) -> dict[str, Any]:
+def write_checked(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a whole JSON object atomically, with the checksum that `read_object` compares."""
+    plain = json.loads(json.dumps(dict(value), allow_nan=False))  # lists for tuples, as they are read
+    write_json(path, {**plain, CHECKSUM: fingerprint(plain)})
+
+
+def read_object(
+    path: Path, remedy: str, fields: Mapping[str, type | tuple[type, ...]] = {}
+) -> dict[str, Any]:
     """Read a JSON object that we wrote.
 
     Args:
         path: The file.
         remedy: What mends it, for the error.
+        fields: Keys that must be there, with the types of their values.
 
     Raises:
-        UserError: When it is missing, torn or no object; the text names the file.
+        UserError: When it is missing, torn, altered (where it carries a checksum) or no such object; the text names the file.
     """
     try:
         value = json.loads(path.read_bytes())
@@ -94,7 +104,30 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
         raise UserError(f"{path} is damaged ({error}); {remedy}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged (it holds a {type(value).__name__}, not an object); {remedy}")
+    said = value.pop(CHECKSUM, None)
+    if said is not None and said != fingerprint(value):
+        raise UserError(f"{path} is damaged (it does not match its checksum); {remedy}")
+    if odd := [key for key, kind in fields.items() if not _is(value.get(key), kind)]:
+        raise UserError(f"{path} is damaged or of another version ({odd[0]}); {remedy}")
     return value
+
+
+def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
+    """Whether a value of JSON is of a type; true and false are no numbers."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record for a line of a file, with the checksum that `unsealed` compares."""
+    plain = json.loads(json.dumps(dict(record)))
+    return {**plain, CHECKSUM: fingerprint(plain)[:16]}
+
+
+def unsealed(record: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the record without its checksum; None where it has none, or another."""
+    rest = {k: v for k, v in record.items() if k != CHECKSUM}
+    return rest if record.get(CHECKSUM) == fingerprint(rest)[:16] else None
 
 
 def append_jsonl(path: Path, value: Any) -> None:
@@ -108,14 +141,24 @@ def append_jsonl(path: Path, value: Any) -> None:
         f.write(line)
 
 
-def read_jsonl(path: Path) -> list[Any]:
-    """Read the lines of a JSON-lines file that we wrote; lines that a crash tore are left out. A missing file is empty."""
+def read_jsonl(path: Path, fields: Mapping[str, type | tuple[type, ...]] = {}) -> list[dict[str, Any]]:
+    """Read the objects of a JSON-lines file that we wrote. A missing file is empty.
+
+    Args:
+        path: The file.
+        fields: Keys that every line must have, with the types of their values.
+
+    Returns:
+        One object a line; lines that a crash tore, and others that are no such object, are left out.
+    """
     out = []
     for line in (
         path.read_bytes().split(b"\n") if path.exists() else ()
     ):  # bytes: a tear may lie inside a character
-        with suppress(ValueError):
-            out.append(json.loads(line))
+        with suppress(ValueError, RecursionError):
+            value = json.loads(line)
+            if isinstance(value, dict) and all(_is(value.get(key), kind) for key, kind in fields.items()):
+                out.append(value)
     return out
 
 

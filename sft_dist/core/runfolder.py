@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, get_args
 
 from sft_dist.core.errors import BusyError, UserError
 from sft_dist.core.files import append_jsonl, read_object, write_json
@@ -23,6 +23,14 @@ checkpoint or an evaluation may be long. The batch script ends it later, after H
 STORES_FIELDS: dict[str, type] = {
     "sources": dict, "eval_stores": dict, "tokenizer": str, "template_text": str, "stop_ids": list, "read": dict,
 }  # fmt: skip
+
+# Of plan.json.
+PLAN_FIELDS: dict[str, type] = {
+    "steps": int, "world_size": int, "examples": int, "tokens": int, "target_tokens": int, "tasks": dict, "sources": dict,
+}  # fmt: skip
+PLAN_REMEDY = (
+    "it says what the run trains on; the command that started the run writes it anew while it trains"
+)
 
 State = Literal["running", "stopped", "finished", "fatal"]
 
@@ -66,8 +74,19 @@ class RunFolder:
     def status(self) -> dict[str, Any]:
         """Return status.json; empty before the first write, and where it is damaged: the next write makes it anew."""
         with suppress(UserError):
-            return read_object(self.path / "status.json", "")
+            found = read_object(self.path / "status.json", "", {"state": str})
+            counts = [found.get(key, 0) for key in ("step", "steps")]
+            if found["state"] in get_args(State) and all(type(n) is int for n in counts):
+                return found
         return {}
+
+    def plan(self, *keys: str) -> dict[str, Any]:
+        """Return plan.json, in which these keys (PLAN_FIELDS) must stand.
+
+        Raises:
+            UserError: When it is missing or damaged.
+        """
+        return read_object(self.path / "plan.json", PLAN_REMEDY, {k: PLAN_FIELDS[k] for k in keys})
 
     def read_stores(self) -> dict[str, Any]:
         """Return stores.json.
@@ -76,15 +95,10 @@ class RunFolder:
             UserError: When it is missing, damaged or of another version.
         """
         remedy = "the command that started the run writes it anew"
-        stores = read_object(self.stores, remedy)
-        odd = [k for k, kind in STORES_FIELDS.items() if not isinstance(stores.get(k), kind)]
-        entries = () if odd else stores["sources"].values()
-        if odd or not all(
-            isinstance(e, dict) and isinstance(e.get("path"), str) and "key" in e for e in entries
-        ):
-            raise UserError(
-                f"{self.stores} is damaged or of another version ({odd[0] if odd else 'sources'}); {remedy}"
-            )
+        stores = read_object(self.stores, remedy, STORES_FIELDS)
+        entries = stores["sources"].values()
+        if not all(isinstance(e, dict) and isinstance(e.get("path"), str) and "key" in e for e in entries):
+            raise UserError(f"{self.stores} is damaged or of another version (sources); {remedy}")
         return stores
 
     def set_status(self, state: State, **facts: Any) -> None:

@@ -52,7 +52,12 @@ class Decoder(Protocol):
 
 
 def load_model(
-    path: str, *, revision: str | None = None, device: str = "cpu", dtype: str | None = None
+    path: str,
+    *,
+    revision: str | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+    adapter: Path | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model for evaluation.
 
@@ -61,6 +66,7 @@ def load_model(
         revision: Of a hub id.
         device: Such as "cpu" or "cuda:0".
         dtype: "float32" or "bfloat16"; None takes bfloat16 on a GPU and float32 on a CPU.
+        adapter: An adapter that will be put on it, which must have been trained on this model.
 
     Raises:
         UserError: When there is no model at `path`.
@@ -78,6 +84,8 @@ def load_model(
         )
     if (folder / "adapter_config.json").is_file():
         _check_base(folder)
+    if adapter is not None:
+        _check_base(adapter, path)
     name = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -92,12 +100,13 @@ def load_model(
     return model
 
 
-def _check_base(adapter: Path) -> None:
+def _check_base(adapter: Path, base: str | None = None) -> None:
     """Refuse an adapter on another base than the one that it was trained on: it would answer, and nothing would tell."""
-    from sft_dist.model.weight_files import BASE, base_fingerprint  # torch
+    from sft_dist.model.adapter_folder import BASE
+    from sft_dist.model.weight_files import base_fingerprint  # torch
 
     settings, record = read_json(adapter / "adapter_config.json"), adapter / BASE
-    base, revision = settings["base_model_name_or_path"], settings.get("revision")
+    base, revision = base or settings["base_model_name_or_path"], settings.get("revision")
     if record.is_file() and read_json(record)["fingerprint"] != base_fingerprint(base, revision):
         raise UserError(
             f"the adapter {adapter} was trained on another model than {base} is now, so what is evaluated would be a mixture of the two; "

@@ -24,7 +24,7 @@ from rich.progress import (
 )
 
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import append_jsonl, fsync_path, read_jsonl, write_text
+from sft_dist.core.files import append_jsonl, fsync_path, read_jsonl, sealed, unsealed, write_text
 
 
 class HasId(Protocol):
@@ -66,19 +66,20 @@ def run_part(
     """
     folder.mkdir(parents=True, exist_ok=True)
     growing, final = _names(folder, rank, world_size)
-    if final.exists():
-        return 0
     mine = examples[rank::world_size]
     done = _read_all(folder)
+    if final.exists() and all(e.id in done for e in mine):
+        return 0
+    final.unlink(missing_ok=True)  # a line of it is damaged: that example is asked again
     kept = [done[e.id] for e in mine if e.id in done]
-    write_text(growing, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+    write_text(growing, "".join(json.dumps(sealed(r), ensure_ascii=False) + "\n" for r in kept))
     todo = sorted((e for e in mine if e.id not in done), key=length, reverse=True)
     with _progress(visible=rank == 0 and bool(todo)) as progress:
         bar = progress.add_task(label, total=len(mine), completed=len(kept))
         for at in range(0, len(todo), batch_size):
             batch = todo[at : at + batch_size]
             for record in work(batch):
-                append_jsonl(growing, record)
+                append_jsonl(growing, sealed(record))
             progress.update(bar, advance=len(batch))
     fsync_path(growing)
     growing.rename(final)
@@ -103,8 +104,20 @@ def collect(
                 "see its log and start the same command again, what is done is kept"
             )
         time.sleep(0.2)
-    records = _read_all(folder)
-    return {i: records[i] for i in ids}
+    records, wanted = _read_all(folder), list(ids)
+    if lost := [i for i in wanted if i not in records]:
+        raise UserError(
+            f"{folder} is damaged ({len(lost)} of {len(wanted)} answers cannot be read); the same command again asks them anew"
+        )
+    return {i: records[i] for i in wanted}
+
+
+def is_done(folder: Path, examples: Sequence[HasId], *, world_size: int) -> bool:
+    """Return whether every process of `world_size` has completed its part, and every line can be read."""
+    if not all(_names(folder, r, world_size)[1].exists() for r in range(world_size)):
+        return False
+    done = _read_all(folder)
+    return all(e.id in done for e in examples)
 
 
 def _names(folder: Path, rank: int, world_size: int) -> tuple[Path, Path]:
@@ -118,7 +131,8 @@ def _read_all(folder: Path) -> dict[str, dict[str, Any]]:
     for name in ("part-*.jsonl", ".part-*.jsonl"):
         for path in sorted(folder.glob(name)):
             with suppress(FileNotFoundError):  # another process has just completed and renamed it
-                records |= {r["id"]: r for r in read_jsonl(path)}
+                lines = (unsealed(line) for line in read_jsonl(path, {"id": str}))
+                records |= {r["id"]: r for r in lines if r is not None}
     return records
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import read_json
+from sft_dist.core.files import read_object
 from sft_dist.core.records import Example, Message, example_from_dict
 from sft_dist.core.rng import derive
 from sft_dist.core.sets import NEAR, SetName
@@ -50,7 +50,7 @@ def has_sets(data_dir: Path, names: Iterable[SetName]) -> bool:
 def near_tasks(data_dir: Path) -> dict[str, str]:
     """Return held-out task -> why it is near a trained one; held-out tasks that are not named are far."""
     path = data_dir / "eval" / NEAR
-    return dict(read_json(path)) if path.is_file() else {}
+    return read_object(path, "prepare the data again") if path.is_file() else {}
 
 
 def cap_per_task(examples: Iterable[Example], max_per_task: int | None, seed: int) -> list[Example]:
@@ -114,7 +114,7 @@ def _read(path: Path) -> list[Example]:
             continue
         try:
             out.append(example_from_dict(json.loads(line)))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{path}:{number} is not an evaluation example ({type(error).__name__}: {error}), so scores would be "
                 "wrong; the file was changed or cut, run `sft-dist prepare` again"

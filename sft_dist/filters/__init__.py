@@ -16,7 +16,9 @@ from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel
 
+from sft_dist.config import plugins
 from sft_dist.config.filters import FiltersConfig
+from sft_dist.core.errors import UserError
 from sft_dist.core.files import fingerprint
 from sft_dist.core.records import Drop, Example
 from sft_dist.filters.exact_duplicates import Seen, duplicate_key
@@ -80,10 +82,18 @@ def build_filters(config: FiltersConfig) -> list[Filter]:
             chosen.append(make(**{f: getattr(rule, f) for f in type(rule).model_fields}))
         elif rule is True:
             chosen.append(make())
+    for name, given in config.own.items():
+        try:
+            chosen.append(plugins.FILTERS[name](**given))
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"data.filters.own.{name}: the rule does not take {given} ({error}), so it cannot judge; mend the options"
+            ) from None
     return chosen
 
 
 def filters_fingerprint(config: FiltersConfig) -> str:
     """Return 32 hex digits that change with the rules that are on and with what a rule means."""
     options = {name: rule for name, rule in config.model_dump(mode="json").items() if rule}
-    return fingerprint({"version": RULES_VERSION, "rules": options})
+    texts = {name: plugins.source_of(plugins.FILTERS[name]) for name in config.own}
+    return fingerprint({"version": RULES_VERSION, "rules": options} | ({"own": texts} if texts else {}))

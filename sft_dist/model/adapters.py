@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from sft_dist.config.model import LoraConfig, targets
 from sft_dist.core.errors import UserError
+from sft_dist.model.adapter_folder import WEIGHTS, check_folder
 from sft_dist.model.parts import decoder_of
 
 NAME = "default"  # of the one adapter, as peft calls it
@@ -39,6 +41,37 @@ def add(hf: Any, lora: LoraConfig, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(settings, hf)
+    if lora.adapter is not None:
+        _go_on(hf, lora, Path(lora.adapter))
+
+
+def _go_on(hf: Any, lora: LoraConfig, folder: Path) -> None:
+    """Fill new adapters with the weights of a folder."""
+    from safetensors.torch import load_file
+
+    check_folder(lora)
+    found = load_file(folder / WEIGHTS)
+    own = {n: p for n, p in hf.named_parameters() if p.requires_grad}
+    names = folder_names(own)
+    here, there = set(names.values()), set(found)
+    if here != there:
+        odd, missing = sorted(there - here), sorted(here - there)
+        which = (
+            f"holds {odd[0]}, which is not trained here"
+            if odd
+            else f"lacks {missing[0]}, which is trained here"
+        )
+        raise UserError(
+            f"lora.adapter={folder} {which} ({len(odd) + len(missing)} such), so a part would be lost or start anew; choose the same modules "
+            "with lora.target_modules and lora.modules_to_save"
+        )
+    for name, parameter in own.items():
+        value = found[names[name]]
+        if value.shape != parameter.shape:
+            raise UserError(
+                f"lora.adapter={folder}: {names[name]} has shape {list(value.shape)}, here {list(parameter.shape)}; start from its base"
+            )
+        parameter.data.copy_(value)
 
 
 def peft_config(hf: Any, lora: LoraConfig) -> Any:

@@ -22,7 +22,6 @@ from sft_dist.core.errors import UserError
 from sft_dist.core.files import fingerprint, read_json
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
-BASE = "base_model.json"  # beside an adapter: what peft's own adapter_config.json does not say of its base
 SAMPLED = 1024  # tensors of a fingerprint, about
 WRITTEN_ANEW = ("_name_or_path", "transformers_version")  # by every copy that transformers makes
 

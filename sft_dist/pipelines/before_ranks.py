@@ -12,8 +12,10 @@ from sft_dist.cluster.slurm.site import load_site
 from sft_dist.config import RunConfig
 from sft_dist.config.model import targets
 from sft_dist.core.errors import UserError, nearest
+from sft_dist.model.adapter_folder import check_folder
 from sft_dist.model.rope import check_reach
 from sft_dist.pipelines.cluster.estimate_inputs import model_config, shape_of
+from sft_dist.pipelines.data.lineage import check_stage
 from sft_dist.pipelines.train.planning import check_ranks, config_json
 from sft_dist.render.tokenizer import TextTokenizer
 from sft_dist.sources import open_source
@@ -52,6 +54,7 @@ def _settings(config: RunConfig) -> Iterator[str]:
 
 
 def _model(config: RunConfig) -> Iterator[str]:
+    check_stage(config)
     path = config.model.path
     if path and (Path(path).exists() or path.startswith(("/", ".", "~")) or path.count("/") != 1):
         place = Path(path).expanduser()
@@ -77,6 +80,8 @@ def _trained(config: RunConfig) -> Iterator[str]:
         if config.model.freeze and not shape_of(config, text).trained:
             yield "model.trainable and model.freeze leave nothing to train, so every step would do nothing; narrow model.freeze"
         return
+    if lora.adapter is not None:
+        check_folder(lora)
     modules = _modules(config)
     last = {name.rpartition(".")[2] for name in modules}
     for name in lora.target_modules:

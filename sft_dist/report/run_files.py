@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sft_dist.core.errors import UserError
+from sft_dist.core.files import CHECKSUM, fingerprint
 from sft_dist.core.records import StepMetrics
 
 MARKS = (
@@ -215,11 +216,15 @@ def _object(run_dir: Path, name: str, problems: dict[str, str]) -> dict[str, Any
         return {}
     try:
         value = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         problems[name] = f"unreadable ({error})"
         return {}
     if not isinstance(value, dict):
         problems[name] = f"unreadable (holds a {type(value).__name__}, not an object)"
+        return {}
+    said = value.pop(CHECKSUM, None)
+    if said is not None and said != fingerprint(value):
+        problems[name] = "unreadable (it does not match its checksum)"
         return {}
     return value
 
@@ -236,7 +241,7 @@ def _lines(run_dir: Path, name: str, problems: dict[str, str]) -> list[dict[str,
             continue
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             torn += 1
             continue
         if isinstance(value, dict):

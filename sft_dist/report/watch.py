@@ -94,8 +94,9 @@ class Watcher:
         self._offset += len(whole)
         out = []
         for line in whole.split(b"\n"):
-            with suppress(ValueError):  # one that a full disk or a kill tore
-                out.append(json.loads(line))
+            with suppress(ValueError, RecursionError):  # one that a full disk or a kill tore
+                if isinstance(value := json.loads(line), dict):
+                    out.append(value)
         return out
 
 

@@ -16,8 +16,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import atomic_path, fingerprint, read_json, write_json
+from sft_dist.core.files import atomic_path, checksum, fingerprint, read_object, write_checked
 from sft_dist.core.records import BadRecord, Drop, Example, example_to_dict
+from sft_dist.core.sets import NEAR, SETS
 from sft_dist.holdout import Holdout
 from sft_dist.selection.across_records import Contaminated
 from sft_dist.sources import Source
@@ -86,14 +87,21 @@ def write_selected(folder: Path, key: str, selected: Selected) -> None:
         "holdout": selected.holdout.to_dict(),
         "sources": sources,
         "contaminated": [asdict(c) for c in selected.contaminated],
+        "evaluation": _evaluation(folder),
     }
-    write_json(folder / STATE, state)
+    write_checked(folder / STATE, state)
+
+
+def _evaluation(folder: Path) -> dict[str, str]:
+    """Return the checksums of the evaluation sets that stand in a data folder."""
+    files = [folder / "eval" / name for name in (NEAR, *(f"{name}.jsonl" for name in SETS))]
+    return {file.name: checksum(file) for file in files if file.is_file()}
 
 
 def read_selected(folder: Path, key: str) -> Selected | None:
     """Return what an earlier pass of this key wrote; None when there is none, or it is damaged."""
     state = _state(folder)
-    if state.get("key") != key:
+    if state.get("key") != key or state.get("evaluation", _evaluation(folder)) != _evaluation(folder):
         return None
     try:
         sources = {name: _selection(folder, name, fields) for name, fields in state["sources"].items()}
@@ -115,10 +123,9 @@ def stored_sources(folder: Path, names: Iterable[str]) -> list[str] | None:
 
 def _state(folder: Path) -> dict[str, Any]:
     try:
-        found = read_json(folder / STATE)
-    except (OSError, ValueError):
+        return read_object(folder / STATE, "")
+    except (UserError, OSError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _codes(folder: Path, name: str) -> NDArray[np.uint8]:

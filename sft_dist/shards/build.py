@@ -7,7 +7,6 @@ with its manifest. So a killed build opens as nothing, and a relaunch does only 
 from __future__ import annotations
 
 import fcntl
-import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -56,13 +55,10 @@ def is_whole(folder: Path, key: Mapping[str, Any]) -> bool:
     if not manifest.is_file():
         return False
     try:
-        fields = files.read_object(manifest, "")
+        fields = files.read_object(manifest, "", {"format": int, "key": dict})
     except UserError:
         return False
-    same = fields.pop("checksum", None) == files.fingerprint(fields)
-    return bool(
-        same and fields["format"] == layout.FORMAT_VERSION and not layout.key_changes(fields["key"], key)
-    )
+    return bool(fields["format"] == layout.FORMAT_VERSION and not layout.key_changes(fields["key"], key))
 
 
 def finish_store(
@@ -129,8 +125,7 @@ def finish_store(
                 for r in wanted
             ],
         }
-        manifest = json.loads(json.dumps(manifest))  # as it is read: lists for tuples
-        files.write_json(folder / layout.MANIFEST, {**manifest, "checksum": files.fingerprint(manifest)})
+        files.write_checked(folder / layout.MANIFEST, manifest)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import read_json, write_json
+from sft_dist.core.files import read_json, read_object, write_checked
 from sft_dist.core.records import Span, Tokens
 from sft_dist.shards import (
     ShardWriter,
@@ -200,8 +200,8 @@ def test_absent_unfinished_and_empty_stores_are_refused(tmp_path):
 
 def test_another_format_version_is_refused(tmp_path):
     build(tmp_path)
-    manifest = read_json(tmp_path / "manifest.json")
-    write_json(tmp_path / "manifest.json", {**manifest, "format": 99})
+    manifest = read_object(tmp_path / "manifest.json", "")
+    write_checked(tmp_path / "manifest.json", {**manifest, "format": 99})
     with pytest.raises(UserError, match="format 99"):
         Store.open(tmp_path)
 

@@ -16,7 +16,7 @@ import yaml
 from sft_dist.cluster.slurm.sbatch import SECRETS_FILE, Job, cancel, render, sbatch, secrets
 from sft_dist.config.cluster import SiteProfile
 from sft_dist.core.errors import BusyError, UserError
-from sft_dist.core.files import read_json, write_json, write_text
+from sft_dist.core.files import read_object, write_json, write_text
 
 FOLDER = "slurm"  # inside the run folder
 CONFIG = "config.yaml"
@@ -121,7 +121,7 @@ def refuse_if_queued(run_dir: Path) -> None:
     earlier = run_dir / FOLDER / "jobs.json"
     if not earlier.is_file():
         return
-    numbers = ",".join(read_json(earlier).values())
+    numbers = ",".join(map(str, read_object(earlier, "remove it when no job of the run is queued").values()))
     try:
         # an unknown number (Slurm forgets) is an error for one job and ignored among several
         asked = subprocess.run(

@@ -45,7 +45,7 @@ def curve_of(run_dir: Path, metric: str) -> Curve:
         "tokens_per_s": ("train", "tokens_per_s"),
     }.get(metric, ("", ""))
     found: dict[int, float] = {}
-    for line in read_jsonl(run_dir / "metrics.jsonl"):
+    for line in read_jsonl(run_dir / "metrics.jsonl", {"kind": str, "step": int}):
         if line.get("kind") == kind and _finite(line.get(field)):
             found[int(line["step"])] = float(line[field])
     return sorted(found.items())

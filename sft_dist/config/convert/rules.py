@@ -107,6 +107,7 @@ def convert_keys(out: Conversion, keys: dict[str, Any], *, ranks: int) -> None:
             out.drop(key, PREFIXES[prefix])
         else:
             out.refuse(key, "is not known here")
+    _trl_loss(out, keys)
     _batch(out, keys, ranks)
     _lora(out, keys)
     _stage(out, keys)
@@ -185,6 +186,16 @@ def _epochs(out: Conversion, key: str, value: Any, keys: dict[str, Any]) -> None
         return
     whole = float(value) == int(float(value))
     out.map(key, "train.epochs", int(float(value)) if whole else float(value))
+
+
+def _continued(out: Conversion, key: str, value: Any, _keys: dict[str, Any]) -> None:
+    names = value if isinstance(value, list) else str(value).split(",")
+    if len(names) == 1:
+        out.map(
+            key, "lora.adapter", str(names[0]).strip(), "its rank, alpha and targets must be those of lora"
+        )
+    else:
+        out.refuse(key, f"{value}: one adapter is continued; merge the others first (sft-dist merge)")
 
 
 def _by_epoch(path: str) -> Rule:
@@ -345,6 +356,16 @@ def _packing(out: Conversion, key: str, value: Any, _keys: dict[str, Any]) -> No
 def _inputs(out: Conversion, key: str, value: Any, _keys: dict[str, Any]) -> None:
     on = value if key == "train_on_inputs" else not value
     out.map(key, "render.train_on", "all" if on else "assistant")
+
+
+def _trl_loss(out: Conversion, keys: dict[str, Any]) -> None:
+    """Say where TRL's loss lies: on every token of conversations unless it is asked otherwise, on completions of prompts."""
+    if out.trainer != "trl" or keys.get("assistant_only_loss") or keys.get("completion_only_loss"):
+        return
+    out.set("render.train_on", "all")
+    out.defaults.append(
+        "render.train_on=all (every token of a conversation; for data of prompts and completions TRL's default is assistant)"
+    )
 
 
 def _base_8bit(out: Conversion, key: str, value: Any, _keys: dict[str, Any]) -> None:
@@ -588,6 +609,9 @@ RULES: dict[str, Rule] = {
     "sequence_parallel_degree": _parallel,
     "torch_compile": _used,
     "tiled_mlp": _used,
+    "lora_model_dir": _continued,
+    "adapter_name_or_path": _continued,
+    "adapters": _continued,
     "saves_per_epoch": _to("checkpoint.saves_per_epoch", lambda v: int(v) or None),
     "evals_per_epoch": _to("train.evals_per_epoch", lambda v: int(v) or None),
     "eval_steps_per_epoch": _to("train.evals_per_epoch", lambda v: int(v) or None),
@@ -679,7 +703,6 @@ NOT_NEEDED: dict[str, str] = {
     "eot_tokens": "the tokens that end a turn are found from the template",
     "train_on_eos": "the token that ends a turn carries the loss of its turn",
     "lora_target_linear": "every Linear of the decoder is the default of lora.target_modules",
-    "lora_model_dir": "see adapter",
     "lora_fan_in_fan_out": "found from the layers",
     "loraplus_lr_embedding": "without loraplus_lr_ratio it does nothing",
     "roles": "found from the data",
@@ -731,8 +754,6 @@ CANNOT: dict[str, str] = {
     "relora_steps": "ReLoRA is not offered",
     "peft_layers_to_transform": "write the layers into lora.target_modules, as globs such as layers.[0-7].*",
     "init_lora_weights": "other initial adapters are not offered",
-    "adapter_name_or_path": "an adapter from elsewhere cannot be continued",
-    "adapters": "an adapter from elsewhere cannot be continued",
     "pipeline_parallel_size": "pipelines are not offered",
     "router_aux_loss_coef": "the router's own loss is left out",
     "moe_aux_loss_coeff": "the router's own loss is left out",

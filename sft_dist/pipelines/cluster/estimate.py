@@ -30,7 +30,8 @@ from sft_dist.config.auto import asked, decided, is_decided
 from sft_dist.config.cluster import SiteProfile
 from sft_dist.config.load import load_run_config
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import read_json, read_jsonl
+from sft_dist.core.files import read_jsonl
+from sft_dist.core.runfolder import RunFolder
 from sft_dist.pack import devices
 from sft_dist.pipelines.cluster.estimate_inputs import (
     GIB,
@@ -248,13 +249,15 @@ def show(result: Mapping[str, Any], console: Console) -> None:
 def _measured(run_dir: Path) -> Measured:
     """Read the speed of an earlier run: the median of its steps after the first ones."""
     config = load_run_config(run_dir)
-    lines = [m for m in read_jsonl(run_dir / "metrics.jsonl") if m["kind"] == "train"][WARM_UP_STEPS:]
+    lines = [m for m in read_jsonl(run_dir / "metrics.jsonl", {"kind": str}) if m["kind"] == "train"][
+        WARM_UP_STEPS:
+    ]
     facts = run_dir / "plan.json"
     if not lines or not facts.is_file():
         raise UserError(
             f"{run_dir} has no more than {WARM_UP_STEPS} measured steps, so its speed is unknown; name a run that went on longer"
         )
-    plan = read_json(facts)
+    plan = RunFolder(run_dir).plan("examples", "tokens", "target_tokens")
     share, text = plan["target_tokens"] / max(1, plan["tokens"]), model_config(config)
     # documents of that run's mean length stand in for its distribution
     mean = plan["tokens"] / max(1, plan["examples"])

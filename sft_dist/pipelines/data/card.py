@@ -118,7 +118,7 @@ def gather(
             name: (len({e.task for e in members}), len(members)) for name, members in evaluation.items()
         },
         held_out=tuple(sorted(prepared.selected.holdout.tasks)),
-        settings=_settings(config, corpus),
+        settings=_settings(config, corpus) | (prepared.lineage.rows() if prepared.lineage else {}),
     )
 
 

@@ -149,6 +149,8 @@ def _summary(
     }
     ranks = ranks_of(config.launch.nproc) * config.launch.nodes
     summary = summarise(config, planner, prepared.selected, rendered, exact=exact, ranks=ranks)
+    if prepared.lineage:
+        marks = (*marks, *prepared.lineage.warnings)
     if planner.epoch(0).n_steps == 1:
         marks = (*marks, _ONE_STEP)
     return replace(summary, warnings=(*summary.warnings, *lost_answers(corpus.stores), *marks))

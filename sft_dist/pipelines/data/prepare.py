@@ -27,6 +27,7 @@ from sft_dist.core.records import Example
 from sft_dist.core.sets import CURVES, SETS, CurveName, curve_of
 from sft_dist.evals.splits import has_sets, load_eval_sets, near_tasks
 from sft_dist.filters import filters_fingerprint
+from sft_dist.pipelines.data.lineage import Lineage, check_stage, lineage_of
 from sft_dist.pipelines.data.lost_answers import lost_answers
 from sft_dist.pipelines.data.renderer import make_renderer
 from sft_dist.render.renderer import Renderer
@@ -52,6 +53,7 @@ class Prepared:
         eval_stores: Folder of the tokenised examples of each curve (`core.sets.CURVES`) that has any.
         renderer: How conversations become tokens.
         selected: What became of every record.
+        lineage: The runs before this one, with `model.from_run`.
     """
 
     stores: dict[str, Path]
@@ -59,6 +61,7 @@ class Prepared:
     eval_stores: dict[CurveName, Path]
     renderer: Renderer
     selected: Selected
+    lineage: Lineage | None = None
 
 
 def prepare(
@@ -93,6 +96,7 @@ def prepare(
             "data.sources is empty, so there is nothing to train on; add a source, such as "
             "data.sources.mine.kind=alpaca data.sources.mine.path=FILE"
         )
+    check_stage(config)
     sources = {name: open_source(name, c) for name, c in config.data.sources.items()}
     with _turn(folder, slices=part[1] > 1, progress=progress) if build else nullcontext():
         selected = select(config.data, sources, folder, progress, seed=config.seed)
@@ -100,6 +104,7 @@ def prepare(
         renderer = make_renderer(
             config, folder, lambda: _texts(sources, selected), rebuild=rebuild, command=command
         )
+        check_stage(config, renderer)
         keys = {n: _key(config, s, selected.sources[n], renderer) for n, s in sources.items()}
         stores = {n: folder / "stores" / n for n in sources if selected.sources[n].kept}
         for name in set(sources) - set(stores) if rebuild else ():
@@ -139,7 +144,8 @@ def prepare(
         if build and part[0] == 0:
             _build_eval_stores(folder, config, renderer, progress)
     built = [Store.open(path) for path in stores.values() if (path / "manifest.json").is_file()]
-    for sentence in lost_answers(built):
+    lineage = lineage_of(config, _evaluated(config, folder)) if config.model.from_run else None
+    for sentence in (*lost_answers(built), *(lineage.warnings if lineage else ())):
         progress(f"warning: {sentence}")
     return Prepared(
         stores=stores,
@@ -147,7 +153,15 @@ def prepare(
         eval_stores={c: path for c in CURVES if (path := folder / EVAL_STORES / c).is_dir()},
         renderer=renderer,
         selected=selected,
+        lineage=lineage,
     )
+
+
+def _evaluated(config: RunConfig, folder: Path) -> dict[str, list[Example]]:
+    """Return all examples of each evaluation set."""
+    if not has_sets(folder, SETS):
+        return {}
+    return dict(load_eval_sets(folder, SETS, max_per_task=None, seed=config.seed))
 
 
 @contextmanager
@@ -250,7 +264,7 @@ def _build_eval_stores(folder: Path, config: RunConfig, renderer: Renderer, prog
             shutil.rmtree(store, ignore_errors=True)
             continue
         key = {"examples": fingerprint([e.id for e in kept]), "render": renderer.fingerprint}
-        if not _is_current(store, key, rebuild=True, verify=False, command=""):
+        if not _is_current(store, key, rebuild=True, verify=True, command=""):
             job = StoreBuild(
                 name=curve,
                 examples=ExampleList(kept),

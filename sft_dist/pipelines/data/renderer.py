@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sft_dist.config import RunConfig
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import read_json, replace_folder, write_json
+from sft_dist.core.files import checksum, read_object, replace_folder, write_checked
 from sft_dist.render.renderer import Renderer
 from sft_dist.render.tokenizer import TextTokenizer, train_tokenizer
 
@@ -56,7 +56,7 @@ def make_renderer(
             if not own:
                 raise
             raise UserError(f"model.path={named} gives no tokenizer: {error}") from None
-    clock = clock or render.clock or _fixed_clock(folder)
+    clock = clock or render.clock or _fixed_clock(folder, rebuild=rebuild, command=command)
     renderer = Renderer(
         tokenizer,
         template=render.template,
@@ -75,14 +75,31 @@ def make_renderer(
     return make_renderer(config, folder, texts, rebuild=rebuild, command=command)
 
 
-def _fixed_clock(folder: Path) -> str | None:
-    return str(read_json(folder / CLOCK)["clock"]) if (folder / CLOCK).is_file() else None
+def _fixed_clock(folder: Path, *, rebuild: bool, command: str) -> str | None:
+    """Return the clock of a data folder; None when it has none yet, or it is damaged and all is made anew."""
+    file = folder / CLOCK
+    if not file.is_file():
+        return None
+    remedy = f"what was rendered by it cannot be told apart any more; render anew with the clock of now: {command} --rebuild"
+    try:
+        said = str(read_object(file, remedy, {"clock": str})["clock"])
+        datetime.fromisoformat(said)
+    except UserError:
+        if not rebuild:
+            raise
+    except ValueError:
+        if not rebuild:
+            raise UserError(f"{file} is damaged ({said} is no time); {remedy}") from None
+    else:
+        return said
+    file.unlink()
+    return None
 
 
 def _fix_clock(folder: Path, clock: datetime) -> None:
     """Write the clock of a data folder, unless it has one."""
     aside = folder / f".{CLOCK}.{os.uname().nodename}.{os.getpid()}"
-    write_json(aside, {"clock": clock.isoformat(timespec="seconds")})
+    write_checked(aside, {"clock": clock.isoformat(timespec="seconds")})
     try:
         os.link(aside, folder / CLOCK)
     except FileExistsError:
@@ -94,7 +111,7 @@ def _fix_clock(folder: Path, clock: datetime) -> None:
 def _trained(
     path: Path, vocab_size: int, texts: Callable[[], Iterable[str]], *, rebuild: bool, command: str
 ) -> TextTokenizer:
-    asked = _asked(path)
+    asked = _asked(path, rebuild=rebuild, command=command)
     if asked is not None and asked != vocab_size and not rebuild:
         raise UserError(
             f"{path} was trained with render.train_vocab_size={asked}, and now it is {vocab_size}, so every id would mean something "
@@ -103,17 +120,34 @@ def _trained(
     if asked != vocab_size:
         aside = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
         train_tokenizer(texts(), vocab_size).save(aside)
-        write_json(aside / ASKED, {"vocab_size": vocab_size})
+        files = {name: checksum(aside / name) for name in sorted(p.name for p in aside.iterdir())}
+        write_checked(aside / ASKED, {"vocab_size": vocab_size, "files": files})
         try:  # whole or absent: a tokenizer without its special tokens would do other things
             replace_folder(aside, path)
         except OSError:
             shutil.rmtree(aside, ignore_errors=True)
-            if _asked(path) != vocab_size:
+            if _asked(path, rebuild=True, command=command) != vocab_size:
                 raise
             # another slice of the array was faster: equal texts give an equal tokenizer
     return TextTokenizer.load(str(path))
 
 
-def _asked(path: Path) -> int | None:
-    """Return the size that a trained tokenizer was asked for; None when there is none."""
-    return int(read_json(path / ASKED)["vocab_size"]) if (path / ASKED).is_file() else None
+def _asked(path: Path, *, rebuild: bool, command: str) -> int | None:
+    """Return the size that a trained tokenizer was asked for; None when there is none, or it is damaged and made anew.
+
+    Raises:
+        UserError: When a file of it is damaged, without `rebuild`.
+    """
+    if not (path / ASKED).is_file():
+        return None
+    remedy = f"every id could mean something else; train it and tokenise anew: {command} --rebuild"
+    try:
+        said = read_object(path / ASKED, remedy, {"vocab_size": int})
+        for name, digits in said.get("files", {}).items():
+            if not (path / name).is_file() or checksum(path / name) != digits:
+                raise UserError(f"{path / name} is damaged (it does not match its checksum); {remedy}")
+    except UserError:
+        if not rebuild:
+            raise
+        return None
+    return int(said["vocab_size"])

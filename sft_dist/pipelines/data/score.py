@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from sft_dist.config import RunConfig
 from sft_dist.config.auto import asked, supposed
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import read_json, write_json
+from sft_dist.core.files import read_object, write_json
 from sft_dist.core.records import Batch, Drop, Example, Tokens
 from sft_dist.filters.quality import read_scores
 from sft_dist.model import isolation_check
@@ -236,7 +236,16 @@ def _lines(block: Sequence[Example], renderer: Renderer, losses: _Losses) -> Ite
 def _open(path: Path, key: dict[str, str], *, rebuild: bool) -> None:
     """Leave a score file of this key to append to: whole lines only."""
     about = path.with_suffix(".json")
-    if about.is_file() and (changed := key_changes(read_json(about), key)):
+    remedy = "start over with --rebuild"
+    changed: list[str] = []
+    if about.is_file():
+        try:
+            changed = key_changes(read_object(about, remedy), key)
+        except UserError:
+            if not rebuild:
+                raise
+            changed = [about.name]
+    if changed:
         if not rebuild:
             raise UserError(
                 f"{path} was made with other settings; changed: {', '.join(changed)}. Scores of two models cannot be "

@@ -10,7 +10,7 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,19 @@ from sft_dist.config import RunConfig
 from sft_dist.config.load import load_run_config
 from sft_dist.core import process
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import read_json
 from sft_dist.core.records import Example
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.sets import JUDGES, VALIDATION, SetName, curve_of
 from sft_dist.evals.generate import collect_generations, generate_part, load_model
 from sft_dist.evals.loss import collect_losses, loss_part
 from sft_dist.evals.probes import GENERAL, Answers, Material, asked_of, few_of, judge_probes
+from sft_dist.evals.resumable_work import is_done
 from sft_dist.evals.score import score_examples, scores, write_results
 from sft_dist.evals.splits import has_sets, load_eval_sets, near_tasks
+from sft_dist.pipelines.data.lineage import trained_before
 from sft_dist.pipelines.evaluate.job import Job, make_job
 from sft_dist.pipelines.evaluate.training_set import TrainingSet, read_training_set
+from sft_dist.pipelines.train.run_folder import check_evaluation
 
 RANK = "sft_dist.pipelines.evaluate.command"
 WAIT_S = 60.0  # for parts: the ranks have ended when they are collected
@@ -45,6 +47,7 @@ def evaluate(
     *,
     checkpoints: Sequence[str] = (),
     model: str | None = None,
+    ranks: Callable[[], int] | None = None,
 ) -> dict[str, Any]:
     """Evaluate the exported model of a run, or others under its settings; write generations.jsonl and scores.json.
 
@@ -54,6 +57,7 @@ def evaluate(
         overrides: Changes of `eval` and `launch`, such as "eval.max_new_tokens=64".
         checkpoints: Checkpoints that are evaluated instead of the export, each with results of its own: a curve.
         model: A model folder or hub id that is evaluated instead.
+        ranks: Lets the ranks of a group that is there already generate, and returns their exit code; None: some are started.
 
     Returns:
         The scores (of the last of several); empty when nothing is held out.
@@ -66,7 +70,7 @@ def evaluate(
         console.print("nothing is held out (data.holdout), so there is nothing to evaluate")
         return {}
     if not checkpoints:
-        return _evaluate(make_job(folder, overrides, model=model), console)
+        return _evaluate(make_job(folder, overrides, model=model), console, ranks=ranks)
     from sft_dist.pipelines.evaluate.export import export
 
     result: dict[str, Any] = {}
@@ -75,13 +79,15 @@ def evaluate(
         try:
             exported = export(folder, name, target)
             job = make_job(folder, overrides, model=str(exported), label=name)
-            result = _evaluate(job, console, step=int(name.rpartition("-")[2]))
+            result = _evaluate(job, console, ranks=ranks, step=int(name.rpartition("-")[2]))
         finally:
             shutil.rmtree(target, ignore_errors=True)
     return result
 
 
-def _evaluate(job: Job, console: Console, *, step: int | None = None) -> dict[str, Any]:
+def _evaluate(
+    job: Job, console: Console, *, step: int | None = None, ranks: Callable[[], int] | None = None
+) -> dict[str, Any]:
     config, renderer = job.config, job.renderer()
     sets = _sets(job)
     examples = [e for members in sets.values() for e in members]
@@ -94,7 +100,7 @@ def _evaluate(job: Job, console: Console, *, step: int | None = None) -> dict[st
     variants, generate, losses = asked_of(config.eval.probes, material)
     generate, losses = _distinct([*examples, *generate]), _distinct([*examples, *losses])
     job.write(generate, losses)
-    world = ranks_of(config.launch.nproc)
+    world = process.current().world_size if ranks else ranks_of(config.launch.nproc)
     part = job.part("model", "generate", renderer.fingerprint, generate)
     with console.status("generating") as status:
 
@@ -102,7 +108,7 @@ def _evaluate(job: Job, console: Console, *, step: int | None = None) -> dict[st
             done = sum(_lines(path) for path in part.glob("*.jsonl")) if part.is_dir() else 0
             status.update(f"generating answers of {job.label}: {done} of {len(generate)}")
 
-        code = run_ranks(job.run, RANK, nproc=world, port=None, watch=watch)
+        code = ranks() if ranks else run_ranks(job.run, RANK, nproc=world, port=None, watch=watch)
     if code:
         raise mistake(job.run, RANK) or failure(job.run, RANK, code)
 
@@ -155,13 +161,14 @@ def _names(config: RunConfig) -> tuple[SetName, ...]:
 
 def _sets(job: Job) -> dict[str, list[Example]]:
     """Return the examples of each set that judges, held-out tasks told apart by their distance to trained ones."""
-    near = near_tasks(job.run.path)
+    check_evaluation(job.run)
+    near, trained = near_tasks(job.run.path), trained_before(job.run.path)
     out: dict[str, list[Example]] = {}
     limit = job.config.eval.max_examples_per_task
     for name, examples in load_eval_sets(
         job.run.path, _names(job.config), max_per_task=limit, seed=job.config.seed
     ).items():
-        for e in examples:
+        for e in (e for e in examples if e.id not in trained):
             out.setdefault(curve_of(name, e.task, near), []).append(e)
     return out
 
@@ -170,7 +177,7 @@ def _families(job: Job) -> dict[str, tuple[str, ...]]:
     """Return family -> tasks, as declared."""
     from fnmatch import fnmatchcase
 
-    tasks = set(read_json(job.run.path / "plan.json").get("tasks", {}))
+    tasks = set(job.run.plan("tasks")["tasks"])
     tasks |= {e.task for members in _sets(job).values() for e in members}
     return {
         family: tuple(t for t in sorted(tasks) if any(fnmatchcase(t, p) for p in patterns))
@@ -215,10 +222,14 @@ def _lines(path: Path) -> int:
 
 
 def main() -> int:
-    """Run one rank: the answers and losses of the model, then of the base model."""
+    """Run one rank under torchrun."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--run-dir", type=Path, required=True)
-    folder = RunFolder(arguments.parse_args().run_dir)
+    return run_rank(RunFolder(arguments.parse_args().run_dir))
+
+
+def run_rank(folder: RunFolder) -> int:
+    """Write the answers and losses of this rank's share: of the model, then of the base model. Return an exit code."""
     me = process.current()
     import torch
 
@@ -240,7 +251,9 @@ def main() -> int:
                 continue
             answers = job.part(who, "generate", renderer.fingerprint, generate)
             nats = job.part(who, "loss", renderer.fingerprint, losses)
-            if who == "base" and all(_finished(p, me.world_size) for p in (answers, nats)):
+            if who == "base" and all(
+                is_done(p, es, world_size=me.world_size) for p, es in ((answers, generate), (nats, losses))
+            ):
                 continue  # another run over this data has asked it already
             loaded = load_model(
                 path, revision=config.model.revision if who == "base" else None, device=device
@@ -260,10 +273,6 @@ def main() -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
-
-
-def _finished(part: Path, world: int) -> bool:
-    return len(list(part.glob(f"part-*-of-{world:05d}.jsonl"))) == world
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 from sft_dist.config import RunConfig
 from sft_dist.config.load import config_from_json, load_run_config
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import fingerprint, read_json, read_jsonl, write_json, write_text
+from sft_dist.core.files import fingerprint, read_jsonl, read_object, write_checked, write_json, write_text
 from sft_dist.core.records import Example, example_from_dict, example_to_dict
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.evals.generate import part_folder
@@ -26,6 +26,7 @@ FREE = ("eval", "launch")
 JOB = "job.json"
 CURRENT = "current.json"  # in <run>/eval: where the job lies that runs now
 REQUESTS = "requests.jsonl"
+JOB_FIELDS = {"config": dict, "overrides": list, "label": str, "model": str, "base": str}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,14 +112,15 @@ class Job:
             "base": self.base,
             "overrides": list(self.overrides),
         }
-        write_json(self.out / JOB, {**fields, "config": self.config.model_dump(mode="json")})
+        write_checked(self.out / JOB, {**fields, "config": self.config.model_dump(mode="json")})
         write_json(self.run.path / "eval" / CURRENT, {"out": str(self.out.resolve())})
 
     @classmethod
     def read(cls, run: RunFolder) -> tuple[Job, list[Example], list[Example]]:
         """Return the job that the command wrote last, what is generated and what gets a loss."""
-        out = Path(read_json(run.path / "eval" / CURRENT)["out"])
-        fields = read_json(out / JOB)
+        remedy = "start the evaluation again"
+        out = Path(read_object(run.path / "eval" / CURRENT, remedy, {"out": str})["out"])
+        fields = read_object(out / JOB, remedy, JOB_FIELDS)
         job = cls(
             run=run,
             config=config_from_json(json.dumps(fields["config"])),

@@ -53,7 +53,7 @@ def drawn_ids(config: RunConfig, folder: RunFolder) -> set[str]:
     file = folder.export / "config.json"
     shape = read_json(file) if file.is_file() else config_json(config)
     cost = cost_of(shape.get("text_config") or shape or DEFAULT_SHAPE)
-    world = int(read_json(folder.path / "plan.json").get("world_size", 1))
+    world = int(folder.plan("world_size")["world_size"])
     planner = make_planner(config, corpus, world_size=world, cost=cost)
     left = int(folder.status().get("step", 0)) or config.train.max_steps or 1 << 60
     drawn = np.zeros(len(corpus), dtype=np.bool_)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,12 +18,13 @@ from sft_dist.config import RunConfig
 from sft_dist.config.auto import is_decided
 from sft_dist.core.collectives import from_rank_0, gather
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import read_json, replace_folder, write_json
+from sft_dist.core.files import read_object, replace_folder, write_json
 from sft_dist.core.process import logger
 from sft_dist.core.records import Batch
 from sft_dist.core.rng import derive
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.model import activation_memory, isolation_check, ulysses, weight_files
+from sft_dist.model.adapter_folder import check_base
 from sft_dist.model.initial import create_initial
 from sft_dist.model.load import Loaded, load_packed, read_config
 from sft_dist.model.loss import LossHead
@@ -104,6 +106,8 @@ def build_engine(config: RunConfig, folder: RunFolder, tokenizer: TextTokenizer)
     _set_loss(loaded.module, config)
     _save_memory(loaded.module, config, device)
     base = None if config.model.shape else _base_of(model_path, config.model.revision)
+    if config.lora is not None:
+        check_base(config.lora, base)
     _note(folder, loaded, model_path, base)
     groups = parameter_groups(loaded.module, config.optim)
     engine = zero.make_engine(loaded.module, settings, groups, config.optim)
@@ -147,8 +151,11 @@ def _note(folder: RunFolder, loaded: Loaded, model_path: str, base: str | None) 
     if dist.get_rank():
         return
     env = folder.path / "env.json"
+    known: dict[str, Any] = {}
+    with suppress(UserError):
+        known = read_object(env, "")
     model = {"path": model_path, "commit": loaded.commit, "fingerprint": base}
-    write_json(env, {**read_json(env), "model": model})
+    write_json(env, {**known, "model": model})
     sizes = [(numel(p), p.requires_grad) for p in loaded.module.parameters()]
     trained = sum(n for n, trains in sizes if trains)
     log.info(

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_dist.cluster.sweep.folder import SweepFolder
 from sft_dist.config import RunConfig
 from sft_dist.config.changes import differences, fixed, shown
-from sft_dist.config.load import config_from_json, config_to_json, load_run_config
+from sft_dist.config.load import config_from_json, load_run_config
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import read_json, write_json, write_text
+from sft_dist.core.files import checksum, read_object, write_checked, write_text
 from sft_dist.core.process import logger
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.sets import NEAR, SETS
+from sft_dist.pipelines.data import lineage
 from sft_dist.pipelines.data.prepare import Prepared, store_url
 from sft_dist.pipelines.train.planning import cost_model, make_planner, open_corpus, total_steps
 from sft_dist.shards import Store
@@ -24,6 +26,8 @@ from sft_dist.train.zero import check_extra
 if TYPE_CHECKING:
     from sft_dist.checkpoint.remote import Remote
 
+FROZEN = "frozen.json"  # in eval/: checksums of the sets
+EVALUATION = (NEAR, *(f"{name}.jsonl" for name in SETS))
 JUMP = 0.02  # of a learning rate that is said when a run goes on with another plan
 
 
@@ -58,8 +62,10 @@ def set_up(config: RunConfig, prepared: Prepared, folder: RunFolder) -> None:
     (folder.path / "control").mkdir(parents=True, exist_ok=True)
     with folder.lock():
         _freeze_evaluation(config, folder)
-        write_text(folder.config, config_to_json(config))
-        write_json(folder.stores, _stores(config, prepared))
+        write_checked(folder.config, config.model_dump(mode="json"))
+        write_checked(folder.stores, _stores(config, prepared))
+        if prepared.lineage:
+            write_checked(folder.path / lineage.FILE, prepared.lineage.as_json())
 
 
 def rate_jump(config: RunConfig, prepared: Prepared, folder: RunFolder) -> str:
@@ -70,7 +76,10 @@ def rate_jump(config: RunConfig, prepared: Prepared, folder: RunFolder) -> str:
     old = load_run_config(folder.path)
     if (old.optim, old.train) == (config.optim, config.train):
         return ""
-    done = int(read_json(plan)["steps"])
+    try:
+        done = int(folder.plan("steps")["steps"])
+    except UserError:
+        return ""  # it is written anew before the first step
     at = max(
         int(p.name.removeprefix("step-")) for p in folder.checkpoints.glob("step-*") if p.name[5:].isdecimal()
     )
@@ -153,11 +162,51 @@ def _stores(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
 
 
 def _freeze_evaluation(config: RunConfig, folder: RunFolder) -> None:
-    """Copy the evaluation sets into the run folder, once."""
-    for name in (NEAR, *(f"{name}.jsonl" for name in SETS)):
+    """Copy the evaluation sets into the run folder, once; a copy that was damaged since is made anew from the same set.
+
+    Raises:
+        UserError: When a copy is damaged, and data.dir holds another set by now.
+    """
+    record = folder.path / "eval" / FROZEN
+    with suppress(UserError):
+        check_evaluation(folder)
+        if record.is_file():
+            return
+    known: dict[str, str] = {}
+    with suppress(UserError):
+        known = read_object(record, "")
+    for name in EVALUATION:
         source, copy = Path(config.data.dir) / "eval" / name, folder.path / "eval" / name
-        if source.is_file() and not copy.exists():
-            write_text(copy, source.read_text(encoding="utf-8"))
+        if copy.exists() and known.get(name, checksum(copy)) == checksum(copy):
+            continue
+        if not source.is_file():
+            continue
+        if name in known and checksum(source) != known[name]:
+            raise UserError(
+                f"{copy} is damaged, and {source} holds another set by now, so the run would be judged by other examples than before; put a "
+                "copy of it there, or start anew under another name"
+            )
+        write_text(copy, source.read_text(encoding="utf-8"))
+    files = {name: folder.path / "eval" / name for name in EVALUATION}
+    write_checked(record, {name: checksum(file) for name, file in files.items() if file.is_file()})
+
+
+def check_evaluation(folder: RunFolder) -> None:
+    """Compare the evaluation sets of a run with what was frozen; a run of an earlier version has no record of it.
+
+    Raises:
+        UserError: With the name of the file that changed.
+    """
+    record = folder.path / "eval" / FROZEN
+    if not record.is_file():
+        return
+    remedy = "the command that started the run writes it anew"
+    for name, said in read_object(record, remedy).items():
+        file = folder.path / "eval" / name
+        if not file.is_file() or checksum(file) != said:
+            raise UserError(
+                f"{file} is damaged (it does not match its checksum), so scores would be of other examples; {remedy}"
+            )
 
 
 def absolute(config: RunConfig) -> RunConfig:
@@ -167,8 +216,11 @@ def absolute(config: RunConfig) -> RunConfig:
         return str(Path(path).resolve()) if path and Path(path).exists() else path
 
     model = config.model.model_copy(
-        update={k: local(getattr(config.model, k)) for k in ("path", "tokenizer")}
+        update={k: local(getattr(config.model, k)) for k in ("path", "tokenizer", "from_run")}
     )
+    if model.from_run:
+        model = model.model_copy(update={"path": str(Path(model.from_run) / "export")})
+    lora = config.lora and config.lora.model_copy(update={"adapter": local(config.lora.adapter)})
     render = config.render.model_copy(update={"template": local(config.render.template)})
     holdout = config.data.holdout.model_copy(update={"task_file": local(config.data.holdout.task_file)})
     sources = {
@@ -183,7 +235,10 @@ def absolute(config: RunConfig) -> RunConfig:
     }
     folder = str(Path(config.data.dir).resolve())
     data = config.data.model_copy(update={"dir": folder, "holdout": holdout, "sources": sources})
-    return config.model_copy(update={"model": model, "render": render, "data": data})
+    plugins = tuple(str(Path(p).expanduser().resolve()) if p.endswith(".py") else p for p in config.plugins)
+    return config.model_copy(
+        update={"plugins": plugins, "model": model, "lora": lora, "render": render, "data": data}
+    )
 
 
 def _read_facts(prepared: Prepared, name: str) -> dict[str, Any]:

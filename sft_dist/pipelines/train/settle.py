@@ -18,7 +18,7 @@ import torch.distributed as dist
 from sft_dist.config import RunConfig
 from sft_dist.config.auto import Choice, asked, decided, is_decided, supposed
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import read_json, write_json
+from sft_dist.core.files import read_object, write_checked
 from sft_dist.core.process import logger
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.pack.devices import find_device
@@ -53,10 +53,11 @@ def settled_before(config: RunConfig, folder: RunFolder) -> RunConfig:
 
 def _before(folder: RunFolder) -> dict[str, Any]:
     """Return what was written down before; nothing where there is none, or it is damaged: it is chosen anew then."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        found: dict[str, Any] = read_json(folder.path / "fit.json")
+    with suppress(UserError, TypeError):
+        fields = {"choice": dict, "reason": str, "circumstances": dict}
+        found = read_object(folder.path / "fit.json", "", fields)
         Choice(**found["choice"])
-        return found if {"reason", "circumstances"} <= found.keys() else {}
+        return found
     return {}
 
 
@@ -84,7 +85,7 @@ def _frozen(config: RunConfig, folder: RunFolder, place: Place) -> dict[str, Any
     else:
         choice, reason = choose(config, text, place)
     log.info("%s", reason)
-    write_json(file, {"circumstances": circumstances, "choice": asdict(choice), "reason": reason})
+    write_checked(file, {"circumstances": circumstances, "choice": asdict(choice), "reason": reason})
     return asdict(choice)
 
 

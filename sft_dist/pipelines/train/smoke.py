@@ -32,8 +32,10 @@ def smoke(config: RunConfig, console: Console, *, command: str) -> RunFolder:
         with folder.lock():
             shutil.rmtree(folder.path)
     train(config, console, command=command)
-    lines: list[dict[str, Any]] = [m for m in read_jsonl(folder.metrics) if m["kind"] == "train"]
-    saved = next(e for e in read_jsonl(folder.events) if e["kind"] == "saved")
+    lines: list[dict[str, Any]] = [
+        m for m in read_jsonl(folder.metrics, {"kind": str}) if m["kind"] == "train"
+    ]
+    saved = next(e for e in read_jsonl(folder.events, {"kind": str}) if e["kind"] == "saved")
     heaviest = max(lines, key=lambda m: m["memory_bytes"])
     console.print(
         f"smoke test passed: {len(lines)} steps on the heaviest batches ({max(m['tokens'] for m in lines):,} tokens), "

@@ -23,18 +23,18 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from sft_dist.batch.planner import Planner
 from sft_dist.batch.shared_plan import NodePlans
-from sft_dist.checkpoint.background import Saver
+from sft_dist.checkpoint.background import Saved, Saver
 from sft_dist.checkpoint.export import export_checkpoint
 from sft_dist.checkpoint.io import folder_name
 from sft_dist.checkpoint.remote import Remote
-from sft_dist.config import RunConfig
+from sft_dist.config import RunConfig, plugins
 from sft_dist.config.auto import asked
 from sft_dist.config.load import load_run_config
 from sft_dist.core import process
 from sft_dist.core.bus_error import name_mapped_file
 from sft_dist.core.collectives import from_rank_0, gather
 from sft_dist.core.errors import BusyError, UserError
-from sft_dist.core.files import read_object, write_json
+from sft_dist.core.files import write_checked, write_json
 from sft_dist.core.records import Position, StepMetrics
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.mix import Corpus
@@ -52,6 +52,7 @@ from sft_dist.render.tokenizer import TextTokenizer
 from sft_dist.shards.staging import stage
 from sft_dist.shards.verify import StoreCheck
 from sft_dist.train import loop, zero
+from sft_dist.train.callbacks import Callbacks
 from sft_dist.train.environment import environment
 from sft_dist.train.evaluate import set_losses
 from sft_dist.train.guard import Heartbeat, SpikeDetector, StopSignals
@@ -99,10 +100,9 @@ def _say_fatal(folder: RunFolder, reason: str) -> None:
 
 
 def _out_of_memory(config: RunConfig, folder: RunFolder) -> str:
-    plan = folder.path / "plan.json"
     facts = {"tokens": 1, "target_tokens": 1}
     with suppress(UserError):
-        facts |= read_object(plan, "")
+        facts |= folder.plan("tokens", "target_tokens")
     return oom_message(
         settled_before(config, folder),
         ranks=dist.get_world_size(),
@@ -134,7 +134,7 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat) -> str:
     plan = _Plan.of(config, corpus, parts, stores["read"])
     resumed = resume(config, folder, parts.engine, remote, plan_hash=plan.hash, base=parts.base)
     if rank == 0:
-        write_json(folder.path / "plan.json", plan.facts)
+        write_checked(folder.path / "plan.json", plan.facts)
         log.info("%s", _batch_line(config, parts.sequence, plan.steps, parts.parameters))
         for warning in config_warnings(config, ranks=world, steps=plan.steps):
             log.warning("%s", warning)
@@ -302,9 +302,12 @@ def _loop(
             tasks=len(corpus.task_names),
         )
 
+        callbacks = Callbacks(plugins.CALLBACKS, folder.path, is_main=is_main)
+
         def on_step(metrics: StepMetrics) -> None:
             check.look()
             lines.step(metrics)
+            callbacks.tell("on_step", metrics)
             if parts.ema is not None:
                 parts.ema.after(metrics.step)
             profiler.after(metrics.step)
@@ -314,8 +317,14 @@ def _loop(
                 return None
             scores = evaluator()
             lines.evaluation(step, scores)
+            callbacks.tell("on_evaluation", step, scores)
             chosen_by: float | None = scores["loss"]  # of the validation set; what judges chooses nothing
             return chosen_by
+
+        def saved(outcome: Saved) -> None:
+            lines.saved(outcome)
+            if outcome.folder is not None and outcome.phase == "commit":
+                callbacks.tell("on_save", outcome.position.step, outcome.folder)
 
         def settle() -> None:
             check.wait()  # nothing is kept that was trained on damaged data
@@ -327,7 +336,7 @@ def _loop(
             folder.checkpoints,
             facts={"plan_hash": plan.hash, "base": parts.base},
             keep=config.checkpoint,
-            report=lines.saved,
+            report=saved,
             saved_at=start if start.step else None,
             losses=resumed.validation_losses,
             remote=remote,
@@ -356,6 +365,7 @@ def _loop(
             useful_flops=lambda tokens, targets, pairs: useful.useful_flops(tokens, pairs, targets),
             peak_flops=(peak_flops(engine.device) or 0) * dist.get_world_size() or None,
         )
+        callbacks.tell("on_end", ended[1])
         return (*ended, saver.best)
 
 
