@@ -250,7 +250,7 @@ def evaluate(run_dir: str | Path, *, in_group: bool = False) -> dict[str, Any]:
     """
     from rich.console import Console
 
-    from sft_dist.core.files import read_json
+    from sft_dist.core.files import read_object
     from sft_dist.core.runfolder import RunFolder
     from sft_dist.pipelines.evaluate.command import evaluate as run
 
@@ -261,5 +261,4 @@ def evaluate(run_dir: str | Path, *, in_group: bool = False) -> dict[str, Any]:
         evaluate_in_group(folder)
     else:
         run(folder, Console(stderr=True))
-    scores: dict[str, Any] = read_json(folder.path / "eval" / "scores.json")
-    return scores
+    return read_object(folder.path / "eval" / "scores.json", "evaluate the run again")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import write_json, write_text
+from sft_dist.core.files import write_checked, write_text
 from sft_dist.core.records import Example
 from sft_dist.evals.baselines import Baselines, format_guesses
 from sft_dist.evals.metrics import (
@@ -193,7 +193,7 @@ def write_results(folder: Path, judged: Sequence[ScoredExample], result: Mapping
     """Write generations.jsonl and scores.json (last, so that scores never stand without their evidence)."""
     lines = (json.dumps(asdict(j), ensure_ascii=False) + "\n" for j in judged)
     write_text(folder / "generations.jsonl", "".join(lines))
-    write_json(folder / "scores.json", _known(result))
+    write_checked(folder / "scores.json", _known(result))
 
 
 def _known(value: Any) -> Any:

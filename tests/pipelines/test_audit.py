@@ -56,7 +56,7 @@ def test_the_command_counts_the_same_data(
     project: Path, base_model: Path, sft: Callable[..., tuple[int, str, str]]
 ) -> None:
     theirs = {
-        "model_name_or_path": str(base_model), "dataset_name": "messages.jsonl", "max_length": 64, "packing": False,
+        "model_name_or_path": str(base_model), "dataset_name": "messages.jsonl", "max_length": 256, "packing": False,
         "per_device_train_batch_size": 2,
     }  # fmt: skip
     (project / "trl.yaml").write_text(yaml.safe_dump(theirs))

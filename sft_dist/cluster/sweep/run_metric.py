@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from sft_dist.core.files import read_json, read_jsonl
+from sft_dist.core.errors import UserError
+from sft_dist.core.files import read_json, read_jsonl, read_object
 
 Direction = Literal["minimize", "maximize"]
 Curve = list[tuple[int, float]]
@@ -83,8 +84,10 @@ def first_error(run_dir: Path) -> str:
 
 
 def _score(run_dir: Path, name: str) -> float | None:
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        value = read_json(run_dir / "eval" / "scores.json")["sets"][name]["macro"]["score"]["model"]["mean"]
+    with suppress(UserError, OSError, ValueError, KeyError, TypeError):
+        value = read_object(run_dir / "eval" / "scores.json", "")["sets"][name]["macro"]["score"]["model"][
+            "mean"
+        ]
         return float(value) if _finite(value) else None
     return None
 

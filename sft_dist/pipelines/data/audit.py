@@ -92,7 +92,7 @@ class Audit:
         return [
             *counts,
             ("fill of rows", f"{a.fill:.0%}", f"{b.fill:.0%}"),
-            ("documents of a row see one another", *("no" if c.apart else "yes" for c in (a, b))),
+            ("documents of a row see one another", "no" if a.apart else "yes", "no" if b.apart else "yes"),
             ("loss is divided by", DIVISION["theirs"], DIVISION["ours"]),
         ]
 
