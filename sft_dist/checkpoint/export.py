@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sft_dist.checkpoint.export_plan import Base, Item, plan_export, unfuse, value_of
+from sft_dist.checkpoint.export_plan import Base, Item, plan_export, tensors_of
 from sft_dist.checkpoint.index import DamagedError, Index, OldFormatError, read_index
 from sft_dist.checkpoint.io import read_parameter
 from sft_dist.core.errors import UserError
@@ -124,12 +124,9 @@ def _write_weights(
     for i in range(part[0], len(groups), part[1]):
         tensors: dict[str, Tensor] = {}
         for item in groups[i]:
-            value = value_of(checkpoint, index, base, found, item)
-            if item.name is not None:
-                value = value.to(DTYPES[dtype])
-            if item.name in embeddings:
-                value = vocabulary.grown(value, rows)
-            tensors |= {item.keys[0]: value} if len(item.keys) == 1 else unfuse(model, item, value)
+            for key, tensor in tensors_of(checkpoint, index, base, model, found, item).items():
+                value = tensor if item.name is None else tensor.to(DTYPES[dtype])
+                tensors[key] = vocabulary.grown(value, rows) if item.name in embeddings else value
         _save({k: t.contiguous() for k, t in tensors.items()}, aside / names[i])
     if part[0] == 0 and len(groups) > 1:
         total = sum(item.numel for group in groups for item in group) * (torch.finfo(DTYPES[dtype]).bits // 8)

@@ -28,8 +28,9 @@ class Item:
         name: Parameter of the model; None for a tensor that is copied as it is.
         keys: Its names in the written files; several for fused experts.
         trained: The tensors of the checkpoint that it is made of; empty: it comes from the base.
-        base: Its name in the files of the base; None when it is wholly trained.
+        base: Its name in the files of the base; None when it is wholly trained, or made of several.
         numel: Elements.
+        turned: Of a weight that is no Linear and has adapters, see model.adapters.Adapted; else None.
     """
 
     name: str | None
@@ -37,6 +38,7 @@ class Item:
     trained: tuple[str, ...]
     base: str | None
     numel: int
+    turned: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +70,8 @@ def plan_export(index: Index, base: Base, model: Any, found: BaseFiles | None) -
     Raises:
         UserError: When checkpoint and base do not fit together.
     """
-    trained: dict[str, list[str]] = adapters.trained_modules(index.parameters)
+    adapted = adapters.adapted_parameters(model, base.lora)
+    trained: dict[str, list[str]] = adapters.trained_modules(index.parameters, adapted)
     trained |= {adapters.base_name(n): [n] for n in index.parameters if ".lora_" not in n}
     shapes = {n: list(p.shape) for n, p in model.named_parameters()}
     if odd := sorted(trained.keys() - shapes.keys()):
@@ -80,7 +83,11 @@ def plan_export(index: Index, base: Base, model: Any, found: BaseFiles | None) -
     tied = files.aliases(model)
     second_first = sorted(names.key_of.items(), key=lambda pair: pair[0] not in tied)
     keys_of = {tied.get(n, n): k for n, k in second_first if tied.get(n, n) in shapes}
-    items = [_trained_item(model, n, tuple(t), keys_of.get(n), index, shapes) for n, t in trained.items()]
+    turned = {a.weight: a.turned for a in adapted.values()}
+    items = [
+        _trained_item(model, n, tuple(t), keys_of.get(n), index, shapes, turned.get(n))
+        for n, t in trained.items()
+    ]
     frozen = [n for n in shapes if n not in trained]
     if absent := [n for n in frozen if n not in keys_of and n not in names.fused]:
         raise UserError(
@@ -105,7 +112,13 @@ def _trained_item(
     key: str | None,
     index: Index,
     shapes: dict[str, list[int]],
+    turned: bool | None,
 ) -> Item:
+    if ".lora_" in trained[0] and turned is not None:
+        keys = (key,) if key else tuple(_apart_names(model, name, shapes[name]))
+        return Item(
+            name=name, keys=keys, trained=trained, base=None, numel=math.prod(shapes[name]), turned=turned
+        )
     if ".lora_" in trained[0]:
         if key is None:
             raise UserError(
@@ -118,25 +131,38 @@ def _trained_item(
     return Item(name=name, keys=keys, trained=trained, base=None, numel=math.prod(shape))
 
 
-def value_of(checkpoint: Path, index: Index, base: Base, found: BaseFiles | None, item: Item) -> Tensor:
-    """Return one tensor of the export, trained ones in fp32."""
+def tensors_of(
+    checkpoint: Path, index: Index, base: Base, model: Any, found: BaseFiles | None, item: Item
+) -> dict[str, Tensor]:
+    """Return the tensors of an item by their names in the written files, trained ones in fp32."""
+    if item.turned is not None:
+        assert found is not None and base.lora is not None and item.name is not None  # noqa: PT018
+        shape = tuple(model.get_parameter(item.name).shape)
+        update = adapters.update_of(shape, item.turned, _read(checkpoint, index, base, item), base.lora)
+        return {key: found.tensor(key).float() + part for key, part in _apart(model, item, update).items()}
     if item.base is None:
-        return read_parameter(checkpoint, index, item.trained[0], base.kind)
+        return _apart(model, item, read_parameter(checkpoint, index, item.trained[0], base.kind))
     assert found is not None
     value = found.tensor(item.base)
-    if not item.trained:
-        return value
-    assert base.lora is not None
-    tensors = {n: read_parameter(checkpoint, index, n, base.kind) for n in item.trained}
-    return adapters.merged(value, tensors, base.lora)
+    if item.trained:
+        assert base.lora is not None
+        value = adapters.merged(value, _read(checkpoint, index, base, item), base.lora)
+    return {item.keys[0]: value}
 
 
-def unfuse(model: Any, item: Item, value: Tensor) -> dict[str, Tensor]:
-    """Return a fused parameter as the tensors that files of this family hold."""
+def _read(checkpoint: Path, index: Index, base: Base, item: Item) -> dict[str, Tensor]:
+    return {n: read_parameter(checkpoint, index, n, base.kind) for n in item.trained}
+
+
+def _apart(model: Any, item: Item, value: Tensor) -> dict[str, Tensor]:
+    """Return a parameter as the tensors that files of this family hold: several of fused experts."""
+    if len(item.keys) == 1:
+        return {item.keys[0]: value}
     from transformers.core_model_loading import revert_weight_conversion
 
     assert item.name is not None
-    return revert_weight_conversion(model, {item.name: value})
+    apart: dict[str, Tensor] = revert_weight_conversion(model, {item.name: value})
+    return apart
 
 
 def _apart_names(model: Any, name: str, shape: Sequence[int]) -> list[str]:

@@ -164,6 +164,10 @@ class LoraConfig(Section):
         default=None,
         description="Folder of an adapter (peft) of the same rank, alpha and targets that training goes on from; null: new ones.",
     )
+    target_parameters: tuple[str, ...] = Field(
+        default=(),
+        description="Ends of the names of weights that are no Linear, adapted beside target_modules: experts in one tensor, such as mlp.experts.gate_up_proj.",
+    )
     modules_to_save: tuple[str, ...] = Field(
         default=(), description="Names of modules that are trained whole, such as embed_tokens or lm_head."
     )
@@ -181,6 +185,15 @@ class LoraConfig(Section):
         default="merged",
         description="merged: a whole model; adapter: a peft folder to put on the base.",
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> LoraConfig:
+        unfit = [n for n in ("dora", "dropout", "quantize_base") if getattr(self, n)]
+        if self.target_parameters and unfit:
+            raise ValueError(
+                f"lora.target_parameters is set with lora.{unfit[0]}, which peft has for Linear modules only; unset one of them"
+            )
+        return self
 
 
 def targets(entry: str, names: Iterable[str]) -> list[str]:

@@ -1,16 +1,18 @@
 """Low-rank adapters on a frozen base: put in by peft, merged or written apart on export.
 
-Training works on a plain transformers model whose Linear modules were replaced in place, so packing, ZeRO and the loss
-see no difference. Checkpoints hold the adapters only; the base is read again from where it came.
+Training works on a plain transformers model whose Linear modules (and modules with adapted weights that are no Linear, such as
+experts in one tensor) were replaced in place, so packing, ZeRO and the loss see no difference. Checkpoints hold the adapters
+only; the base is read again from where it came.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from sft_dist.config.model import LoraConfig, targets
 from sft_dist.core.errors import UserError
 from sft_dist.model.adapter_folder import WEIGHTS, check_folder
 from sft_dist.model.parts import decoder_of
+from sft_dist.model.trainable import shape_of
 
 NAME = "default"  # of the one adapter, as peft calls it
 BASE, SAVED = ".base_layer.", f".modules_to_save.{NAME}."
@@ -83,6 +86,7 @@ def peft_config(hf: Any, lora: LoraConfig) -> Any:
         **_common(lora),
         lora_dropout=lora.dropout,
         target_modules=_targets(hf, lora.target_modules),
+        target_parameters=_parameters(hf, lora.target_parameters),
         modules_to_save=list(lora.modules_to_save) or None,
     )
 
@@ -111,6 +115,27 @@ def _targets(hf: Any, wanted: tuple[str, ...]) -> str:
             )
     some = "|".join(name.replace(".", "[.]") for name in names)
     return f"{prefix.replace('.', '[.]')}[.](?:.*[.])?(?:{some})" if prefix else f"(?:.*[.])?(?:{some})"
+
+
+def _parameters(hf: Any, wanted: tuple[str, ...]) -> list[str] | None:
+    """Return the ends of the adapted weights' names, as peft matches them."""
+    inside = {
+        id(p)
+        for m in decoder_of(hf).modules()
+        if not isinstance(m, nn.Linear)
+        for p in m.parameters(recurse=False)
+    }
+    fit = [n for n, p in hf.named_parameters() if id(p) in inside and len(shape_of(p)) in (2, 3)]
+    for entry in wanted:
+        matched = [n for n, _ in hf.named_parameters() if n == entry or n.endswith(f".{entry}")]
+        if not matched or set(matched) - set(fit):
+            ends = sorted({".".join(n.split(".")[-3:]) for n in fit if "embed" not in n})
+            near = difflib.get_close_matches(entry, ends, n=2, cutoff=0.0)
+            raise UserError(
+                f"lora.target_parameters has {entry!r}, which is no matrix of this model's decoder outside of its Linear modules, so it "
+                f"cannot be adapted this way; it has: {', '.join(near) or 'none'} (Linear modules go into lora.target_modules)"
+            )
+    return list(wanted) or None
 
 
 def _check_saved(hf: Any, lora: LoraConfig) -> None:
@@ -168,17 +193,79 @@ def quantisation(lora: LoraConfig | None, dtype: torch.dtype, device: str) -> An
 
 
 def base_name(name: str) -> str:
-    """Return what a parameter of the adapted model is called in the base."""
-    return name.replace(BASE, ".").replace(SAVED, ".").replace(".original_module.", ".")
+    """Return what a parameter or module of the adapted model is called in the base."""
+    while BASE in name:  # one layer more for each adapted weight of a module
+        name = name.replace(BASE, ".")
+    return name.removesuffix(BASE[:-1]).replace(SAVED, ".").replace(".original_module.", ".")
 
 
-def trained_modules(parameters: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the adapted modules among trained parameters: base name of the weight -> names of its adapter tensors."""
+class Adapted(NamedTuple):
+    """A weight of the base with adapters, and whether its matrices are [input, output] (of Linear: [output, input])."""
+
+    weight: str
+    turned: bool
+
+
+def wrappers(hf: nn.Module) -> set[type[nn.Module]]:
+    """Return the classes of the modules by which peft adapts weights that are no Linear."""
+    return {type(m) for m in hf.modules() if type(m).__name__ == "ParamWrapper"}
+
+
+def adapted_parameters(model: Any, lora: LoraConfig | None) -> dict[str, Adapted]:
+    """Return what `lora.target_parameters` adapts: name of peft's wrapper -> weight of the base; the model stays as it is."""
+    if lora is None or not lora.target_parameters:
+        return {}
+    from peft import inject_adapter_in_model
+
+    like = copy.deepcopy(model)
+    inject_adapter_in_model(peft_config(like, lora), like)
+    kinds = wrappers(like)
+    return {
+        n: Adapted(
+            f"{base_name(n)}.{m.parameter_name}", bool(getattr(m.get_base_layer(), "is_transposed", False))
+        )
+        for n, m in like.named_modules()
+        if type(m) in kinds
+    }
+
+
+def trained_modules(parameters: Mapping[str, Any], adapted: Mapping[str, Adapted]) -> dict[str, list[str]]:
+    """Return the adapted weights among trained parameters: base name of the weight -> names of its adapter tensors."""
     found: dict[str, list[str]] = {}
     for name in parameters:
         if ".lora_" in name:
-            found.setdefault(name.partition(".lora_")[0] + ".weight", []).append(name)
+            module = name.partition(".lora_")[0]
+            weight = adapted[module].weight if module in adapted else f"{module}.weight"
+            found.setdefault(weight, []).append(name)
     return found
+
+
+def update_of(
+    shape: tuple[int, ...], turned: bool, tensors: Mapping[str, Tensor], lora: LoraConfig
+) -> Tensor:
+    """Return what adapters add to a weight that is no Linear, in fp32, by peft's own layer.
+
+    Args:
+        shape: Of the weight: [experts, ..] or a matrix.
+        turned: See `Adapted`.
+        tensors: The adapter tensors of this weight, by their full names.
+        lora: How they were made.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    holder: Any = nn.Module()
+    holder.m = nn.Module()
+    holder.m.w = nn.Parameter(torch.empty(shape), requires_grad=False)
+    holder.m.is_transposed = turned
+    settings = LoraConfig(
+        **_common(lora), target_modules=[], target_parameters=["m.w"], init_lora_weights=False
+    )
+    inject_adapter_in_model(settings, holder)
+    state = {"lora_" + name.partition(".lora_")[2]: t.float() for name, t in tensors.items()}
+    holder.m.load_state_dict({**holder.m.state_dict(), **state})
+    with torch.no_grad():
+        update: Tensor = holder.m.get_delta_weight(NAME)
+    return update
 
 
 def merged(weight_OI: Tensor, tensors: Mapping[str, Tensor], lora: LoraConfig) -> Tensor:

@@ -332,12 +332,13 @@ def _partition_rest(hf: Any, zero_config: Mapping[str, Any], alone: set[type[nn.
     # A leaf is gathered as a whole, whatever runs inside. Layers: one gather in the place of nine, and hooks in Python around
     # the layer only, so that it can be compiled. Experts, in a model without layers of its own: one that is a module of its
     # own runs only when a token of this rank needs it, and ranks would gather different weights and wait for ever. What sees
-    # one document at a time: ranks have different numbers of them.
+    # one document at a time: ranks have different numbers of them. Weights that peft replaces while their module runs.
     # A layer below which nothing is trained has inputs without a gradient, and DeepSpeed then frees a leaf's weights before its
     # backward pass has used them: where parts are frozen, layers stay as they are.
     trained = all(p.requires_grad for p in hf.parameters())
     layers = {type(layer) for layer in activation_memory.layers(hf)} if trained else set()
     routed = {type(m) for m in hf.modules() if isinstance(getattr(m, "experts", None), nn.ModuleList)}
+    routed |= adapters.wrappers(hf)
     if whole_modules := layers | routed | alone:
         set_z3_leaf_modules(hf, sorted(whole_modules, key=lambda kind: kind.__name__))
         for leaf in partition.outermost(hf, whole_modules):

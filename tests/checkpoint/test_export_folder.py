@@ -120,12 +120,23 @@ LORAS = {
     "saved": LoraConfig(
         rank=2, alpha=8.0, target_modules=("v_proj",), modules_to_save=("lm_head", "embed_tokens")
     ),
+    # experts that lie apart in the files, [output, input], and in one tensor, [input, output]
+    "experts": LoraConfig(
+        rank=2,
+        alpha=8.0,
+        target_modules=("q_proj",),
+        target_parameters=("experts.gate_up_proj", "experts.down_proj"),
+    ),
+    "experts_in_one": LoraConfig(
+        rank=2, alpha=8.0, target_parameters=("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+    ),
 }
+ADAPTED = {"experts": "qwen3_moe", "experts_in_one": "gpt_oss"}  # else qwen3
 
 
 @pytest.mark.parametrize("kind", sorted(LORAS))
 def test_a_merged_export_is_the_adapted_model(kind: str, tmp_path: Path) -> None:
-    base = families.save("qwen3", tmp_path / "base")
+    base = families.save(ADAPTED.get(kind, "qwen3"), tmp_path / "base")
     hf = trained(base, lora=LORAS[kind])
     out = write(hf, Base(path=str(base), lora=LORAS[kind]), tmp_path)
     assert load_file(out / "model.safetensors").keys() == load_file(base / "model.safetensors").keys()
@@ -137,7 +148,7 @@ def test_a_merged_export_is_the_adapted_model(kind: str, tmp_path: Path) -> None
 def test_an_adapter_folder_opens_with_peft(kind: str, tmp_path: Path) -> None:
     from peft import PeftModel
 
-    base = families.save("qwen3", tmp_path / "base")
+    base = families.save(ADAPTED.get(kind, "qwen3"), tmp_path / "base")
     hf = trained(base, lora=LORAS[kind])
     out = write(hf, Base(path=str(base), lora=LORAS[kind]), tmp_path, as_adapter=True)
     assert not (out / "model.safetensors").exists()

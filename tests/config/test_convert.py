@@ -97,7 +97,6 @@ def test_what_happens_by_epoch_and_ends_early(tmp_path: Path) -> None:
         ("fp16", True),
         ("adapter", "llama-adapter"),
         ("lora_target_modules", "model.layers.(?!1).*"),
-        ("lora_target_parameters", ["experts"]),
         ("datasets", [{"path": "x/y", "type": "completion"}]),
         ("some_new_key", 3),
     ],

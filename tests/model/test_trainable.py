@@ -60,6 +60,7 @@ def test_a_tied_head_is_the_embedding(llama: Path) -> None:
         ({"freeze": ("*",)}, "leave nothing to train"),
         ({"lora": LoraConfig(rank=2, alpha=2.0, target_modules=("wq",))}, "'wq', which is no Linear of this model's decoder.*it has: .*q_proj"),
         ({"lora": LoraConfig(rank=2, alpha=2.0, target_modules=("lm_head",))}, "lora.modules_to_save"),
+        ({"lora": LoraConfig(rank=2, target_parameters=("q_proj.weight",))}, "no matrix of this model's decoder outside of its Linear modules"),
         ({"lora": LoraConfig(rank=2, alpha=2.0, modules_to_save=("head",))}, "'head', which is no module of this model"),
     ],
 )  # fmt: skip

@@ -30,6 +30,10 @@ MODES: dict[str, dict[str, Any]] = {
     "recomputed": {"gradient_checkpointing": True},
     "lora": {"lora": LoraConfig(rank=4, alpha=8.0)},
     "lora-recomputed": {"lora": LoraConfig(rank=4, alpha=8.0), "gradient_checkpointing": True},
+    "experts": {
+        "lora": LoraConfig(rank=2, target_parameters=("experts.gate_up_proj", "experts.down_proj")),
+        "gradient_checkpointing": True,
+    },
     "frozen": {"freeze": ("embeddings", "layers[:1]")},  # nothing below the second layer has a gradient
 }
 

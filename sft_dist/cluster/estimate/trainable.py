@@ -65,6 +65,7 @@ def adapted(
     target_modules: Sequence[str],
     modules_to_save: Sequence[str],
     dora: bool,
+    target_parameters: Sequence[str] = (),
 ) -> Shape:
     """Return the shape with low-rank adapters on a frozen base, and whole copies of `modules_to_save` beside theirs."""
     sides = {  # inputs and outputs of every Linear of a layer
@@ -81,6 +82,10 @@ def adapted(
     chosen = {found for entry in target_modules for found in targets(entry, names)}
     wanted = [sides[n.split(".")[-1]] for n in names if not target_modules or {n, n.split(".")[-1]} & chosen]
     added = sum(rank * (a + b) + (b if dora else 0) for a, b in wanted)
+    stacked = {"gate_up_proj": (shape.E, 2 * shape.inner), "down_proj": (shape.inner, shape.E)}
+    for name, (a, b) in stacked.items() if shape.experts else ():
+        if any(f".mlp.experts.{name}".endswith(f".{entry}") for entry in target_parameters):
+            added += shape.L * shape.experts * rank * (a + b)
     saved = {
         name: size
         for name, size in sizes(shape, config).items()

@@ -569,6 +569,12 @@ RULES: dict[str, Rule] = {
     "lora_modules_to_save": _to(
         "lora.modules_to_save", lambda v: list(v) if isinstance(v, list) else str(v).split(",")
     ),
+    "lora_target_parameters": _to(
+        "lora.target_parameters", lambda v: list(v) if isinstance(v, list) else str(v).split(",")
+    ),
+    "target_parameters": _to(
+        "lora.target_parameters", lambda v: list(v) if isinstance(v, list) else str(v).split(",")
+    ),
     "modules_to_save": _to(
         "lora.modules_to_save", lambda v: list(v) if isinstance(v, list) else str(v).split(",")
     ),
@@ -744,8 +750,6 @@ CANNOT: dict[str, str] = {
     "new_special_tokens": "new tokens cannot be added",
     "add_new_tokens": "new tokens cannot be added",
     "resize_vocab": "new tokens cannot be added",
-    "lora_target_parameters": "adapters sit on Linear modules only",
-    "target_parameters": "adapters sit on Linear modules only",
     "lora_target_experts": "adapters sit on Linear modules only",
     "qat": "training with quantised weights is not offered",
     "fp8": "fp8 is not offered",

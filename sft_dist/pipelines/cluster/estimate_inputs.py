@@ -112,6 +112,7 @@ def shape_of(config: RunConfig, text: Mapping[str, Any]) -> Shape:
         target_modules=lora.target_modules,
         modules_to_save=lora.modules_to_save,
         dora=lora.dora,
+        target_parameters=lora.target_parameters,
     )
 
 
