@@ -1,7 +1,8 @@
 """The FLOP model of a decoder-only transformer, shared by balance, MFU and the estimator.
 
 Numbers count one multiply and one add as two FLOPs. Attention is causal inside each document, so a document of l
-tokens has l^2/2 (query, key) pairs; over a row only the sum of squared document lengths matters.
+tokens has l^2/2 (query, key) pairs; over a row only the sum of squared document lengths matters. A layer with state costs the
+same for every token.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sft_dist.pack.architecture import Mixers
 
 Count = TypeVar("Count", float, NDArray[np.float64])
 
@@ -26,8 +29,8 @@ class CostModel:
     """Forward FLOPs by what they are proportional to, and what a backward pass costs over the forward.
 
     Attributes:
-        linear_flops_per_token: Matrix products of all layers, a token.
-        attention_flops_per_pair: Scores and weighted sum of all layers, a (query, key) pair.
+        linear_flops_per_token: Matrix products of all layers, and recurrences, a token.
+        attention_flops_per_pair: Scores and weighted sum of all layers that attend, a (query, key) pair.
         head_flops_per_target: The vocabulary projection, which runs over target tokens only.
         linear_backward: Backward over forward of the layers' matrix products; 2 where all weights are trained.
         attention_backward: The same of scores and weighted sum.
@@ -54,6 +57,8 @@ class CostModel:
         mlp_matrices: int = 3,
         active_experts: int = 1,
         experts: int = 0,
+        shared_size: int = 0,
+        mixers: Mixers | None = None,
     ) -> CostModel:
         """Derive the model from a transformer's shape.
 
@@ -67,12 +72,17 @@ class CostModel:
             mlp_matrices: 3 for gated feed-forward layers (SwiGLU, GeGLU), 2 for plain ones.
             active_experts: Experts that one token passes, shared ones included; 1 for dense models.
             experts: Experts that the router chooses from; 0 for dense models.
+            shared_size: Width that every token passes beside its experts.
+            mixers: What the layers mix tokens with; None: all of them attend.
         """
+        mixers = mixers or Mixers(attending=layers, keeping=0, feeding=layers)
         attention = hidden_size * (2 * attention_size + 2 * kv_size)
-        feed_forward = mlp_matrices * hidden_size * intermediate_size * active_experts + hidden_size * experts
+        width = intermediate_size * active_experts + shared_size
+        feed_forward = mlp_matrices * hidden_size * width + hidden_size * experts
         return cls(
-            linear_flops_per_token=2.0 * layers * (attention + feed_forward),
-            attention_flops_per_pair=4.0 * layers * attention_size,
+            linear_flops_per_token=2.0 * (mixers.attending * attention + mixers.feeding * feed_forward)
+            + mixers.keeping * (2.0 * mixers.state_weights + mixers.state_flops),
+            attention_flops_per_pair=4.0 * mixers.attending * attention_size,
             head_flops_per_target=2.0 * hidden_size * vocab_size,
         )
 

@@ -104,6 +104,26 @@ def test_flops_are_those_that_torch_counts() -> None:
     assert forward_and_loss == pytest.approx(cost.row_cost(T, 2 * T**2) + head, rel=0.01)
 
 
+@pytest.mark.parametrize("model_type", ["qwen3_5_text", "falcon_h1", "mamba2", "gpt2"])
+def test_flops_of_layers_with_state_are_those_that_torch_counts(model_type: str) -> None:
+    """Of tiny models most is recurrence. The counter sees no loop over a chunk, and every family adds small products of its own."""
+    import tiny
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from sft_dist.cluster.estimate.memory import Shape
+    from sft_dist.pipelines.train.planning import cost_of
+
+    T = 128
+    hf = tiny.build(model_type)
+    shape = hf.config.to_dict()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        hf(torch.zeros(1, T, dtype=torch.long), use_cache=False)
+    cost = cost_of(shape)
+    assert counter.get_total_flops() == pytest.approx(cost.row_cost(T, 2 * T**2, T), rel=0.12)
+    assert (cost.attention_flops_per_pair == 0) == (model_type == "mamba2")  # no layer attends: no squares
+    assert Shape.of(shape).parameters == pytest.approx(sum(p.numel() for p in hf.parameters()), rel=0.06)
+
+
 SMALL = {
     "hidden_size": 128,
     "num_hidden_layers": 8,

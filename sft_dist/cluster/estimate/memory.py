@@ -14,6 +14,7 @@ from typing import Any
 
 from sft_dist.config.optimizers import OPTIMIZERS
 from sft_dist.core.errors import UserError
+from sft_dist.pack.architecture import EXPERTS, mixers_of, shared_width, size_of
 
 BYTES = {"float32": 4, "bfloat16": 2}
 FP32 = 4
@@ -26,7 +27,7 @@ class Shape:
     """A decoder: the letters above, its parameters, and what of them is trained (cluster/estimate/trainable.py).
 
     Attributes:
-        layer_parameters: Of one layer.
+        layer_parameters: Of one layer; of several kinds of layers, the mean.
         parameters: Of the model, adapters included.
         trained: Of these, those that are trained.
         inner: Feed-forward width, of one expert where there are several.
@@ -61,23 +62,30 @@ class Shape:
         Raises:
             UserError: When it is not the config of a decoder.
         """
-        needed = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
-        if absent := [k for k in needed if k not in config]:
+        mixers = mixers_of(config)
+        needed = ("hidden_size", "num_hidden_layers", "vocab_size")
+        heads = ("num_attention_heads",) if mixers.attending else ()
+        if absent := [n for n in (*needed, *heads) if not size_of(config, n)]:
             raise UserError(
                 f"the config of this {config.get('model_type', 'unknown')} model has no {absent[0]}, so its memory cannot be "
                 "estimated; use a model of the Llama, Qwen, Mistral, Gemma or a similar family"
             )
-        E, H, L, V = (int(config[k]) for k in needed)
-        head = int(config.get("head_dim") or E // H)
-        A, G = H * head, int(config.get("num_key_value_heads") or H) * head
-        experts = int(config.get("num_experts") or config.get("num_local_experts") or 0)
-        active = int(config.get("num_experts_per_tok") or 1) if experts else 1
-        width = (config.get("moe_intermediate_size") if experts else None) or config.get("intermediate_size")
-        inner = int(width or 4 * E)
+        E, L, V = (size_of(config, n) or 0 for n in needed)
+        H = size_of(config, "num_attention_heads") or 1
+        head = size_of(config, "head_dim") or E // H
+        A, G = H * head, (size_of(config, "num_key_value_heads") or H) * head
+        experts = next((n for k in EXPERTS if (n := size_of(config, k))), 0)
+        active = (size_of(config, "num_experts_per_tok") or 1) if experts else 1
+        width = size_of(config, "moe_intermediate_size") if experts else None
+        inner = width or size_of(config, "intermediate_size") or 4 * E
         family = str(config.get("model_type", ""))
         biases = A + 2 * G if config.get("attention_bias") or family.startswith("qwen2") else 0
         norms = 2 * E + (2 * head if family.startswith("qwen3") else 0)
-        layer = E * (2 * A + 2 * G) + biases + norms + 3 * E * inner * max(1, experts) + E * experts
+        attention = E * (2 * A + 2 * G) + biases
+        shared = shared_width(config) if experts else 0
+        feed_forward = 3 * E * (inner * max(1, experts) + shared) + E * experts
+        mixed = mixers.attending * attention + mixers.keeping * mixers.state_weights
+        layer = norms + (mixed + mixers.feeding * feed_forward) // L  # the mean of a hybrid's
         # a config that does not say: tied is the default of transformers
         ends = V * E * (1 if config.get("tie_word_embeddings", True) else 2) + E
         total = L * layer + ends
@@ -86,7 +94,7 @@ class Shape:
             A=A,
             G=G,
             H=H,
-            I=inner * active,
+            I=inner * active + shared,
             V=V,
             L=L,
             layer_parameters=layer,

@@ -20,6 +20,7 @@ from sft_dist.config.auto import asked, supposed
 from sft_dist.core.errors import UserError
 from sft_dist.mix import Corpus, Mixture, SourceMix
 from sft_dist.pack import CostModel
+from sft_dist.pack.architecture import EXPERTS, NAMES, mixers_of, shared_width, size_of
 from sft_dist.pipelines.config_warnings import config_warnings
 from sft_dist.selection.files import Selected
 from sft_dist.shards import Store
@@ -92,26 +93,32 @@ def config_json(config: RunConfig) -> dict[str, Any]:
 
 def cost_of(shape: Mapping[str, Any]) -> CostModel:
     """Return the FLOP model for the fields of a Hugging Face config."""
+    needed = ("hidden_size", "num_hidden_layers", "vocab_size")
+    sizes = {name: size_of(shape, name) for name in NAMES}
+    mixers = mixers_of(shape)
     if absent := [
-        k for k in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size") if k not in shape
+        n for n in (*needed, *(("num_attention_heads",) if mixers.attending else ())) if not sizes[n]
     ]:
         raise UserError(
             f"the config of this {shape.get('model_type', 'unknown')} model has no {absent[0]}, so it is not a decoder that this "
             "trainer can pack; use a model of the Llama, Qwen, Mistral, Gemma or a similar family"
         )
-    hidden, heads = shape["hidden_size"], shape["num_attention_heads"]
-    head_dim = shape.get("head_dim") or hidden // heads
-    experts = shape.get("num_experts") or shape.get("num_local_experts") or 0
-    inner = shape.get("moe_intermediate_size") if experts else None
+    hidden, layers, vocabulary = (int(sizes[n] or 0) for n in needed)
+    heads = sizes["num_attention_heads"] or 1
+    head_dim = sizes["head_dim"] or hidden // heads
+    experts = next((n for k in EXPERTS if (n := size_of(shape, k))), 0)
+    inner = size_of(shape, "moe_intermediate_size") if experts else None
     return CostModel.of_shape(
         hidden_size=hidden,
-        layers=shape["num_hidden_layers"],
+        layers=layers,
         attention_size=heads * head_dim,
-        kv_size=(shape.get("num_key_value_heads") or heads) * head_dim,
-        intermediate_size=inner or shape.get("intermediate_size") or 4 * hidden,
-        vocab_size=shape["vocab_size"],
-        active_experts=shape.get("num_experts_per_tok", 1) if experts else 1,
+        kv_size=(sizes["num_key_value_heads"] or heads) * head_dim,
+        intermediate_size=inner or sizes["intermediate_size"] or 4 * hidden,
+        vocab_size=vocabulary,
+        active_experts=size_of(shape, "num_experts_per_tok") or 1 if experts else 1,
         experts=experts,
+        shared_size=shared_width(shape) if experts else 0,
+        mixers=mixers,
     )
 
 
