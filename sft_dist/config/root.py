@@ -135,6 +135,11 @@ class RunConfig(Section):
                         f"lora.export=adapter would lose model.{field}, which changes the base itself; use lora.export=merged, or "
                         f"model.{field}=null"
                     )
+        if self.loss.router_balance is not None and self.model.compile is True:
+            raise ValueError(
+                "loss.router_balance watches the routers, which compiled layers do not show, but model.compile=true; use "
+                "model.compile=false, or loss.router_balance=null"
+            )
         if self.lora is not None and self.lora.quantize_base and self.deepspeed.stage == 3:
             raise ValueError(
                 "lora.quantize_base is set with deepspeed.stage=3, which cannot partition 4-bit weights; "

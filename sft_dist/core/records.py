@@ -494,6 +494,7 @@ class StepMetrics:
         task_loss: Mean loss per target token of each task present in the batch.
         source_loss: The same of each source.
         target_tokens_per_s: `target_tokens` over the seconds of the step.
+        router_load: Of each layer's router (by name), tokens of its busiest expert over the mean; empty without `loss.router_balance`.
     """
 
     step: int
@@ -514,3 +515,4 @@ class StepMetrics:
     task_loss: Mapping[str, float] = field(default_factory=dict)
     source_loss: Mapping[str, float] = field(default_factory=dict)
     target_tokens_per_s: float = 0.0
+    router_load: Mapping[str, float] = field(default_factory=dict)

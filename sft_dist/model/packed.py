@@ -17,6 +17,7 @@ from sft_dist.core.records import Batch
 from sft_dist.model import parts
 from sft_dist.model.loss import LossHead
 from sft_dist.model.recurrent import Borders
+from sft_dist.model.router_balance import RouterBalance
 
 
 class PackedLM(nn.Module):
@@ -32,6 +33,7 @@ class PackedLM(nn.Module):
         LossHead.adopt(hf.get_output_embeddings(), parts.logit_softcap(text), parts.logit_rows(text))
         self.logit_scale = parts.logit_scale(text)
         self.borders = borders
+        self.balance: RouterBalance | None = None  # of a mixture of experts, with loss.router_balance
 
     def forward(
         self,
@@ -45,7 +47,7 @@ class PackedLM(nn.Module):
         *,
         by_model: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Return (weighted loss sum, loss of each target [N]).
+        """Return (what is minimised, loss of each target [N]).
 
         `by_model` takes the logits of all tokens from the model's own forward pass, whatever it does between decoder and
         logits: the slow twin, for the check before the first step.
@@ -67,11 +69,15 @@ class PackedLM(nn.Module):
             logits_NV = self.hf(**inputs).logits[0][target_positions_N].float()
             nll_N = F.cross_entropy(logits_NV, target_ids_N, reduction="none")
             return (nll_N * target_weights_N).sum(), nll_N
+        balance = self.balance if self.training else None
+        if balance is not None:
+            balance.watch()
         h_1TE = parts.decoder_of(self.hf)(**inputs).last_hidden_state
         h_NE = h_1TE[0].index_select(0, target_positions_N)
         if self.logit_scale != 1:
             h_NE = h_NE * self.logit_scale
-        return self.hf.get_output_embeddings()(h_NE, target_ids_N, target_weights_N)
+        loss_sum, nll_N = self.hf.get_output_embeddings()(h_NE, target_ids_N, target_weights_N)
+        return (loss_sum if balance is None else loss_sum + balance.term()), nll_N
 
 
 # Borders between arrays of a micro-batch in its one buffer: what a kernel may ask of the address of a tensor.
@@ -95,6 +101,11 @@ class MicroBatch:
     codes_KN: Tensor  # noqa: N815  shape letters
     flat: Tensor
     ready: Any
+
+    @property
+    def real_tokens(self) -> int:
+        """Tokens before the padding."""
+        return len(self.batch.input_ids) - self.batch.padding
 
     @property
     def weights_N(self) -> Tensor:

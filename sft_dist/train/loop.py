@@ -100,7 +100,7 @@ def run(
 
     for after, plan, batches, waited_s in prefetched(work, ready):
         began = time.monotonic()
-        torch.manual_seed(derive(seed, "dropout", position.step, rank))  # resume needs no generator states
+        begin_step(engine, batches, plan.target_weight, derive(seed, "dropout", position.step, rank))
         lr = _set_rate(engine, lr_of(position.step))
         scale = world / plan.target_weight  # see the algebra in model/loss.py
         losses = [micro_step(engine, batch, scale, meter) for batch in batches]
@@ -112,6 +112,7 @@ def run(
         sums = meter.reduce(stop=stop, save=save or overdue, written=written, failed=failed)
         saver.agree(sums.ranks["written"], sums.ranks["failed"])
         loss = sums.total["loss"] / plan.target_weight  # the same on all ranks
+        load = engine.module.balance.loads() if engine.module.balance else {}
         cause, norm = _update(engine, clip, spikes, loss, _largest(batches))
         if cause:
             names = worst_examples(
@@ -136,6 +137,7 @@ def run(
                     useful_flops=useful_flops(*(int(sums.total[n]) for n in ("tokens", "targets", "pairs"))),
                     peak_flops=peak_flops,
                     device=engine.device,
+                    router_load=load,
                 )
             )
         )
@@ -185,8 +187,26 @@ def _set_rate(engine: Any, lr: float) -> float:
     return lr
 
 
+def begin_step(engine: Any, batches: list[MicroBatch], weight: float, seed: int) -> None:
+    """Seed dropout, and let routers be counted that are balanced over the step, with the same draws. Collective."""
+    balance = engine.module.balance
+
+    def count(batch: MicroBatch) -> None:
+        balance.real = batch.real_tokens
+        *tokens, targets, ids, weights = batch.arrive()
+        with torch.no_grad():
+            engine(*tokens, targets[:0], ids[:0], weights[:0])
+
+    if balance:
+        torch.manual_seed(seed)
+        balance.begin_step(count, batches, weight)
+    torch.manual_seed(seed)  # of the step: resume needs no generator states
+
+
 def micro_step(engine: Any, batch: MicroBatch, scale: float, meter: Meter) -> Tensor:
     """Run forward and backward; return the weighted loss of each target. Nothing here waits for the device."""
+    if engine.module.balance:
+        engine.module.balance.real = batch.real_tokens
     loss_sum, nll_N = engine(*batch.arrive())
     engine.backward(loss_sum * scale, scale_wrt_gas=False)
     meter.add(batch, nll_N)

@@ -10,8 +10,8 @@ counted over micro-batches, an entry in `COUNTED`.
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -128,6 +128,7 @@ class Step:
         useful_flops: Of the global batch, forward and backward.
         peak_flops: Of all devices together, or None.
         device: This rank's.
+        router_load: Of each layer with experts, see StepMetrics.
     """
 
     plan: StepPlan
@@ -141,6 +142,7 @@ class Step:
     useful_flops: float
     peak_flops: float | None
     device: torch.device
+    router_load: Mapping[str, float] = field(default_factory=dict)
 
 
 STEP_METRICS: dict[str, Callable[[Step], Any]] = {
@@ -162,6 +164,7 @@ STEP_METRICS: dict[str, Callable[[Step], Any]] = {
     "skipped": lambda s: s.skipped,
     "task_loss": lambda s: s.sums.task_loss,
     "source_loss": lambda s: s.sums.source_loss,
+    "router_load": lambda s: s.router_load,
 }
 
 

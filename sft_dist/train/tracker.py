@@ -11,7 +11,7 @@ from typing import Any
 
 from sft_dist.core.process import logger
 
-SKIPPED = {"kind", "time", "step", "task_loss", "source_loss"}
+SKIPPED = {"kind", "time", "step", "task_loss", "source_loss", "router_load"}
 
 
 def resolve_mode(mode: str) -> str:

@@ -285,8 +285,6 @@ def train(
 
 def gradient(engine: Any, micro_steps: int, sp: int = 1, variant: str = "") -> tuple[torch.Tensor, float]:
     """The reduced gradient of global batch 0 before clipping, all parameters laid end to end; and the loss."""
-    from deepspeed.utils import safe_get_full_grad
-
     micro = deal(0, group(sp).data_ranks, micro_steps, variant)
     plan = plan_of(0, micro)
     total = torch.zeros(1, dtype=torch.float64)
@@ -296,6 +294,13 @@ def gradient(engine: Any, micro_steps: int, sp: int = 1, variant: str = "") -> t
         engine.backward(loss_sum * (dist.get_world_size() / plan.target_weight), scale_wrt_gas=False)
         total += float((nll_N * inputs[-1]).double().sum())
     dist.all_reduce(total)
+    return reduced(engine), float(total) / plan.target_weight
+
+
+def reduced(engine: Any) -> torch.Tensor:
+    """The reduced gradient, all parameters laid end to end."""
+    from deepspeed.utils import safe_get_full_grad
+
     parts = []
     for _, p in engine.module.named_parameters():
         g = safe_get_full_grad(p) if engine.zero_optimization_stage() else p.grad.clone()
@@ -303,7 +308,7 @@ def gradient(engine: Any, micro_steps: int, sp: int = 1, variant: str = "") -> t
             dist.all_reduce(g)
             g /= dist.get_world_size()
         parts.append(g.float().flatten())
-    return torch.cat(parts), float(total) / plan.target_weight
+    return torch.cat(parts)
 
 
 def weights(engine: Any) -> dict[str, torch.Tensor]:

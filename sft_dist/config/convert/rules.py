@@ -569,6 +569,8 @@ RULES: dict[str, Rule] = {
     "lora_modules_to_save": _to(
         "lora.modules_to_save", lambda v: list(v) if isinstance(v, list) else str(v).split(",")
     ),
+    "router_aux_loss_coef": _to("loss.router_balance", float),
+    "moe_aux_loss_coeff": _to("loss.router_balance", float),
     "lora_target_parameters": _to(
         "lora.target_parameters", lambda v: list(v) if isinstance(v, list) else str(v).split(",")
     ),
@@ -759,8 +761,6 @@ CANNOT: dict[str, str] = {
     "peft_layers_to_transform": "write the layers into lora.target_modules, as globs such as layers.[0-7].*",
     "init_lora_weights": "other initial adapters are not offered",
     "pipeline_parallel_size": "pipelines are not offered",
-    "router_aux_loss_coef": "the router's own loss is left out",
-    "moe_aux_loss_coeff": "the router's own loss is left out",
     "lr_groups": "learning rates by group are not offered",
     "embedding_lr": "learning rates by group are not offered",
     "embedding_lr_scale": "learning rates by group are not offered",

@@ -149,7 +149,7 @@ def _choices(config: RunConfig, place: Place, rows_per_step: int) -> Iterator[Ch
     rows = tuple(n for n in ROWS if rows_per_step % (groups * n) == 0 and (n == 1 or place.device)) or (1,)
     for stage in options("stage", (1, 2, 3, 0)):
         for again in options("gradient_checkpointing", AGAIN):
-            compiled = place.can_compile and again != "selective"
+            compiled = place.can_compile and again != "selective" and config.loss.router_balance is None
             for compile_it in options("compile", (compiled,)):
                 for n in options("micro_rows", rows):
                     yield Choice(stage=stage, gradient_checkpointing=again, compile=compile_it, micro_rows=n)
