@@ -163,7 +163,7 @@ def build(model_type: str) -> Any:
         for name, parameter in model.named_parameters():
             if name.endswith("sinks"):
                 torch.nn.init.normal_(parameter, std=2.0)
-            elif parameter.ndim == 1 or (name.endswith("A_log") and parameter.squeeze().ndim == 1):
+            elif parameter.ndim == 1:
                 torch.nn.init.normal_(parameter, mean=0.5, std=0.3)
             elif not torch.isfinite(parameter).all():  # left as memory was
                 torch.nn.init.normal_(parameter, std=0.1)
