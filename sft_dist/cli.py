@@ -47,7 +47,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "card": ("sft-dist card my.yaml --out card",),
     "train": ("sft-dist train my.yaml", "sft-dist train my.yaml optim.lr=2e-5 --smoke"),
     "write-run": ("sft-dist write-run my.yaml --run-dir runs/mine",),
-    "export": ("sft-dist export runs/mine --checkpoint step-00000100 --out model",),
+    "export": (
+        "sft-dist export runs/mine --checkpoint step-00000100 --out model",
+        "sft-dist export runs/mine --push me/my-model",
+    ),
     "merge": ("sft-dist merge adapter --out model",),
     "evaluate": ("sft-dist evaluate runs/mine",),
     "chat": ("sft-dist chat runs/mine", "echo 'What is a verb?' | sft-dist chat runs/mine"),
@@ -214,6 +217,11 @@ def _parser() -> argparse.ArgumentParser:
     export = add("export", commands.export, "Write a checkpoint as a Hugging Face folder.", takes="run")
     export.add_argument("--checkpoint", metavar="NAME", help="such as step-00000100; the newest by default")
     export.add_argument("--out", type=Path, metavar="FOLDER", help="default: export/ of the run")
+    export.add_argument(
+        "--push",
+        metavar="OWNER/NAME",
+        help="upload the folder to the Hugging Face hub too, as a private model",
+    )
     merge = add(
         "merge", commands.merge, "Merge an adapter (peft) into its base, as a whole model.", takes="nothing"
     )

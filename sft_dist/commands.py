@@ -206,6 +206,10 @@ def export(options: argparse.Namespace, console: Console) -> int:
 
     out = export(RunFolder(options.run_dir), options.checkpoint, options.out)
     console.print(f"the model lies in {out}")
+    if options.push:
+        from sft_dist.pipelines.evaluate.push import push
+
+        console.print(f"uploaded to {push(out, options.push)}")
     return 0
 
 

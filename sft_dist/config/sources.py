@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
-from sft_dist.config.base import Section
+from sft_dist.config import plugins
+from sft_dist.config.base import RESUMABLE, Section
 from sft_dist.config.filters import RecordRules
+from sft_dist.config.train import METRICS
 from sft_dist.core.records import Role
 
 
@@ -40,6 +50,11 @@ class SourceBase(Section):
         description="Underlying dataset of every record, '{field}' likewise; data.holdout.datasets looks at it.",
     )
     license: str | None = Field(default=None, description="Licence, for the dataset card.")
+    metric: str | None = Field(
+        default=None,
+        json_schema_extra=RESUMABLE,
+        description="Judges the tasks of this source under eval.metric=auto; null: what the source itself says, or what its answers need.",
+    )
     filters: RecordRules | None = Field(
         default=None,
         description="Rules of this source in place of those of data.filters, such as {refusal: false}; rules that it leaves out stay.",
@@ -49,6 +64,14 @@ class SourceBase(Section):
         description="train, or the set that all of its examples go to: validation chooses; seen (tasks that other sources train) "
         "and heldout (tasks that no source trains) judge.",
     )
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, name: str | None) -> str | None:
+        known = [m for m in (*METRICS, *plugins.METRICS) if m != "auto"]
+        if name is not None and name not in known:
+            raise ValueError(f"{name!r} is no metric that can judge a source; use one of {', '.join(known)}")
+        return name
 
     @model_validator(mode="after")
     def _one_part(self) -> Self:

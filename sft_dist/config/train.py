@@ -201,6 +201,12 @@ class TrainConfig(Section):
         default=False,
         description="Export the checkpoint of the lowest validation loss (checkpoint.keep_best) instead of the last.",
     )
+    verify_export: bool = Field(
+        json_schema_extra=RESUMABLE,
+        default=True,
+        description="Reload what was exported by plain transformers: whole, the losses of training, the template of training, and whether "
+        "answers end by themselves. Takes memory for a second copy of the model on one node.",
+    )
     export_ema: bool = Field(
         json_schema_extra=RESUMABLE,
         default=False,
@@ -210,6 +216,11 @@ class TrainConfig(Section):
         json_schema_extra=RESUMABLE,
         default=None,
         description="First and last optimizer step of a trace in profile/ of the run folder; null: none.",
+    )
+    tensorboard: bool = Field(
+        json_schema_extra=ANYTIME,
+        default=False,
+        description="Write event files of TensorBoard (extra `tensorboard`) into tensorboard/ of the run folder.",
     )
     deterministic: bool = Field(
         json_schema_extra=RESUMABLE,
@@ -363,7 +374,7 @@ class CheckpointConfig(Section):
     )
 
 
-METRICS = ("auto", "exact_match", "rouge_l", "rouge_l_xlingual", "token_f1", "accuracy", "numeric")
+METRICS = ("auto", "exact_match", "rouge_l", "rouge_l_xlingual", "token_f1", "accuracy", "choice", "numeric")
 
 
 class EvalConfig(Section):
@@ -383,9 +394,9 @@ class EvalConfig(Section):
         description="Evaluate the model that training started from beside it. Its answers are kept in data.dir for every run.",
     )
     probes: tuple[
-        Literal["phrasing", "contrast", "instruction", "memorisation", "control", "forgetting"], ...
+        Literal["phrasing", "contrast", "labels", "instruction", "memorisation", "control", "forgetting"], ...
     ] = Field(
-        default=("phrasing", "contrast", "instruction", "memorisation", "control", "forgetting"),
+        default=("phrasing", "contrast", "labels", "instruction", "memorisation", "control", "forgetting"),
         description="Probes of what was learnt (docs/evaluation.md); each asks the model and its base more.",
     )
     probe_examples_per_task: PositiveInt = Field(

@@ -81,6 +81,7 @@ class Example:
         question: What the annotated record asks, without the words that a pattern puts around it; None: what the turns say.
         demonstrations: What the examples ask that its prompt shows solved.
         license: The record's own licence.
+        choices: Answers that the record lets choose from, the right ones among them; empty where the answer is free.
     """
 
     id: str
@@ -97,6 +98,7 @@ class Example:
     question: str | None = None
     demonstrations: tuple[str, ...] = ()
     license: str | None = None
+    choices: tuple[str, ...] = ()
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -185,6 +187,7 @@ def make_example(
     question: str | None = None,
     demonstrations: tuple[str, ...] = (),
     license: str | None = None,  # noqa: A002  the field's own name
+    choices: tuple[str, ...] = (),
 ) -> Example:
     """Build an example and its content address."""
     return Example(
@@ -202,6 +205,7 @@ def make_example(
         question=question,
         demonstrations=demonstrations,
         license=license,
+        choices=choices,
     )
 
 
@@ -219,6 +223,7 @@ def single_turn(
     question: str | None = None,
     demonstrations: tuple[str, ...] = (),
     license: str | None = None,  # noqa: A002  the field's own name
+    choices: tuple[str, ...] = (),
 ) -> Example:
     """Build an example from (INSTRUCTION, optional INPUT, OUTPUT): one user turn, one assistant turn; None: a prompt."""
     content = f"{instruction}\n\n{input}" if input else instruction
@@ -238,6 +243,7 @@ def single_turn(
         question=question,
         demonstrations=demonstrations,
         license=license,
+        choices=choices,
     )
 
 
@@ -275,7 +281,7 @@ def example_to_dict(e: Example) -> dict[str, Any]:
         "source": e.source,
         "messages": [message_to_dict(m) for m in e.messages],
     }
-    for key in ("tools", "references", "origin", "demonstrations"):
+    for key in ("tools", "references", "origin", "demonstrations", "choices"):
         if value := getattr(e, key):
             out[key] = list(value)
     for key in ("template_kwargs", "input_start", "question", "license"):
@@ -305,6 +311,7 @@ def example_from_dict(fields: Mapping[str, Any]) -> Example:
         question=fields.get("question"),
         demonstrations=tuple(fields.get("demonstrations", ())),
         license=fields.get("license"),
+        choices=tuple(fields.get("choices", ())),
     )
 
 

@@ -192,7 +192,8 @@ def part_folder(root: Path, kind: str, model_path: str, *parts: object) -> Path:
         parts: Whatever else the outcome depends on, JSON-ready: the renderer's fingerprint, max_new_tokens.
     """
     path = Path(model_path)
-    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else []
+    # a model card is rewritten after each evaluation and changes no answer
+    files = sorted(p for p in path.iterdir() if p.is_file() and p.suffix != ".md") if path.is_dir() else []
     content = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
     return root / f"{kind}-{fingerprint([model_path, content, *parts])[:12]}"
 

@@ -122,6 +122,12 @@ METRICS: dict[str, Metric] = {
         "Share of right labels; the confusion of the labels stands beside.",
         binary=True,
     ),
+    "choice": Metric(
+        "choice by likelihood",
+        exact_match,
+        "The most likely of the answers that the record offers is right; nothing is generated.",
+        binary=True,
+    ),
     "numeric": Metric(
         "numeric match", numeric, "The last number of the answer is right, to 1e-6.", binary=True
     ),
@@ -138,7 +144,12 @@ def title_of(metric: str) -> str:
 
 
 def metric_of_task(
-    asked: str, references: Sequence[Sequence[str]], *, told: str | None = None, classification: bool = False
+    asked: str,
+    references: Sequence[Sequence[str]],
+    *,
+    told: str | None = None,
+    classification: bool = False,
+    choices: bool = False,
 ) -> str:
     """Return the metric that judges a task.
 
@@ -147,12 +158,13 @@ def metric_of_task(
         references: Of each evaluated example.
         told: What the source of the task says.
         classification: Whether the source says that it is one.
+        choices: Whether every example offers answers to choose from.
     """
     if asked not in (AUTO, "rouge_l"):
         return asked
     answers = [r for rs in references for r in rs]
     if asked == AUTO:
-        if told in METRICS:
+        if told in METRICS and (told != "choice" or choices):
             return str(told)
         labels = {normalise(rs[0]) for rs in references}
         few = 1 < len(labels) <= min(MAX_LABELS, len(references) // 3)

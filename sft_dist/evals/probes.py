@@ -13,14 +13,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sft_dist.core.records import Example, Message, make_example, single_turn
 from sft_dist.core.rng import derive, generator
+from sft_dist.evals.choices import with_answer
 from sft_dist.evals.constraints import CONSTRAINTS, PROMPTS, loose
 from sft_dist.evals.metrics import METRICS, exact_match
 from sft_dist.evals.splits import AnswerLoss, Generation
-from sft_dist.evals.statistics import contrast, mcnemar_p, mean_interval, resampled, wilson
+from sft_dist.evals.statistics import FEW_UNITS, contrast, mcnemar_p, mean_interval, resampled, wilson
 
+NEUTRAL = ("alpha", "omega")  # labels that mean nothing to a task
 WRONG = 3  # foreign instructions an item is asked with
 REWORDED = (
     "Here is a task for you. {}",
@@ -171,19 +174,80 @@ def judge_contrast(m: Material, _: Variants, model: Answers, base: Answers | Non
                 }  # fmt: skip
         if not groups:
             return {}
-        found = {}
-        for column, name in enumerate(("compliance", "memory", "rest")):
-            i = mean_interval([g[:, column].tolist() for g in groups], seed=m.seed)
-            found[name] = {"mean": i.mean, "low": i.low, "high": i.high}
-        s, low, high = resampled(groups, lambda x: x[:, 1] / (x[:, 0] + x[:, 1]), seed=m.seed, draws=500)
-        out[who] = {**found, "superficiality": {"mean": s, "low": low, "high": high}, "tasks": tasks}
+        out[who] = {**_shares(groups, m), "tasks": tasks}
     c, k = out["model"]["compliance"]["mean"], out["model"]["memory"]["mean"]
     n = len(out["model"]["tasks"])
-    few = " Too few tasks for a general claim." if n < 10 else ""
+    few = " Too few tasks for a general claim." if n < FEW_UNITS else ""
     out["sentence"] = (
         f"Where a trained sibling would answer otherwise, {100 * c:.0f} % of the answers follow the new instruction and "
         f"{100 * k:.0f} % are the sibling's ({n} tasks).{few}"
     )
+    return out
+
+
+def _shares(groups: Sequence[NDArray[np.float64]], m: Material) -> dict[str, dict[str, float]]:
+    """Return compliance, memory, rest and superficiality K / (C + K) with intervals, of rows (C, K, rest) by task."""
+    found = {}
+    for column, name in enumerate(("compliance", "memory", "rest")):
+        i = mean_interval([g[:, column].tolist() for g in groups], seed=m.seed)
+        found[name] = {"mean": i.mean, "low": i.low, "high": i.high}
+    s, low, high = resampled(groups, lambda x: x[:, 1] / (x[:, 0] + x[:, 1]), seed=m.seed, draws=500)
+    return {**found, "superficiality": {"mean": s, "low": low, "high": high}}
+
+
+def label_variants(m: Material) -> Variants:
+    """Return trained tasks of two labels whose instruction swaps them, or renames them to words that mean nothing.
+
+    The copies of an item are its possible answers: the one that is right now, the one that was right, then the others.
+    """
+    out: Variants = {"swapped": {}, "renamed": {}}
+    for members in _by_task(m.sets.get("seen", ())):
+        known = [*members, *m.trained.get(members[0].task, ())]
+        labels = sorted({e.answers[0].strip() for e in known})
+        if len(labels) != 2 or not all(labels):
+            continue
+        for e in members:
+            was = labels.index(e.answers[0].strip())
+            swapped, renamed = (
+                with_instruction(e, f"{e.instruction} {_relabelled(labels, new)}")
+                for new in (labels[::-1], NEUTRAL)
+            )
+            right, other = labels[was], labels[1 - was]
+            out["swapped"][e.id] = [with_answer(swapped, x) for x in (other, right)]
+            answers = (NEUTRAL[was], right, NEUTRAL[1 - was], other)
+            out["renamed"][e.id] = [with_answer(renamed, x) for x in answers]
+    return out
+
+
+def _relabelled(old: Sequence[str], new: Sequence[str]) -> str:
+    return f'Answer "{new[0]}" in place of "{old[0]}", and "{new[1]}" in place of "{old[1]}".'
+
+
+def judge_labels(m: Material, v: Variants, model: Answers, base: Answers | None) -> dict[str, Any]:
+    """Share of items whose most likely answer is the one that is right now (C), the one that was (K), or another."""
+    out: dict[str, Any] = {}
+    for mode, copies in v.items():
+        for who, answers in (("model", model), ("base", base)):
+            if answers is None:
+                continue
+            groups = []
+            for members in _by_task(e for e in m.sets.get("seen", ()) if e.id in copies):
+                likeliest = [
+                    int(np.argmin([answers.losses[x.id].nats for x in copies[e.id]])) for e in members
+                ]
+                groups.append(np.array([(i == 0, i == 1, i > 1) for i in likeliest], dtype=np.float64))
+            if groups:
+                out.setdefault(mode, {})[who] = {**_shares(groups, m), "tasks": len(groups)}
+    if not out:
+        return {}
+    n = out["swapped"]["model"]["tasks"]
+    said = [
+        f"{100 * found['model']['compliance']['mean']:.0f} % of the likeliest answers follow and "
+        f"{100 * found['model']['memory']['mean']:.0f} % are those that training taught where labels are {mode}"
+        for mode, found in out.items()
+    ]
+    few = " Too few tasks for a general claim." if n < FEW_UNITS else ""
+    out["sentence"] = f"{'; '.join(said)} ({n} tasks of two labels).{few}"
     return out
 
 
@@ -385,6 +449,12 @@ PROBES: dict[str, Probe] = {
         "Held-out tasks on inputs to which a trained sibling gives another answer: the share that follows the new instruction "
         "(compliance), that plays back the sibling (memory), and the rest.",
         no_variants, "generation", judge_contrast,
+    ),
+    "labels": Probe(
+        "Labels that mean something else",
+        "Trained tasks of two labels under an instruction that swaps the labels, or renames them to words without a meaning: the share of "
+        "items whose most likely answer is right now (compliance), was right in training (memory), or neither.",
+        label_variants, "loss", judge_labels,
     ),
     "instruction": Probe(
         "What the instruction tells",

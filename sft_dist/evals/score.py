@@ -139,10 +139,7 @@ def score_examples(
         for e in examples:
             by_task.setdefault(e.task, []).append(e)
         for task, members in by_task.items():
-            classification = categories.get(task) in CLASSIFICATION_CATEGORIES
-            judge = metric_of_task(
-                metric, [e.answers for e in members], told=told.get(task), classification=classification
-            )
+            judge = judge_of(task, members, metric, told, categories)
             guesses = format_guesses(members)
             for e in members:
                 said: dict[str, tuple[str, ...]] = {MODEL: (generations[e.id].prediction,)}
@@ -151,6 +148,23 @@ def score_examples(
                 said |= {**baselines.answers(e), "format_guess": guesses[e.id]}
                 out.append(_judge(name, e, judge, said, generations[e.id], losses.get(e.id)))
     return out
+
+
+def judge_of(
+    task: str,
+    members: Sequence[Example],
+    metric: str,
+    told: Mapping[str, str],
+    categories: Mapping[str, str],
+) -> str:
+    """Return the metric that judges the evaluated examples of a task; the arguments are those of `score_examples`."""
+    return metric_of_task(
+        metric,
+        [e.answers for e in members],
+        told=told.get(task),
+        classification=categories.get(task) in CLASSIFICATION_CATEGORIES,
+        choices=all(e.choices for e in members),
+    )
 
 
 def scores(

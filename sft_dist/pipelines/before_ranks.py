@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from sft_dist.cluster.local_ranks import gpus, ranks_of
@@ -50,7 +51,11 @@ def _settings(config: RunConfig) -> Iterator[str]:
     check_extra(config.deepspeed.extra)
     nproc = config.launch.nproc
     check_ranks(config, ranks=None if nproc == "auto" else nproc * config.launch.nodes)
-    yield from ()
+    if config.train.tensorboard and find_spec("tensorboard") is None:
+        yield (
+            "train.tensorboard=true needs the package tensorboard, which is not installed, so there would be no event files; "
+            "pip install 'sft-dist[tensorboard]', or set it to false"
+        )
 
 
 def _model(config: RunConfig) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 DASH = "\u2013"
@@ -23,6 +23,20 @@ def markdown_text(value: object) -> str:
     """Return text that Markdown shows as it is: no HTML, no picture or link that a reader's browser would fetch."""
     text = _FORBIDDEN.sub("\ufffd", str(value)).replace("&", "&amp;").replace("<", "&lt;")
     return text.replace("](", "]\\(").replace("![", "!\\[")
+
+
+def markdown_cell(text: str) -> str:
+    """Return text as one cell of a Markdown table."""
+    return markdown_text(" ".join(text.split())).replace("|", "\\|").replace("*", "\\*")
+
+
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[Any]], *, text: int = 1) -> str:
+    """Return a Markdown table, empty without rows; the first `text` columns are left-aligned."""
+    if not rows:
+        return ""
+    rule = ["---" if i < text else "---:" for i in range(len(heads))]
+    lines = [heads, rule, *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def printable(value: Any) -> Any:

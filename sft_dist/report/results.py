@@ -346,6 +346,28 @@ def _probe(name: str, p: Mapping[str, Any]) -> dict[str, Any]:
                 *(_of(p[w]["superficiality"], 100) for w in ("model", "base") if w in p),
             )
         )
+    elif name == "labels":
+        modes = [(mode, p[mode]) for mode in ("swapped", "renamed") if mode in p]
+        kinds = (("compliance", "is right now"), ("memory", "was right in training"), ("rest", "is neither"))
+        plot = stacked(
+            [
+                (f"{mode}, {ANSWERERS[w]}", [(css, title, number(f[w][css]["mean"])) for css, title in kinds])
+                for mode, f in modes
+                for w in ("model", "base")
+                if w in f
+            ],
+            description="Shares of most likely answers that are right now, were right in training, or neither",
+        )
+        heads = ("of the likeliest answers", *(title for _, title in kinds), "superficiality K / (C + K)")
+        rows = [
+            (
+                f"labels {mode}, {ANSWERERS[w]}",
+                *(_of(f[w][css], 100) for css in (*dict(kinds), "superficiality")),
+            )
+            for mode, f in modes
+            for w in ("model", "base")
+            if w in f
+        ]
     elif name == "phrasing":
         plot = dot_plot(
             [(k, [_estimate("model", v)]) for k, v in p["figures"].items()], description=str(p["title"])

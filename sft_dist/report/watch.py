@@ -81,7 +81,7 @@ class Watcher:
             self._said, self._shown = time.monotonic(), step
             left = (total - step) * (self._last.get("step_s") or 0) if total else 0
             eta = f" · {duration(left)} left" if left else ""
-            self._console.print(f"step {step} of {total}: {figures}{eta}")
+            self._console.print(f"step {step}{f' of {total}' if total else ''}: {figures}{eta}")
 
     def _new_lines(self) -> list[dict[str, Any]]:
         path = self._folder.metrics

@@ -60,7 +60,18 @@ SOURCES: dict[str, Callable[..., Source]] = {
 }
 
 # How the mixture draws from a source and what the card says about it; no reader's business.
-_NOT_READ = {"kind", "take_examples", "take_share", "share", "weight", "epochs", "license", "use", "filters"}
+_NOT_READ = {
+    "kind",
+    "take_examples",
+    "take_share",
+    "share",
+    "weight",
+    "epochs",
+    "license",
+    "use",
+    "filters",
+    "metric",
+}
 
 
 def open_source(name: str, config: SourceConfig) -> Source:

@@ -15,7 +15,7 @@ from sft_dist.core.files import checksum, fingerprint
 from sft_dist.core.records import BadRecord, Example
 from sft_dist.sources.files.data_files import TEXT_CHARS, RawRecord, file_kind, read_records
 
-READER_VERSION = 3  # raised when a reader makes other examples of the same records
+READER_VERSION = 4  # raised when a reader makes other examples of the same records
 
 FILE_FIELD = "__file__"  # in `task` and `dataset`, the name of the record's file without endings
 RECORD = "record:"  # an origin: the one annotated record that an example asks about, a hash of its content

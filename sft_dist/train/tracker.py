@@ -1,4 +1,7 @@
-"""Weights & Biases on rank 0, or nothing: one interface for both."""
+"""Lines of metrics.jsonl and results of an evaluation -> Weights & Biases, TensorBoard, both or nothing, on rank 0.
+
+A board that fails never ends training: what it would have got stands in the run folder.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,121 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sft_dist.core.process import logger
 
-SKIPPED = {"kind", "time", "step", "task_loss", "source_loss", "router_load"}
+SKIPPED = {"kind", "time", "step", "task_loss", "source_loss", "set_loss", "router_load"}
+SERIES = ("task_loss", "source_loss", "set_loss")
+"""Fields of a line that hold several figures: `task_loss` becomes `train_task/NAME`."""
+
+
+class Board(Protocol):
+    """Where figures go."""
+
+    title: str
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Take figures of a step."""
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Take a table."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+class WandbBoard:
+    """A run of Weights & Biases."""
+
+    title = "W&B"
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        mode: str,
+        name: str,
+        project: str,
+        entity: str | None,
+        group: str | None,
+        tags: Sequence[str],
+        config: Mapping[str, Any],
+        job: str,
+    ) -> None:
+        """Start or continue the run; raises whatever the client raises (network, key, quota)."""
+        import wandb
+
+        identity = folder / "wandb_id"
+        if not identity.exists():
+            identity.write_text(secrets.token_hex(4))
+        run_id = identity.read_text().strip()
+        self._run = wandb.init(
+            mode=mode,  # type: ignore[arg-type]
+            dir=folder,
+            project=project,
+            entity=entity,
+            name=name,
+            group=group or (name if mode == "offline" else None),
+            job_type=job,
+            tags=list(tags),
+            config=dict(config),
+            # an offline segment cannot be resumed: each attempt is a run of its own in the group
+            id=run_id if mode == "online" else None,
+            resume="allow" if mode == "online" else None,
+        )
+        self._step = 0
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Take figures of a step."""
+        self._step = step
+        self._run.log(dict(values), step=step)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Take a table."""
+        import wandb
+
+        self._run.log(
+            {name: wandb.Table(columns=list(columns), data=[list(r) for r in rows])}, step=self._step
+        )
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+class TensorboardBoard:
+    """Event files of TensorBoard in tensorboard/ of the run folder; a later attempt writes a file of its own there."""
+
+    title = "TensorBoard"
+
+    def __init__(self, folder: Path) -> None:
+        """Open the folder.
+
+        Raises:
+            ImportError: The package tensorboard is not installed.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._step = 0
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Take figures of a step."""
+        self._step = step
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Take a table, as Markdown."""
+        cells = [[" ".join(str(v).split()).replace("|", "\\|") for v in row] for row in rows]
+        lines = [list(columns), ["---"] * len(columns), *cells]
+        text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        self._writer.add_text(name, text, self._step)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()  # type: ignore[no-untyped-call]
 
 
 def resolve_mode(mode: str) -> str:
@@ -23,80 +136,75 @@ def resolve_mode(mode: str) -> str:
 
 
 class Tracker:
-    """Sends lines of metrics.jsonl to W&B. Without a run it does nothing."""
+    """Sends lines of metrics.jsonl and results to the boards of a run. Without one it does nothing."""
 
-    def __init__(self, run: Any) -> None:
-        self._run = run
+    def __init__(self, boards: Sequence[Board] = ()) -> None:
+        self._boards = list(boards)
 
     @classmethod
     @contextmanager
     def start(
-        cls,
-        folder: Path,
-        *,
-        mode: str,
-        name: str,
-        project: str,
-        entity: str | None,
-        group: str | None,
-        tags: Sequence[str],
-        config: Mapping[str, Any],
+        cls, folder: Path, *, mode: str, tensorboard: bool, job: str = "train", **wandb: Any
     ) -> Iterator[Tracker]:
-        """Yield a tracker; its run is finished when the block ends.
+        """Yield a tracker; its boards are closed when the block ends.
 
-        A failing W&B never ends training: what it would have got stands in metrics.jsonl.
+        Args:
+            folder: The run folder.
+            mode: `wandb.mode`.
+            tensorboard: Whether to write event files of TensorBoard.
+            job: "train" or "evaluate".
+            wandb: The other arguments of `WandbBoard`.
         """
+        tracker = cls()
         mode = resolve_mode(mode)
-        if mode == "disabled":
-            yield cls(None)
-            return
-        identity = folder / "wandb_id"
-        if not identity.exists():
-            identity.write_text(secrets.token_hex(4))
-        run_id = identity.read_text().strip()
-        try:
-            import wandb
-
-            run = wandb.init(
-                mode=mode,  # type: ignore[arg-type]
-                dir=folder,
-                project=project,
-                entity=entity,
-                name=name,
-                group=group or (name if mode == "offline" else None),
-                tags=list(tags),
-                config=dict(config),
-                # an offline segment cannot be resumed: each attempt is a run of its own in the group
-                id=run_id if mode == "online" else None,
-                resume="allow" if mode == "online" else None,
-            )
-        except Exception as error:  # noqa: BLE001  whatever W&B raises (network, key, quota), training goes on
-            logger().warning(
-                "W&B could not start (%s); training goes on without it, metrics.jsonl has everything", error
-            )
-            yield cls(None)
-            return
-        tracker = cls(run)
+        if mode != "disabled":
+            tracker._open(WandbBoard.title, lambda: WandbBoard(folder, mode=mode, job=job, **wandb))
+        if tensorboard:
+            tracker._open(TensorboardBoard.title, lambda: TensorboardBoard(folder))
         try:
             yield tracker
         finally:
-            tracker._safely(run.finish)
+            tracker._each(lambda board: board.close())
+
+    def __bool__(self) -> bool:
+        """Return whether anything is tracked."""
+        return bool(self._boards)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Send one line of metrics.jsonl."""
-        if self._run is None:
-            return
         prefix = line["kind"]
         values = {f"{prefix}/{k}": v for k, v in line.items() if k not in SKIPPED and v is not None}
-        for part in ("task", "source"):
-            values |= {f"{prefix}_{part}/{name}": v for name, v in line.get(f"{part}_loss", {}).items()}
-        self._safely(self._run.log, values, step=line["step"])
+        for field in SERIES:
+            kind = field.removesuffix("_loss")
+            values |= {f"{prefix}_{kind}/{name}": v for name, v in (line.get(field) or {}).items()}
+        self._each(lambda board: board.log(values, line["step"]))
 
-    def _safely(self, call: Callable[..., Any], *args: Any, **options: Any) -> None:
+    def results(self, step: int, values: Mapping[str, float], tables: Mapping[str, Table]) -> None:
+        """Send the results of an evaluation: figures by name, tables as (columns, rows)."""
+        self._each(lambda board: board.log(values, step))
+        for name, (columns, rows) in tables.items():
+            self._each(lambda board, n=name, c=columns, r=rows: board.table(n, c, r))  # type: ignore[misc]
+
+    def _open(self, title: str, make: Callable[[], Board]) -> None:
         try:
-            call(*args, **options)
-        except Exception as error:  # noqa: BLE001  as above
+            self._boards.append(make())
+        except Exception as error:  # noqa: BLE001  whatever a board raises, training goes on
             logger().warning(
-                "W&B failed (%s); training goes on without it, metrics.jsonl has everything", error
+                "%s could not start (%s); training goes on without it, metrics.jsonl has everything",
+                title,
+                error,
             )
-            self._run = None
+
+    def _each(self, call: Callable[[Board], None]) -> None:
+        for board in list(self._boards):
+            try:
+                call(board)
+            except Exception as error:  # noqa: BLE001  as above
+                logger().warning(
+                    "%s failed (%s); it goes on without it, metrics.jsonl has everything", board.title, error
+                )
+                self._boards.remove(board)
+
+
+Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
+"""Names of columns, and rows."""

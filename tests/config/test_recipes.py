@@ -31,7 +31,7 @@ def test_every_choice_composes(group: str, choice: str) -> None:
 def test_every_experiment_fits_the_hardware_that_it_names(recipe: Recipe) -> None:
     config = load_config([f"experiment={recipe.name}"])
     if recipe.needs is None:
-        assert recipe.name in ("demo", "mixture")
+        assert recipe.name in ("adapt", "demo", "mixture")
         return
     ranks, _, nodes = recipe.needs
     assert config.launch.nodes == nodes

@@ -61,7 +61,7 @@ def judged(material, say, nats):
 
 def test_a_follower_complies_and_uses_the_instruction(material):
     out = judged(material, follows, nats_follow)
-    assert set(out) == set(PROBES)
+    assert set(out) == set(PROBES) - {"labels"}  # no task here has two labels
     assert all(p["sentence"] and p["definition"] for p in out.values())
     assert out["contrast"]["model"]["compliance"]["mean"] == 1.0
     assert out["contrast"]["model"]["superficiality"]["mean"] == 0.0
@@ -149,3 +149,31 @@ def test_few_of_takes_the_same_whatever_the_order(material):
 def test_constraints_are_checked(name, good, bad):
     assert CONSTRAINTS[name].holds(good)
     assert not CONSTRAINTS[name].holds(bad)
+
+
+@pytest.mark.parametrize(("picks", "compliance", "memory"), [("now", 1.0, 0.0), ("trained", 0.0, 1.0)])
+def test_swapped_labels_tell_a_reader_from_one_that_plays_back_its_labels(picks, compliance, memory):
+    seen = [example(f"l{t}", i, ("yes", "no")[i % 2]) for t in range(TASKS) for i in range(4)]
+    free = [example("free", i, f"answer {i}") for i in range(4)]  # no two labels: left out
+    labelled = Material(sets={"seen": [*seen, *free]})
+    variants, generate, losses = asked_of(("labels",), labelled)
+    assert generate == []
+    first = variants["labels"]["swapped"][seen[0].id]
+    assert [c.output for c in first] == ["no", "yes"]
+    assert first[0].instruction == 'Do l0. Answer "yes" in place of "no", and "no" in place of "yes".'
+    now, old, *_ = variants["labels"]["renamed"][seen[0].id]
+    assert (now.output, old.output) == ("omega", "yes")
+    place = {
+        c.id: i for copies in variants["labels"].values() for cs in copies.values() for i, c in enumerate(cs)
+    }
+    wanted = {"now": 0, "trained": 1}[picks]
+    nats = {e.id: AnswerLoss(id=e.id, nats=float(place[e.id] != wanted), tokens=1) for e in losses}
+    out = judge_probes(variants, labelled, Answers(generations={}, losses=nats), None)["labels"]
+    for mode in ("swapped", "renamed"):
+        found = out[mode]["model"]
+        assert (found["compliance"]["mean"], found["memory"]["mean"], found["tasks"]) == (
+            compliance,
+            memory,
+            TASKS,
+        )
+    assert f"{100 * compliance:.0f} % of the likeliest answers follow" in out["sentence"]

@@ -123,9 +123,23 @@ def test_train_stop_continue_export_evaluate_report(sft: Sft, project: Path) -> 
     assert tokenizer.eos_token == "<|im_end|>"
     assert model.config.use_cache is True
 
+    # it was reloaded and compared before the run was called finished, and its card says so
+    found = read_json(folder.export_check)
+    assert found["loss_difference"] < 1e-4
+    assert found["template"] is True
+    assert found["prompts"] == 3
+    card = folder.export / "README.md"
+    assert "Plain transformers opens this folder whole" in card.read_text()
+    assert "Not evaluated yet" in card.read_text()
+
     # evaluation and report
     code, out, err = sft("evaluate", "runs/mine")
     assert code == 0, out + err
+    assert (
+        "| Trained tasks, unseen inputs, too few tasks for a general claim | 3 (9 examples) |"
+        in card.read_text()
+    )
+    assert "| records | alpaca | not stated |" in card.read_text()
     assert "report: runs/mine/report.html" in out
     generations = read_jsonl(folder.path / "eval" / "generations.jsonl")
     assert Counter(g["task"] for g in generations) == {"first": 3, "second": 3, "chats": 3}

@@ -270,6 +270,7 @@ def probes(rng):
     parts = {
         "phrasing": {"figures": {"as asked": near(0.8), "unseen wording": near(0.7), "worst wording": near(0.6)}},
         "contrast": {"model": {**kinds, "tasks": tasks}, "base": {**kinds, "tasks": tasks}},
+        "labels": {mode: {who: {**kinds, "tasks": 14} for who in ("model", "base")} for mode in ("swapped", "renamed")},
         "instruction": {
             "sets": {
                 "seen": {

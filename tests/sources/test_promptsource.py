@@ -173,6 +173,8 @@ def test_an_example_by_eye(tmp_path):
         ("en",),
     )
     assert source.answer_choices("weather", rows[0]) == ["snow", "rain"]
+    # evaluation picks among them by likelihood
+    assert (first.choices, source.task_metrics()) == (("snow", "rain"), {"toy/small/weather": "choice"})
 
 
 def test_separators_inside_fields_never_split(tmp_path):

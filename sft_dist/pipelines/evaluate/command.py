@@ -24,16 +24,20 @@ from sft_dist.core.errors import UserError
 from sft_dist.core.records import Example
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.sets import JUDGES, VALIDATION, SetName, curve_of
+from sft_dist.evals import tracked
+from sft_dist.evals.choices import offered, picked
 from sft_dist.evals.generate import collect_generations, generate_part, load_model
 from sft_dist.evals.loss import collect_losses, loss_part
 from sft_dist.evals.probes import GENERAL, Answers, Material, asked_of, few_of, judge_probes
 from sft_dist.evals.resumable_work import is_done
-from sft_dist.evals.score import score_examples, scores, write_results
+from sft_dist.evals.score import ScoredExample, score_examples, scores, write_results
 from sft_dist.evals.splits import has_sets, load_eval_sets, near_tasks
 from sft_dist.pipelines.data.lineage import trained_before
 from sft_dist.pipelines.evaluate.job import Job, make_job
 from sft_dist.pipelines.evaluate.training_set import TrainingSet, read_training_set
 from sft_dist.pipelines.train.run_folder import check_evaluation
+from sft_dist.report.model_card import write_model_card
+from sft_dist.train.tracker import Tracker
 
 RANK = "sft_dist.pipelines.evaluate.command"
 WAIT_S = 60.0  # for parts: the ranks have ended when they are collected
@@ -95,10 +99,14 @@ def _evaluate(
         trained = read_training_set(
             config, job.run, {e.task for e in examples}, per_task=config.eval.probe_examples_per_task
         )
+    told = {**trained.metrics, **_told(config, examples)}
+    choices = offered(sets, metric=config.eval.metric, told=told, categories=trained.categories)
     families = {t: f for f, tasks in _families(job).items() for t in tasks}
     material = _material(job, sets, trained, families)
     variants, generate, losses = asked_of(config.eval.probes, material)
-    generate, losses = _distinct([*examples, *generate]), _distinct([*examples, *losses])
+    written = [e for e in examples if e.id not in choices]
+    candidates = [c for copies in choices.values() for c in copies]
+    generate, losses = _distinct([*written, *generate]), _distinct([*examples, *candidates, *losses])
     job.write(generate, losses)
     world = process.current().world_size if ranks else ranks_of(config.launch.nproc)
     part = job.part("model", "generate", renderer.fingerprint, generate)
@@ -113,20 +121,16 @@ def _evaluate(
         raise mistake(job.run, RANK) or failure(job.run, RANK, code)
 
     def answers(who: str) -> Answers:
-        return Answers(
-            generations=collect_generations(
-                job.part(who, "generate", renderer.fingerprint, generate),
-                generate,
-                world_size=world,
-                timeout_s=WAIT_S,
-            ),
-            losses=collect_losses(
-                job.part(who, "loss", renderer.fingerprint, losses),
-                losses,
-                world_size=world,
-                timeout_s=WAIT_S,
-            ),
+        said = collect_generations(
+            job.part(who, "generate", renderer.fingerprint, generate),
+            generate,
+            world_size=world,
+            timeout_s=WAIT_S,
         )
+        found = collect_losses(
+            job.part(who, "loss", renderer.fingerprint, losses), losses, world_size=world, timeout_s=WAIT_S
+        )
+        return Answers(generations={**said, **picked(choices, found)}, losses=found)
 
     model, base = answers("model"), answers("base") if config.eval.base else None
     with console.status("judging"):
@@ -136,7 +140,7 @@ def _evaluate(
             trained.baselines,
             base.generations if base else None,
             metric=config.eval.metric,
-            told=trained.metrics,
+            told=told,
             categories=trained.categories,
             losses=model.losses,
         )
@@ -151,6 +155,10 @@ def _evaluate(
         result["probes"] = judge_probes(variants, material, model, base)
     result |= {"evaluated": job.label, "overrides": list(job.overrides), "step": step}
     write_results(job.out, judged, result)
+    if job.out == job.run.path / "eval":
+        _track(config, job.run, result, judged)
+        if job.run.export.is_dir():
+            write_model_card(job.run.path, job.run.export)
     return result
 
 
@@ -211,6 +219,30 @@ def _material(
         texts=texts,
         seed=config.seed,
     )
+
+
+def _track(
+    config: RunConfig, run: RunFolder, result: dict[str, Any], judged: Sequence[ScoredExample]
+) -> None:
+    """Send scores, tables and samples to the boards of the run."""
+    with Tracker.start(
+        run.path,
+        mode=config.wandb.mode,
+        tensorboard=config.train.tensorboard,
+        job="evaluate",
+        name=config.name,
+        config=config.model_dump(mode="json"),
+        **config.wandb.model_dump(exclude={"mode"}),
+    ) as tracker:
+        if tracker:
+            step = int(run.status().get("step") or 0)
+            tracker.results(step, tracked.figures(result), tracked.tables(result, judged))
+
+
+def _told(config: RunConfig, examples: Sequence[Example]) -> dict[str, str]:
+    """Return task -> metric, of the tasks whose source names one in the config."""
+    named = {name: source.metric for name, source in config.data.sources.items()}
+    return {e.task: metric for e in examples if (metric := named.get(e.source)) is not None}
 
 
 def _distinct(examples: Sequence[Example]) -> list[Example]:

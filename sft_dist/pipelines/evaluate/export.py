@@ -9,8 +9,10 @@ from sft_dist.checkpoint.io import NAME, damage
 from sft_dist.config.load import load_run_config
 from sft_dist.core.errors import UserError
 from sft_dist.core.runfolder import RunFolder
+from sft_dist.pipelines.evaluate.verify import verify_export
 from sft_dist.pipelines.train.engine import export_base, exports_adapter
 from sft_dist.render.tokenizer import TextTokenizer
+from sft_dist.report.model_card import write_model_card
 
 
 def export(folder: RunFolder, checkpoint: str | None, out: Path | None) -> Path:
@@ -36,14 +38,18 @@ def export(folder: RunFolder, checkpoint: str | None, out: Path | None) -> Path:
         raise UserError(
             f"--out {out} exists and is not empty, and exporting would replace it; name a new folder"
         )
+    tokenizer = TextTokenizer.load(stores["tokenizer"])
     export_checkpoint(
         folder.checkpoints / name,
         export_base(config, str(folder.path / "init") if config.model.shape else str(config.model.path)),
         target,
         dtype=config.model.dtype,
-        tokenizer=TextTokenizer.load(stores["tokenizer"]),
+        tokenizer=tokenizer,
         template_text=stores["template_text"],
         stop_ids=stores["stop_ids"],
         as_adapter=exports_adapter(config),
     )
+    if config.train.verify_export:
+        verify_export(config, folder, target, vocab_size=tokenizer.vocab_size, expected=None)
+    write_model_card(folder.path, target)
     return target

@@ -104,7 +104,7 @@ def read_training_set(
     phrasings: dict[str, tuple[str, ...]] = {}
     for source in sources.values():
         if info := getattr(source, "task_info", None):
-            categories |= {t: i.categories[0] for t, i in info().items() if i.categories}
+            categories |= {t: found[0] for t, i in info().items() if (found := getattr(i, "categories", ()))}
         if named := getattr(source, "task_metrics", None):
             metrics |= named()
         if others := getattr(source, "unseen_phrasings", None):

@@ -43,12 +43,14 @@ from sft_dist.model.ulysses import SequenceGroup
 from sft_dist.pack import CostModel
 from sft_dist.pipelines.cluster.estimate_inputs import host_memory
 from sft_dist.pipelines.config_warnings import config_warnings
+from sft_dist.pipelines.evaluate.verify import comparable, losses_of_engine, verify_export
 from sft_dist.pipelines.train.engine import TrainingSetup, build_engine, export_base, exports_adapter
 from sft_dist.pipelines.train.oom_message import oom_message
 from sft_dist.pipelines.train.planning import cost_of, make_planner, open_corpus, plan_facts, total_steps
 from sft_dist.pipelines.train.resume import Resumed, remaining, resume
 from sft_dist.pipelines.train.settle import settle, settled_before
 from sft_dist.render.tokenizer import TextTokenizer
+from sft_dist.report.model_card import write_model_card
 from sft_dist.shards.staging import stage
 from sft_dist.shards.verify import StoreCheck
 from sft_dist.train import loop, zero
@@ -150,6 +152,9 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat) -> str:
         stores["eval_stores"],
     )
     if state == "finished" and config.train.export:
+        expected = None
+        if config.train.verify_export and not comparable(config):
+            expected = losses_of_engine(parts, tokenizer.vocab_size)
         export_checkpoint(
             _exported(config, folder, position.step, best),
             export_base(config, parts.model_path),
@@ -162,6 +167,10 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat) -> str:
             part=(rank, world),
             barrier=partial(_barrier, heartbeat),
         )
+        if rank == 0 and config.train.verify_export:
+            verify_export(config, folder, folder.export, vocab_size=tokenizer.vocab_size, expected=expected)
+        if rank == 0:
+            write_model_card(folder.path, folder.export)
     if rank == 0:
         why: dict[str, Any] = {"reason": reason} if reason else {}
         if reason and state == "finished":
@@ -284,6 +293,7 @@ def _loop(
         Tracker.start(
             folder.path,
             mode=config.wandb.mode if is_main else "disabled",
+            tensorboard=config.train.tensorboard and is_main,
             name=config.name,
             config=config.model_dump(mode="json"),
             **config.wandb.model_dump(exclude={"mode"}),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from sft_dist.core.records import Example
 from sft_dist.report.card.facts import BINS, RARE, Amount, CardFacts, SourceFacts
@@ -21,7 +20,16 @@ from sft_dist.report.card.wording import (
     skipped_lines,
     warning,
 )
-from sft_dist.report.formatting import clip, count, decimal, leaf, markdown_text, percent
+from sft_dist.report.formatting import (
+    clip,
+    count,
+    decimal,
+    leaf,
+    markdown_cell,
+    markdown_table,
+    markdown_text,
+    percent,
+)
 
 SHOWN_TASKS = 200
 SHOWN_VERBS = 20
@@ -52,7 +60,9 @@ def markdown(facts: CardFacts) -> str:
         "## Samples",
         *_samples(facts),
         "## How it was made",
-        _table(("setting", "value"), [(f"`{k}`", f"`{leaf(v)}`") for k, v in facts.settings.items()], text=2),
+        markdown_table(
+            ("setting", "value"), [(f"`{k}`", f"`{leaf(v)}`") for k, v in facts.settings.items()], text=2
+        ),
     ]
     return "\n\n".join(b for b in blocks if b) + "\n"
 
@@ -75,9 +85,9 @@ def _summary(facts: CardFacts) -> str:
 def _sources(facts: CardFacts) -> Iterable[str]:
     rows = [
         (
-            f"**{_cell(s.name)}**",
+            f"**{markdown_cell(s.name)}**",
             s.kind,
-            _cell(s.license or "not stated"),
+            markdown_cell(s.license or "not stated"),
             count(s.read),
             count(s.amount.examples),
             count(s.amount.tokens),
@@ -97,16 +107,16 @@ def _sources(facts: CardFacts) -> Iterable[str]:
         "share in an epoch",
         "passes",
     )
-    yield _table(heads, rows, text=3)
+    yield markdown_table(heads, rows, text=3)
     for s in facts.sources:
         if s.files or s.datasets:
-            yield f"**{_cell(s.name)}**: {_origin(s)}"
+            yield f"**{markdown_cell(s.name)}**: {_origin(s)}"
 
 
 def _origin(s: SourceFacts) -> str:
     out = []
     if s.datasets:
-        shown = ", ".join(f"{_cell(d)} ({count(n)})" for d, n in list(s.datasets.items())[:20])
+        shown = ", ".join(f"{markdown_cell(d)} ({count(n)})" for d, n in list(s.datasets.items())[:20])
         more = len(s.datasets) - 20
         out.append(f"from {shown}{f' and {more} more' if more > 0 else ''}")
     if s.files:
@@ -137,10 +147,12 @@ def _left_out(facts: CardFacts) -> Iterable[str]:
             [s.dropped.get(reason, 0) for s in facts.sources],
         )
     row("**kept**", [s.amount.examples for s in facts.sources])
-    yield _table(("", *columns), rows)
+    yield markdown_table(("", *columns), rows)
     if kinds := [k for k in RENDERED if any(s.rendered.get(k) for s in facts.sources)]:
-        rendered = [(_cell(s.name), *(count(s.rendered.get(k, 0)) for k in kinds)) for s in facts.sources]
-        yield _table(("source", *(RENDERED[k][0] for k in kinds)), rendered)
+        rendered = [
+            (markdown_cell(s.name), *(count(s.rendered.get(k, 0)) for k in kinds)) for s in facts.sources
+        ]
+        yield markdown_table(("source", *(RENDERED[k][0] for k in kinds)), rendered)
         yield "; ".join(f"{RENDERED[k][0]}: {RENDERED[k][1]}" for k in kinds) + "."
     yield from (f"Not read, by design: {skipped}." for skipped in skipped_lines(facts.sources))
     yield f"Not drawn because an earlier source holds the same example: {count(facts.across_sources)}."
@@ -150,44 +162,48 @@ def _left_out(facts: CardFacts) -> Iterable[str]:
     sets = ", ".join(
         f"{SET_NAMES[n]}: {count(k)} of {count(t)} tasks" for n, (t, k) in facts.evaluation.items()
     )
-    yield f"Evaluation examples: {sets or 'none'}. Tasks that are never trained on: {_cell(listed(facts.held_out)) or 'none'}."
+    yield f"Evaluation examples: {sets or 'none'}. Tasks that are never trained on: {markdown_cell(listed(facts.held_out)) or 'none'}."
     yield f"### Contamination\n\n{len(facts.contaminated)} evaluation examples were found in training data; the training examples are dropped."
     if facts.contaminated:
         findings = [
             (
                 f"`{c['id'][:8]}`",
-                _cell(c["task"]),
-                _cell(c["source"]),
+                markdown_cell(c["task"]),
+                markdown_cell(c["source"]),
                 count(c["examples"]),
                 percent(c["coverage"]) + " %",
                 c["how"].replace("_", " "),
-                _cell(c["span"]),
+                markdown_cell(c["span"]),
             )
             for c in facts.contaminated[:SHOWN_FINDINGS]
         ]
-        yield _table(("example", "task", "found in", "times", "coverage", "how", "words"), findings, text=3)
+        yield markdown_table(
+            ("example", "task", "found in", "times", "coverage", "how", "words"), findings, text=3
+        )
 
 
 def _mixture(facts: CardFacts) -> Iterable[str]:
     for kind, names in facts.warnings.items():
-        yield f"> **{warning(kind, names)}** {_cell(listed(names))}."
+        yield f"> **{warning(kind, names)}** {markdown_cell(listed(names))}."
     for title, b in (("In the stores", facts.before), ("In one epoch", facts.after)):
-        rare = _cell(listed(b.rare))
+        rare = markdown_cell(listed(b.rare))
         yield (
             f"{title}: as even as {decimal(b.effective_tasks, 1)} equal tasks; the largest has {percent(b.largest)} %; "
             f"{len(b.rare)} tasks have less than {percent(RARE, 0)} % of an equal share{f' ({rare})' if rare else ''}."
         )
     for kind, groups in facts.groups().items():
         grouped = [
-            (_cell(n), count(k), count(a.examples), count(a.tokens), *_shares(a, facts.total))
+            (markdown_cell(n), count(k), count(a.examples), count(a.tokens), *_shares(a, facts.total))
             for n, (k, a) in groups.items()
         ]
-        yield _table((GROUPS[kind], "tasks", "examples", "tokens", "share", "share in an epoch"), grouped)
+        yield markdown_table(
+            (GROUPS[kind], "tasks", "examples", "tokens", "share", "share in an epoch"), grouped
+        )
         yield GROUP_NOTES.get(kind, "") if groups else ""
     rows = [
         (
-            _cell(t.name),
-            _cell(", ".join(t.sources)),
+            markdown_cell(t.name),
+            markdown_cell(", ".join(t.sources)),
             count(t.amount.examples),
             count(t.amount.tokens),
             count(t.amount.target_tokens),
@@ -197,7 +213,7 @@ def _mixture(facts: CardFacts) -> Iterable[str]:
         for t in facts.tasks[:SHOWN_TASKS]
     ]
     heads = ("task", "source", "examples", "tokens", "with loss", "share", "share in an epoch", "passes")
-    yield _table(heads, rows, text=2)
+    yield markdown_table(heads, rows, text=2)
     if len(facts.tasks) > SHOWN_TASKS:
         yield f"The other {len(facts.tasks) - SHOWN_TASKS} tasks are in card.json."
 
@@ -212,12 +228,12 @@ def _diversity(facts: CardFacts) -> Iterable[str]:
         f"{count(d.instructions)} distinct instructions, {share(d.with_verb, d.instructions)} of them with a known root verb. {DIVERSITY_NOTE}"
     )
     verbs = [(v, n or "\u2013", count(k)) for v, n, k in d.verbs[:SHOWN_VERBS]]
-    yield _table(("root verb", "noun", "instructions"), verbs, text=2)
+    yield markdown_table(("root verb", "noun", "instructions"), verbs, text=2)
     rows = [
         (name, *(f"{share(different, everything)} of {count(everything)}" for different, everything in grams))
         for name, grams in d.distinct.items()
     ]
-    yield _table(
+    yield markdown_table(
         (f"of {count(d.sampled)} examples", "distinct words", "distinct pairs", "distinct triples"), rows
     )
     heads = ("ROUGE-L with the nearest other", *d.nearest)
@@ -227,14 +243,14 @@ def _diversity(facts: CardFacts) -> Iterable[str]:
         if any(v[k] for v in d.nearest.values())
     ]
     means = [("mean", *(decimal(d.nearest_mean[n]) for n in d.nearest))]
-    yield _table(heads, [*bins, *means])
+    yield markdown_table(heads, [*bins, *means])
 
 
 def _samples(facts: CardFacts) -> Iterable[str]:
     for source, examples in facts.samples.items():
         yield f"### {source}"
         for e in examples:
-            yield f"`{e.id}` ({_cell(e.task)})\n\n" + "\n\n".join(_turns(e))
+            yield f"`{e.id}` ({markdown_cell(e.task)})\n\n" + "\n\n".join(_turns(e))
 
 
 def _turns(e: Example) -> Iterable[str]:
@@ -243,16 +259,3 @@ def _turns(e: Example) -> Iterable[str]:
             f"> {line}".rstrip() for line in markdown_text(clip(m.content, 600)).splitlines() or [""]
         )
         yield f"> **{m.role}**\n>\n{quoted}"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]], *, text: int = 1) -> str:
-    """Return a table; the first `text` columns are left-aligned."""
-    if not rows:
-        return ""
-    rule = ["---" if i < text else "---:" for i in range(len(heads))]
-    lines = [heads, rule, *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return markdown_text(" ".join(text.split())).replace("|", "\\|").replace("*", "\\*")

@@ -29,6 +29,9 @@ from sft_dist.sources.promptsource.template_files import (
 
 TEMPLATE_FIELD = "__template__"  # in `task`, the template's name
 
+METRIC_NAMES = {"Accuracy": "accuracy", "ROUGE": "rouge_l", "Squad": "token_f1", "COQA F1": "token_f1"}
+"""What templates call a metric -> its name in `evals.metrics.METRICS`; accuracy among answer choices is `choice`."""
+
 _ASKED = "__asked__"
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -108,6 +111,8 @@ class PromptsourceReader(FileSource):
             parts = compiled.render(record, self._environment, self._seed)
             if len(parts) != 2 or not all(parts):
                 continue
+            offered = template.fixed_choices or compiled.choices(record, self._environment, self._seed) or ()
+            choices = tuple(dict.fromkeys(c for c in offered if c))
             yield single_turn(
                 task=template.task
                 if self._task is None
@@ -118,6 +123,7 @@ class PromptsourceReader(FileSource):
                 references=(parts[1],),
                 origin=(*(self.origin_of(fields) or _datasets(template)), record.origin),
                 question="\n".join(t for t in _texts(record.fields) if t and t in parts[0]) or None,
+                choices=choices if len(choices) > 1 and parts[1] in choices else (),
             )
             return
         self.skip("template_skips", candidates[0].template.task)
@@ -125,6 +131,16 @@ class PromptsourceReader(FileSource):
     def task_info(self) -> dict[str, PromptTemplate]:
         """Return the chosen templates by the task that each gives where the config names no other."""
         return {c.template.task: c.template for c in self._compiled}
+
+    def task_metrics(self) -> dict[str, str]:
+        """Return the metric of each task, where its template names one that is known here."""
+        found = {}
+        for c in self._compiled:
+            names = [METRIC_NAMES[m] for m in c.template.metrics if m in METRIC_NAMES]
+            if names and self._task is None:
+                chosen = c.template.answer_choices is not None and names[0] == "accuracy"
+                found[c.template.task] = "choice" if chosen else names[0]
+        return found
 
     def answer_choices(self, template_name: str, fields: Mapping[str, Any]) -> list[str] | None:
         """Return the answers that a template lets choose from for one record; None when the answer is free."""

@@ -1,0 +1,243 @@
+"""Export -> does plain transformers open it, does it give what training gave, does it ask as training asked, does it end by itself.
+
+A folder that opens and answers can still be another model: adapters left out, a head untied, a template that asks otherwise.
+Nothing of this package is used to reload it. `train.verify_export=false` leaves the check out.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sft_dist.batch import sequence_shard
+from sft_dist.config import RunConfig
+from sft_dist.core.collectives import gather
+from sft_dist.core.errors import UserError
+from sft_dist.core.files import write_json
+from sft_dist.core.process import logger
+from sft_dist.core.records import Batch, single_turn
+from sft_dist.core.runfolder import RunFolder
+from sft_dist.core.sets import JUDGES, VALIDATION
+from sft_dist.evals.splits import has_sets, load_eval_sets, up_to_answer
+from sft_dist.model.isolation_check import HEAD_TOLERANCE
+from sft_dist.model.load import DTYPES
+from sft_dist.model.packed import to_inputs
+from sft_dist.pipelines.data.renderer import make_renderer
+from sft_dist.pipelines.train.engine import TrainingSetup
+from sft_dist.render.renderer import Renderer
+
+log = logger(__name__)
+
+TOKENS = 48  # of the text that both models are asked for
+PROMPTS = 4  # whose answers are generated
+ANSWER_TOKENS = 64
+ROOM = 1.3  # memory that loading takes, over the bytes of the weights
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportCheck:
+    """What was found of an export.
+
+    Attributes:
+        loss_difference: Mean absolute difference of the loss of a token, reloaded model less training engine, in nats; None
+            where it was not compared.
+        not_compared: Why not.
+        template: Whether the folder asks a question with the tokens that training used; None where it was not compared.
+        prompts: Evaluated prompts that were answered.
+        stopped: Answers that ended by themselves, with the folder's own generation config.
+    """
+
+    loss_difference: float | None
+    not_compared: str
+    template: bool | None
+    prompts: int
+    stopped: int
+
+
+def comparable(config: RunConfig) -> str:
+    """Return why the weights of an export are not those of the engine; empty where they are."""
+    if config.train.export_ema:
+        return "the averaged weights are exported, and the engine trains others"
+    if config.train.export_best:
+        return "the best checkpoint is exported, and the engine holds the last weights"
+    if config.lora is not None and config.lora.quantize_base is not None:
+        return "adapters were trained on a 4-bit base and are exported on the whole one"
+    return ""
+
+
+def _text(vocab_size: int) -> Batch:
+    """Return one document of arbitrary tokens, each but the first a target."""
+    ids = np.random.default_rng(0).integers(1, max(2, vocab_size), TOKENS)
+    return Batch.of_documents(ids, [TOKENS], np.arange(1, TOKENS), doc_ids=("check",))
+
+
+@torch.no_grad()
+def losses_of_engine(parts: TrainingSetup, vocab_size: int) -> list[float]:
+    """Return the loss of each token of a fixed text under the model that was trained. Collective."""
+    engine, sequence = parts.engine, parts.sequence
+    engine.eval()
+    mine = sequence_shard(_text(vocab_size), sequence.place, sequence.size)
+    losses = engine(*to_inputs(mine, engine.device))[1].float().tolist()
+    engine.train()
+    return [x for part in gather(losses)[: sequence.size] for x in part]  # neighbours share the rows
+
+
+def verify_export(
+    config: RunConfig, folder: RunFolder, export: Path, *, vocab_size: int, expected: Sequence[float] | None
+) -> ExportCheck | None:
+    """Reload an export and compare it with training; write what was found into the run folder.
+
+    Args:
+        config: Of the run.
+        folder: Of the run.
+        export: The exported folder.
+        vocab_size: Of the tokenizer.
+        expected: From `losses_of_engine`; None where there is no engine.
+
+    Returns:
+        What was found; None where memory for a second copy of the model is short.
+
+    Raises:
+        UserError: The export is not the model that was trained.
+    """
+    need = ROOM * sum(p.stat().st_size for p in export.glob("*.safetensors"))
+    if need > (room := _available()):
+        log.warning(
+            "the export is not verified, because reloading it takes %.0f GiB and %.0f GiB are free; load it elsewhere before you rely on it",
+            need / 2**30,
+            room / 2**30,
+        )
+        return None
+    model = _reload(config, export)
+    own = _losses(model, vocab_size)
+    difference = None
+    if expected is not None:
+        difference = float(np.mean(np.abs(np.subtract(own, expected))))
+        limit = HEAD_TOLERANCE[DTYPES[config.model.dtype]]
+        if not difference <= limit:  # NaN must not pass
+            raise UserError(
+                f"the model in {export} gives other losses than the one that was trained (by {difference:.3g} nats a token, {limit:g} is "
+                "rounding), so it is not that model; the checkpoint is whole: export again, and report this if it stays"
+            )
+    renderer = _renderer(config, folder)
+    template, prompts, stopped = None, 0, 0
+    if renderer is not None:
+        template = _asks_alike(config, export, renderer)
+        prompts, stopped = _ends(config, folder, renderer, model)
+    if template is False:
+        raise UserError(
+            f"the chat template in {export} asks with other tokens than training did, so answers would be worse than measured; "
+            "report this with the template's name"
+        )
+    if prompts and not stopped:
+        log.warning(
+            "none of %d answers of the export ended by itself, so a server would write on until its limit; train longer, or raise eval.max_new_tokens where answers are long",
+            prompts,
+        )
+    why = "" if expected is not None else comparable(config) or "no engine, only a checkpoint"
+    found = ExportCheck(
+        loss_difference=difference, not_compared=why, template=template, prompts=prompts, stopped=stopped
+    )
+    write_json(folder.export_check, asdict(found))
+    del model
+    gc.collect()
+    return found
+
+
+def _reload(config: RunConfig, export: Path) -> Any:
+    """Open an export as any user would."""
+    import transformers
+
+    trust = config.model.trust_remote_code
+    whole = export / "config.json"
+    name = json.loads(whole.read_text())["architectures"][0] if whole.is_file() else ""
+    kind = getattr(transformers, name, transformers.AutoModelForCausalLM)
+    model, info = kind.from_pretrained(
+        export, dtype=DTYPES[config.model.dtype], output_loading_info=True, trust_remote_code=trust
+    )
+    wrong = {k: sorted(map(str, v))[:3] for k, v in info.items() if v and k.endswith("_keys")}
+    if wrong:
+        raise UserError(
+            f"plain transformers does not open {export} whole ({wrong}), so parts of the model would be random; report this with "
+            "the model's name"
+        )
+    return model.eval()
+
+
+@torch.no_grad()
+def _losses(model: Any, vocab_size: int) -> list[float]:
+    ids = torch.from_numpy(_text(vocab_size).input_ids)
+    logits: Tensor = model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
+    return torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none").tolist()
+
+
+def _renderer(config: RunConfig, folder: RunFolder) -> Renderer | None:
+    """Return the renderer of the run; None where its tokenizer or template is no longer what training used."""
+    stores = folder.read_stores()
+    renderer = make_renderer(config, Path(config.data.dir), lambda: (), clock=stores.get("clock"))
+    return renderer if renderer.fingerprint == stores.get("render") else None
+
+
+def _asks_alike(config: RunConfig, export: Path, renderer: Renderer) -> bool | None:
+    """Return whether the folder's own template gives the tokens of a question that training would."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(export)
+    if tokenizer.chat_template is None or renderer.clock is not None:
+        return None
+    asked = single_turn(task="check", source="check", instruction="Name a colour.", output="Blue.")
+    system = [{"role": "system", "content": config.render.system}] if config.render.system else []
+    try:
+        wanted = renderer.prompt(asked)
+    except UserError:  # the template takes no plain question
+        return None
+    given = tokenizer.apply_chat_template(
+        [*system, {"role": "user", "content": "Name a colour."}],
+        add_generation_prompt=True,
+        return_dict=True,
+        **config.render.template_kwargs,
+    )
+    return list(given["input_ids"]) == list(wanted)
+
+
+@torch.no_grad()
+def _ends(config: RunConfig, folder: RunFolder, renderer: Renderer, model: Any) -> tuple[int, int]:
+    """Return how many evaluated prompts were answered, and how many answers ended by themselves."""
+    if not has_sets(folder.path, (VALIDATION, *JUDGES)):
+        return 0, 0
+    sets = load_eval_sets(folder.path, (VALIDATION, *JUDGES), max_per_task=1, seed=config.seed)
+    prompts = []
+    for example in next(iter(sets.values())):
+        if len(prompts) == PROMPTS:
+            break
+        try:
+            prompts.append(renderer.prompt(up_to_answer(example)))
+        except UserError:
+            continue
+    ends = model.generation_config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends])
+    stopped = 0
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        limit = min(config.eval.max_new_tokens, ANSWER_TOKENS)
+        said = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, do_sample=False
+        )
+        stopped += int(said[0, -1]) in ends
+    return len(prompts), stopped
+
+
+def _available() -> int:
+    """Return the bytes that programs can still take on this machine."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 1 << 62

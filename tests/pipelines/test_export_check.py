@@ -1,0 +1,105 @@
+"""An export that is not the model that was trained is named; the upload of one fails in one sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from sft_dist.config.load import load_config
+from sft_dist.core.errors import UserError
+from sft_dist.core.files import read_json, write_json
+from sft_dist.core.runfolder import RunFolder
+from sft_dist.pipelines.data.renderer import make_renderer
+from sft_dist.pipelines.evaluate import verify
+from sft_dist.pipelines.evaluate.push import push
+
+
+@pytest.fixture
+def checked(project: Path, base_model: Path) -> Callable[..., Any]:
+    """Verify an export that was changed, against the losses of the model as it was; `project/export` is the folder."""
+    config = load_config([], project / "my.yaml")
+    renderer = make_renderer(config, project, lambda: ())
+    folder = RunFolder(project / "run")
+    folder.path.mkdir()
+    stores = {
+        "sources": {},
+        "eval_stores": {},
+        "tokenizer": str(base_model),
+        "template_text": renderer.template_text,
+    }
+    write_json(folder.stores, {**stores, "stop_ids": [], "read": {}, "render": renderer.fingerprint})
+    vocab_size = renderer.tokenizer.vocab_size
+    expected = verify._losses(verify._reload(config, base_model), vocab_size)
+    shutil.copytree(base_model, project / "export")
+
+    def check() -> Any:
+        return verify.verify_export(
+            config, folder, project / "export", vocab_size=vocab_size, expected=expected
+        )
+
+    return check
+
+
+def test_the_same_model_passes(checked: Callable[..., Any], project: Path) -> None:
+    found = checked()
+    assert found.loss_difference < 1e-6
+    assert (found.template, found.prompts) == (True, 0)
+    assert read_json(project / "run" / "export_check.json")["template"] is True
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("weights", "gives other losses"),
+        ("missing", "does not open .* whole"),
+        ("template", "asks with other tokens"),
+    ],
+)
+def test_another_model_is_refused(
+    change: str, message: str, checked: Callable[..., Any], project: Path
+) -> None:
+    export = project / "export"
+    weights = load_file(export / "model.safetensors")
+    if change == "template":
+        for file in ("chat_template.jinja", "tokenizer_config.json"):
+            path = export / file
+            if path.is_file():
+                path.write_text(path.read_text().replace("<|im_start|>assistant", "<|im_start|>helper"))
+    elif change == "weights":
+        weights["model.layers.1.mlp.down_proj.weight"] *= -3
+    else:
+        del weights["model.layers.1.mlp.down_proj.weight"]
+    save_file(weights, export / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=message):
+        checked()
+
+
+def test_an_upload_goes_to_a_private_repository_or_fails_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({}))
+    with pytest.raises(
+        UserError, match="the hub cannot be reached .*offline mode.*repeat with --push me/model"
+    ):
+        push(tmp_path, "me/model")
+    with pytest.raises(UserError, match="give OWNER/NAME"):
+        push(tmp_path, "model")
+    calls: list[tuple[str, Any]] = []
+
+    class Api:
+        def create_repo(self, name: str, **options: Any) -> Any:
+            calls.append(("create", options["private"]))
+            return type("Made", (), {"repo_id": name})()
+
+        def upload_folder(self, **options: Any) -> None:
+            calls.append(("upload", options["folder_path"]))
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    assert push(tmp_path, "me/model") == "https://huggingface.co/me/model"
+    assert calls == [("create", True), ("upload", tmp_path)]
