@@ -204,8 +204,13 @@ def export(options: argparse.Namespace, console: Console) -> int:
     from sft_dist.core.runfolder import RunFolder
     from sft_dist.pipelines.evaluate.export import export
 
-    out = export(RunFolder(options.run_dir), options.checkpoint, options.out)
+    folder = RunFolder(options.run_dir)
+    out = export(folder, options.checkpoint, options.out)
     console.print(f"the model lies in {out}")
+    if clock := folder.read_stores().get("clock"):
+        console.print(
+            f"its chat template tells the date of the day on which it is served; training and evaluation were told {clock} (render.clock)"
+        )
     if options.push:
         from sft_dist.pipelines.evaluate.push import push
 

@@ -35,8 +35,8 @@ class Planner:
         corpus: The stores.
         mixture: How they are mixed.
         seq_len: Tokens a row holds.
-        too_long: What happens to a longer document: "drop"; "truncate_prompt" keeps its last seq_len tokens,
-            "truncate_answer" its first; "error".
+        too_long: What happens to a longer document: "drop"; "truncate_prompt" keeps its last seq_len tokens, but no
+            answer without its prompt; "truncate_answer" its first; "error".
         window: Documents that packing sorts together.
         packing: False puts one document into each row.
         rows_per_step: Rows of a global batch.
@@ -186,15 +186,16 @@ class Planner:
             )
         no_target = slices.target_weights == 0
         kept = ~no_target
-        reasons = {"no_target": no_target & ~long, "no_target_after_truncation": no_target & long}
+        cut = "answer_exceeds_row" if self._too_long == "truncate_prompt" else "prompt_exceeds_row"
+        reasons = {"no_target": no_target & ~long, cut: no_target & long}
         if self._too_long == "drop":
             kept &= ~long
             reasons = {"too_long": long, "no_target": no_target & ~long}
         dropped = {reason: int(which.sum()) for reason, which in reasons.items() if which.any()}
         if not kept.any():
             raise UserError(
-                f"none of the {len(drawn)} documents can be trained on ({dropped}); no token of them carries loss within "
-                f"pack.seq_len={seq_len}: look at render.train_on and pack.too_long"
+                f"none of the {len(drawn)} documents can be trained on ({dropped}); no answer fits into "
+                f"pack.seq_len={seq_len} with its prompt: raise pack.seq_len, or look at render.train_on and pack.too_long"
             )
         return kept, dropped, int((long & kept).sum())
 

@@ -219,7 +219,11 @@ class PackConfig(Section):
 
     seq_len: PositiveInt = Field(default=4096, description="Tokens a row.")
     too_long: Literal["drop", "truncate_prompt", "truncate_answer", "error"] = Field(
-        default="truncate_prompt", description="What happens to a document of more than seq_len tokens."
+        default="truncate_prompt",
+        description=(
+            "What happens to a document of more than seq_len tokens: drop; truncate_prompt keeps its end, truncate_answer its beginning; "
+            "error. An answer is never trained without its prompt: where one alone fills the row, the document is dropped."
+        ),
     )
     window: PositiveInt = Field(
         default=5000, description="Documents that are sorted together; open rows are carried on."

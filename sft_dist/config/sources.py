@@ -214,6 +214,11 @@ class HubSource(ConversationSource):
     name: str | None = Field(default=None, description="Subset (configuration) of the dataset.")
     split: str = "train"
     revision: str | None = None
+    data_files: str | tuple[str, ...] | dict[str, str | tuple[str, ...]] | None = Field(
+        default=None,
+        description="Files of the dataset to read, names or globs inside it, or {split: files}, as `datasets.load_dataset` takes them; "
+        "null: those that it finds. With path=json, csv, parquet or text: any local files.",
+    )
     format: Literal["alpaca", "messages", "sharegpt"] = "messages"
     fields: dict[str, str] = Field(default_factory=dict, description="Our field -> the dataset's column.")
 
@@ -268,7 +273,20 @@ class ExamplesSource(SourceBase):
     path: str = Field(description="A file, a folder of files, or a glob.")
 
 
-class TextSource(SourceBase):
+class UntemplatedSource(SourceBase):
+    """What sources share whose records no template touches."""
+
+    @model_validator(mode="after")
+    def _asks_nothing(self) -> Self:
+        if self.use in ("seen", "heldout"):
+            raise ValueError(
+                f"use={self.use} judges answers to questions, and such records ask none, so nothing could be generated; "
+                "use=validation measures their loss"
+            )
+        return self
+
+
+class TextSource(UntemplatedSource):
     """Texts that no template touches: raw ones, all tokens of which carry loss, or segments that say whether they do."""
 
     kind: Literal["text"]
@@ -280,7 +298,7 @@ class TextSource(SourceBase):
     )
 
 
-class TokensSource(SourceBase):
+class TokensSource(UntemplatedSource):
     """Documents that were tokenised elsewhere: `input_ids` and `labels` (-100: no loss), padding by `attention_mask`."""
 
     kind: Literal["tokens"]

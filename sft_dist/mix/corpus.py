@@ -19,6 +19,8 @@ from sft_dist.core.records import Span
 from sft_dist.pack.jit import jit
 from sft_dist.shards import Store
 
+PROMPT_SHARE = 16  # a prompt of which less than a row's sixteenth would remain is none
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TruncatedSpans:
@@ -111,16 +113,56 @@ class Corpus:
         Args:
             indices: [N] documents.
             seq_len: Tokens that remain at most.
-            keep_end: Whether a document that is too long keeps its last tokens (else its first).
+            keep_end: Whether a document that is too long keeps its last tokens (else its first). It then begins behind an
+                answer of which the beginning, or nearly all that stands before it, is cut: no answer is kept without a prompt.
         """
         stored = self.lengths[indices]
         lengths = np.minimum(stored, np.int32(seq_len))
         starts = stored - lengths if keep_end else np.zeros_like(lengths)
+        cut = bool((starts > 0).any())
         tokens, weights = np.zeros(len(indices), np.int32), np.zeros(len(indices), np.float64)
         for store, places, local in self.parts(indices):
             columns = (store.span_offsets, store.span_start, store.span_length, store.span_weight)
+            if cut:
+                _begin_with_a_prompt(
+                    local, places, starts, lengths, *columns[:3], max(1, seq_len // PROMPT_SHARE)
+                )
             _targets(local, places, starts, lengths, *columns, tokens, weights)
         return TruncatedSpans(starts=starts, lengths=lengths, target_tokens=tokens, target_weights=weights)
+
+
+@jit
+def _begin_with_a_prompt(
+    local: NDArray[np.int64],
+    places: NDArray[np.int64],
+    starts: NDArray[np.int32],
+    lengths: NDArray[np.int32],
+    span_offsets: NDArray[np.int64],
+    span_start: NDArray[np.int32],
+    span_length: NDArray[np.int32],
+    least: int,
+) -> None:
+    """Move the start of each cut document behind the answers that would stand there without a prompt.
+
+    An answer needs `least` tokens before it, or all that stand between it and the answer before. A document that has no
+    prompt at all (a text whose tokens all carry loss) stays as it is.
+    """
+    for j in range(len(local)):
+        place = places[j]
+        first, end = span_offsets[local[j]], span_offsets[local[j] + 1]
+        if starts[place] == 0 or first == end or span_start[first] <= 1:
+            continue
+        before = 0  # where the answer before ends
+        for k in range(first, end):
+            stop = span_start[k] + span_length[k]
+            gap = span_start[k] - before
+            before = stop
+            if stop <= starts[place]:
+                continue
+            if gap > 0 and span_start[k] - starts[place] >= min(gap, least):
+                break
+            lengths[place] -= stop - starts[place]
+            starts[place] = stop
 
 
 @jit

@@ -72,6 +72,12 @@ class Conversation:
         return replace(self, turns=self.turns[:n])
 
     @property
+    def last_trained(self) -> int | None:
+        """Index of the last turn that carries loss if it is an assistant's, else None."""
+        last = next((i for i in range(len(self.turns) - 1, -1, -1) if self.turns[i].weight), None)
+        return last if last is not None and self.turns[last].role == "assistant" else None
+
+    @property
     def last_query(self) -> int:
         """Index of the last question of a user; tool results that pose as a user turn are none.
 

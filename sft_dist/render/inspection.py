@@ -37,6 +37,7 @@ class InspectedTemplate:
             conversation, where the template leaves an answer open until the next turn begins; else empty.
         call_tail: The same behind a turn that ends in calls.
         takes_thoughts: Whether a field of the message is the place of thoughts.
+        cuts_thoughts: Whether it shows thoughts nowhere, and cuts them from a content even of the last answer.
     """
 
     template: ChatTemplate
@@ -44,6 +45,7 @@ class InspectedTemplate:
     answer_tail: str
     call_tail: str
     takes_thoughts: bool
+    cuts_thoughts: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,12 +91,14 @@ class _Trial:
     def __init__(self, template: ChatTemplate, variables: Mapping[str, Any]) -> None:
         self.template, self._variables = template, variables
 
-    def render(self, form: _Form, turns: int, generation: bool = False) -> str:
-        """Return a conversation of `turns` turns, the system prompt not counted."""
+    def render(self, form: _Form, turns: int, generation: bool = False, inside: bool = False) -> str:
+        """Return a conversation of `turns` turns, the system prompt not counted; `inside`: thoughts inside the contents."""
         messages: list[dict[str, Any]] = [{"role": "system", "content": "S"}] if form.system else []
         for i in range(turns):
             message = {"role": ("user", "assistant")[i % 2], "content": _said(i)}
-            if form.thoughts and i % 2:
+            if inside and i % 2:
+                message["content"] = f"<think>\n{_THOUGHT}\n</think>\n\n{_said(i)}"
+            elif form.thoughts and i % 2:
                 message |= dict.fromkeys(THOUGHT_FIELDS, _THOUGHT)
             messages.append(message)
         return self._render(messages, form, generation=generation)
@@ -185,7 +189,8 @@ def inspect_template(
         stops=tuple(dict.fromkeys([*stops, *([call_stop] if call_stop else [])])),
         answer_tail=answer_tail,
         call_tail=call_tail,
-        takes_thoughts=_takes_thoughts(trial),
+        takes_thoughts=(takes := _takes_thoughts(trial)),
+        cuts_thoughts=not takes and _cuts_thoughts(trial),
     )
 
 
@@ -305,6 +310,16 @@ def _takes_thoughts(trial: _Trial) -> bool:
                 return True
         except TemplateError:
             continue
+    return False
+
+
+def _cuts_thoughts(trial: _Trial) -> bool:
+    for form in (f for f in _FORMS if f.rounds == 1):
+        try:
+            rendered = trial.render(form, 2, inside=True)
+        except TemplateError:
+            continue
+        return _said(1) in rendered and _THOUGHT not in rendered
     return False
 
 

@@ -5,9 +5,11 @@ The template is rendered with a sentinel in place of every content; where the se
 on the shape of a conversation only and are cached. Three things are then proven for each conversation: filling the
 contents back in gives the template's true rendering; an answer starts where the generation prompt of the turns before
 it ends; and what stands there is what the template writes of that answer when it is the last turn, which is what
-generation has to write. An answer for which that fails is listed as lost. Where sentinels disturb the template (it
-looks into a content), borders come from renderings of the record itself, the control tokens that it spells being
-marked. Where that changes the rendering, too, the turn is named and refused.
+generation has to write. An answer for which that fails is listed as lost; if that is the last one that carries loss
+(the template rewrites the turns before it, or shows an empty think block to generation alone), the document is what
+generation has: its generation prompt, and behind it what the template writes of that answer. Where sentinels disturb
+the template (it looks into a content), borders come from renderings of the record itself, the control tokens that it
+spells being marked. Where that changes the rendering, too, the turn is named and refused.
 """
 
 from __future__ import annotations
@@ -38,23 +40,14 @@ from sft_dist.render.template_outline import (
     OPEN,
     SLOT,
     Atom,
+    Extract,
     Region,
     TemplateOutline,
     build,
     fill,
 )
+from sft_dist.render.think_blocks import aligned, closes, empty_block, opens, starts_closed
 
-# What opens and closes thoughts; a block with nothing inside says that there are none.
-THINK_TAGS = (
-    ("<think>", "</think>"),
-    ("<seed:think>", "</seed:think>"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-    ("<|channel>thought", "<channel|>"),
-    ("[THINK]", "[/THINK]"),
-    ("◁think▷", "◁/think▷"),
-)
-_OPENED = [(re.compile(re.escape(o) + r"\s*\Z"), re.compile(rf"\s*{re.escape(c)}\n*")) for o, c in THINK_TAGS]
-_EMPTY = re.compile("|".join(rf"\s*{re.escape(o)}\s*{re.escape(c)}\n*" for o, c in THINK_TAGS))
 CACHE_SHAPES = 4096
 SHOWN_CHARS = 40  # of each side, where two renderings part
 # What a template can raise: it refuses, or it meets a type or a key that it did not expect.
@@ -67,6 +60,20 @@ class TemplateRefusal(Exception):  # noqa: N818  internal, turned into a Drop
     def __init__(self, detail: str, reason: str = "template_mangles_content") -> None:
         super().__init__(detail)
         self.drop = Drop(reason, detail)
+
+
+class _Generated(NamedTuple):
+    """What generation has and writes of a turn.
+
+    Attributes:
+        text: Generation prompt and answer.
+        start: Where in the rendering of the turn as the last one the answer begins.
+        thoughts: Whether thoughts were put in that no template shows.
+    """
+
+    text: str
+    start: int
+    thoughts: bool = False
 
 
 class _Handing(NamedTuple):
@@ -104,7 +111,7 @@ class JinjaTemplate:
         train_empty_think: bool,
     ) -> None:
         self.template = inspected.template
-        self.splits_thoughts = inspected.takes_thoughts
+        self.splits_thoughts = inspected.takes_thoughts or inspected.cuts_thoughts
         self._inspected, self._stops = inspected, inspected.stops
         self._controls = controls
         self._marked = re.compile(f"{MARK}?(?:{controls.pattern})")
@@ -140,17 +147,33 @@ class JinjaTemplate:
         shown = self._shown(conversation)
         true = self._render(shown, generation, absent)
         _check_tools(shown, true)
-        contents = {2 * i: t.content for i, t in enumerate(shown.turns) if t.content}
-        contents |= {2 * i + 1: t.reasoning for i, t in enumerate(shown.turns) if t.reasoning}
         filled: list[str] | None = None
         try:
             outline = self._by_sentinels(conversation, shown, generation, absent)
-            filled = fill(true, outline, contents)
+            filled = self._filled(conversation, true, outline, absent)
         except (TemplateRefusal, *RENDER_ERRORS):
             pass  # the template looks into the contents; true renderings decide
         if filled is None:
             outline, filled = self._by_difference(conversation, shown, true, generation, absent), []
         return outline.parts(shown, filled, self._train_empty_think)
+
+    def _filled(
+        self, conversation: Conversation, true: str, outline: TemplateOutline, absent: bool
+    ) -> list[str] | None:
+        """Return what stands in the holes of an outline, or None if the contents do not explain the true renderings."""
+        out: list[str] = []
+        for extract in outline.extracts:
+            shown = self._shown(conversation.head(extract.turns))
+            contents = {2 * i: t.content for i, t in enumerate(shown.turns) if t.content}
+            contents |= {2 * i + 1: t.reasoning for i, t in enumerate(shown.turns) if t.reasoning}
+            whole = len(outline.extracts) == 1
+            found = fill(
+                true if whole else self._render(shown, extract.generation, absent), extract, contents
+            )
+            if found is None:
+                return None
+            out += found
+        return out
 
     def _shown(self, conversation: Conversation) -> Conversation:
         """Apply the thinking policy; put thoughts into the content where the template knows no other place."""
@@ -224,7 +247,7 @@ class JinjaTemplate:
             (t.role, *_traits(t), *_traits(s), t.calls, t.name, t.tool_call_id, t.call_ids)
             for t, s in zip(conversation.turns, shown.turns, strict=True)
         ]
-        key: Any = (*shape, shown.last_query, generation, absent)
+        key: Any = (*shape, shown.last_query, conversation.last_trained, generation, absent)
         if shown.tools or shown.variables or any(t.calls for t in shown.turns):
             key = _dumps([key, shown.tools, shown.variables])
         found = self._shapes.get(key)
@@ -244,11 +267,42 @@ class JinjaTemplate:
         self, conversation: Conversation, shown: Conversation, generation: bool, absent: bool
     ) -> TemplateOutline:
         full = self._sentinels(conversation, generation, absent)
-        outline = self._outline(conversation, full, self._sentinels, absent)
+        whole = [Extract.of(full, len(conversation.turns), generation)]
+        outline = self._outline(conversation, full, self._sentinels, absent, extracts=whole)
+        last = conversation.last_trained
+        if last == len(shown.turns) - 1 and last in {a.turn for a in outline.lost}:
+            outline = self._behind_its_prompt(conversation, last, absent) or outline
+        slots = {s for e in outline.extracts for s in e.slots[e.skip :]}
         for i, t in enumerate(shown.turns):
-            if t.content and 2 * i not in outline.slots:
-                raise TemplateRefusal(f"the chat template leaves out turn {i} ({t.role})")
+            if t.content and 2 * i not in slots:
+                of_record = conversation.turns[i]
+                inside = not self.splits_thoughts and (of_record.reasoning or THINK_END in of_record.content)
+                hint = "; its thoughts stand inside its content, for the template has no other place: render.thinking=strip leaves them out"
+                raise TemplateRefusal(
+                    f"the chat template leaves out turn {i} ({t.role}){hint if inside else ''}"
+                )
         return outline
+
+    def _behind_its_prompt(self, conversation: Conversation, i: int, absent: bool) -> TemplateOutline | None:
+        """Return the generation prompt of the last turn and what the template writes of it; None where that is not to be found."""
+        if not i:
+            return None
+        prompt = self._sentinels(conversation.head(i), True, absent)
+        alone = self._sentinels(conversation, False, absent)
+        adds = self._adds_thoughts(conversation, self._sentinels, absent)
+        own = self._generated(conversation, i, prompt, alone, adds)
+        if own is None:
+            return None
+        extracts = [Extract.of(prompt, i, True), Extract.of(alone, i + 1, False, own.start)]
+        outline = self._outline(
+            conversation,
+            own.text,
+            self._sentinels,
+            absent,
+            extracts=extracts,
+            thoughts=2 * i + 1 if own.thoughts else None,
+        )
+        return None if i in {a.turn for a in outline.lost} else outline
 
     def _by_difference(
         self, conversation: Conversation, shown: Conversation, true: str, generation: bool, absent: bool
@@ -267,14 +321,20 @@ class JinjaTemplate:
                     f"the chat template changes contents, so turn {i} ({t.role}) cannot have a loss weight of its own"
                 )
         outline = self._outline(conversation, full, self._render_marked, absent)
+        answers = {a.turn: a for a in outline.answers}
+        # an assistant's turn without loss may stand in history without its thoughts
+        contents = [
+            (
+                split_reasoning(t.content)[0] if t.role == "assistant" and i not in answers else t.content
+            ).strip()
+            for i, t in enumerate(shown.turns)
+        ]
         for i, t in enumerate(shown.turns):
-            answer = next((a for a in outline.answers if a.turn == i), None)
+            answer = answers.get(i)
             said = true if answer is None else _text(outline.atoms[answer.start : answer.end])
-            if t.content.strip() not in said:
+            if contents[i] not in said:
                 raise TemplateRefusal(f"the chat template changes the content of turn {i} ({t.role})")
-            if answer and not _in_order(
-                [u.content.strip() for u in shown.turns[i + 1 :]], _text(outline.atoms[answer.end :])
-            ):
+            if answer and not _in_order(contents[i + 1 :], _text(outline.atoms[answer.end :])):
                 raise TemplateRefusal(self._open(i))
         return outline
 
@@ -287,11 +347,15 @@ class JinjaTemplate:
         full: str,
         render: Callable[[Conversation, bool, bool], str],
         absent: bool,
+        *,
+        extracts: Sequence[Extract] = (),
+        thoughts: int | None = None,
     ) -> TemplateOutline:
         """Find each answer: it starts where the generation prompt ends, and is what the template writes of it as the last turn."""
         regions: list[Region] = []
         lost: list[LostAnswer] = []
         last = len(conversation.turns) - 1
+        adds = self._adds_thoughts(conversation, render, absent)
         for i, t in enumerate(conversation.turns):
             if t.role != "assistant":
                 continue
@@ -303,15 +367,22 @@ class JinjaTemplate:
                 continue
             prompt = render(conversation.head(i), True, absent)
             alone = full if i == last else render(conversation.head(i + 1), False, absent)
-            if not full.startswith(prompt) or not alone.startswith(prompt):
+            own = (
+                _Generated(full, len(prompt))
+                if i == last and len(extracts) > 1
+                else self._generated(conversation, i, prompt, alone, adds)
+            )
+            if not full.startswith(prompt) or own is None:
                 lost.append(LostAnswer(i, "context_differs", _difference(prompt, full, alone)))
                 continue
-            end = self._end(alone, len(prompt))
-            if end is None or any(int(m.group(1)) // 2 != i for m in SLOT.finditer(alone, len(prompt), end)):
+            end = self._end(own.text, len(prompt))
+            if end is None or any(
+                int(m.group(1)) // 2 != i for m in SLOT.finditer(own.text, len(prompt), end)
+            ):
                 lost.append(LostAnswer(i, "not_ended", self._open(i)))
                 continue
-            answer = alone[len(prompt) : end]
-            if any(int(m.group(1)) // 2 == i for m in SLOT.finditer(alone, end)):
+            answer = own.text[len(prompt) : end]
+            if any(int(m.group(1)) // 2 == i for m in SLOT.finditer(own.text, end)):
                 raise TemplateRefusal(f"turn {i} (assistant) goes on behind its end-of-turn token")
             _check_calls(i, t, answer.replace(MARK, ""))
             region = self._region(i, full, len(prompt), answer)
@@ -328,10 +399,51 @@ class JinjaTemplate:
             regions,
             lost,
             len(conversation.turns),
+            extracts=extracts,
+            thoughts=thoughts,
             controls=self._marked,
             id_of=self._id_of,
             stops=self._stops,
         )
+
+    def _adds_thoughts(
+        self, conversation: Conversation, render: Callable[[Conversation, bool, bool], str], absent: bool
+    ) -> bool:
+        """Whether generation writes thoughts that the template cuts: not where the first generation prompt closes their block."""
+        if not self._inspected.cuts_thoughts or all(t.reasoning is None for t in conversation.turns):
+            return False
+        first = next((i for i, t in enumerate(conversation.turns) if i and t.role == "assistant"), 0)
+        return bool(first) and not closes(render(conversation.head(first), True, absent))
+
+    def _generated(
+        self, conversation: Conversation, i: int, prompt: str, alone: str, adds: bool
+    ) -> _Generated | None:
+        """Return what generation has and writes of turn `i`; None where the rendering does not say.
+
+        Args:
+            conversation: Any.
+            i: Index of an assistant turn.
+            prompt: The generation prompt of the turns before it.
+            alone: The rendering that ends with the turn.
+            adds: Whether thoughts that the turn has are put in.
+        """
+        found = (len(prompt), prompt) if alone.startswith(prompt) else aligned(prompt, alone)
+        if found is None:
+            return None
+        start, fed = found
+        rest = alone[start:]
+        adds = adds and bool(self._shown(conversation.head(i + 1)).turns[i].reasoning)
+        if adds and not SLOT.search(alone):
+            return None  # without sentinels thoughts have no place that could be proven
+        opened = opens(prompt)
+        if adds:
+            head = "" if opened else "<think>\n"
+            closing = "" if starts_closed(rest) else "\n</think>\n\n"
+            return _Generated(f"{prompt}{head}{OPEN}{2 * i + 1}{CLOSE}{closing}{rest}", start, thoughts=True)
+        shows = f"{OPEN}{2 * i + 1}{CLOSE}" in rest
+        if fed != prompt and (opened or shows or empty_block("", rest)):
+            return None
+        return _Generated(prompt + rest, start)
 
     def _inlined_otherwise(self, conversation: Conversation, i: int) -> str | None:
         """Return how the texts of turn `i`, or before it, change with the turns behind it: sentinels do not show that."""
@@ -349,7 +461,7 @@ class JinjaTemplate:
 
     def _region(self, i: int, full: str, start: int, answer: str) -> Region | None:
         """Return where an answer lies, with or without the empty think block that it has as the last turn."""
-        block = _empty_block(full[:start], answer)
+        block = empty_block(full[:start], answer)
         if full.startswith(answer, start):
             return Region(i, start, start + min(block, len(answer)), start + len(answer))
         if block and not self._train_empty_think and full.startswith(answer[block:], start):
@@ -434,16 +546,6 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for v in value:
             yield from _strings(v)
-
-
-def _empty_block(prompt: str, answer: str) -> int:
-    """Return how long the empty think block at the head of an answer is, its opening perhaps in the prompt; 0 for none."""
-    for opened, closed in _OPENED:
-        if opened.search(prompt):
-            found = closed.match(answer)
-            return found.end() if found else 0
-    found = _EMPTY.match(answer)
-    return found.end() if found else 0
 
 
 def _difference(prompt: str, full: str, alone: str) -> str:

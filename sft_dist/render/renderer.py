@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,7 +24,7 @@ from sft_dist.render.resolve import resolve_template
 from sft_dist.render.tokenizer import TextTokenizer
 from sft_dist.render.untemplated import read_tokens, token_segments, write_text
 
-RENDER_VERSION = 2  # raise it whenever the same example would give other tokens or other spans
+RENDER_VERSION = 3  # raise it whenever the same example would give other tokens or other spans
 
 
 class Renderer:
@@ -130,7 +131,7 @@ class Renderer:
         conversation = self._read(example)
         if isinstance(conversation, Drop):
             return
-        draft = self._layout.draft(conversation, generation=False)
+        conversation, draft = self._laid_out(conversation)
         for lost in draft.lost if isinstance(draft, Rendering) else ():
             if not conversation.turns[lost.turn].weight or lost.reason == "not_ended":
                 continue
@@ -196,9 +197,16 @@ class Renderer:
         roles: list[Role] = [*(t.role for t in conversation.turns), "assistant"]
         return self._encoder.segments(draft, roles)
 
+    @property
+    def exported_text(self) -> str:
+        """The template text with a note of the date that training was told, where it reads the date: serving has its own."""
+        if self.clock is None:
+            return self.template_text
+        return f"{{# strftime_now was {self.clock.isoformat(timespec='minutes')} in training and evaluation #}}{{{{- '' }}}}{self.template_text}"
+
     def save_tokenizer(self, folder: Path) -> None:
         """Write tokenizer and chat template as `transformers.AutoTokenizer` opens them; servers stop at our stop token."""
-        self.tokenizer.save(folder, template_text=self.template_text, eos=self.stop_tokens[0])
+        self.tokenizer.save(folder, template_text=self.exported_text, eos=self.stop_tokens[0])
 
     def _read(self, example: Example) -> Conversation | Drop:
         return read_conversation(
@@ -220,8 +228,21 @@ class Renderer:
             else self._checked_conversation(conversation, counts)
         )
 
-    def _checked_conversation(self, conversation: Conversation, counts: Counter[str]) -> Rendering | Drop:
+    def _laid_out(self, conversation: Conversation) -> tuple[Conversation, Rendering | Drop]:
+        """Return the draft of a conversation, and the conversation up to where the draft goes.
+
+        What stands behind the last answer that carries loss is left out where it costs that answer its loss.
+        """
         draft = self._layout.draft(conversation, generation=False)
+        last = conversation.last_trained
+        if last is None or last + 1 == len(conversation.turns) or not _loses(draft, last):
+            return conversation, draft
+        head = conversation.head(last + 1)
+        shorter = self._layout.draft(head, generation=False)
+        return (conversation, draft) if _loses(shorter, last) else (head, shorter)
+
+    def _checked_conversation(self, conversation: Conversation, counts: Counter[str]) -> Rendering | Drop:
+        conversation, draft = self._laid_out(conversation)
         if isinstance(draft, Drop):
             return draft
         if any(t.parts for t in conversation.turns):
@@ -267,10 +288,11 @@ class Renderer:
         last = lost[-1]
         what = "answer" if last.reason == "answer_differs" else "context"
         said = f"the {what} of turn {last.turn} (assistant) is not what generation would have: {last.detail}"
-        quiet = replace(conversation, variables={**conversation.variables, "enable_thinking": False})
-        other = self._layout.draft(quiet, generation=False)
-        if isinstance(other, Rendering) and last.turn not in {a.turn for a in other.lost}:
-            said += "; with render.template_kwargs={enable_thinking: false} it would be"
+        for name, value in product(("enable_thinking", "thinking"), (False, True)):
+            changed = replace(conversation, variables={**conversation.variables, name: value})
+            other = self._layout.draft(changed, generation=False)
+            if isinstance(other, Rendering) and last.turn not in {a.turn for a in other.lost}:
+                return f"{said}; with render.template_kwargs={{{name}: {str(value).lower()}}} it would be"
         return said
 
     def _encode(self, drafts: Sequence[Rendering]) -> list[Tokens | Drop]:
@@ -297,6 +319,11 @@ def _collector_paused() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def _loses(draft: Rendering | Drop, turn: int) -> bool:
+    """Whether the answer of a turn carries no loss in a draft."""
+    return isinstance(draft, Drop) or turn in {a.turn for a in draft.lost}
 
 
 def _only(conversation: Conversation, turn: int) -> Conversation:

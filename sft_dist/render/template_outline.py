@@ -30,6 +30,31 @@ class Region(NamedTuple):
     end: int
 
 
+class Extract(NamedTuple):
+    """A rendering with holes that gives a document its text, from one hole on.
+
+    Attributes:
+        turns: How many turns are rendered.
+        generation: Whether the generation prompt ends it.
+        literals: Template text around the holes, one more than holes.
+        slots: Hole numbers in order: 2i the content, 2i+1 the reasoning of turn i.
+        skip: How many of the holes come before what is taken.
+    """
+
+    turns: int
+    generation: bool
+    literals: tuple[str, ...]
+    slots: tuple[int, ...]
+    skip: int = 0
+
+    @classmethod
+    def of(cls, text: str, turns: int, generation: bool, start: int = 0) -> Extract:
+        """Cut a sentinel rendering at its holes; what is taken begins at character `start`."""
+        literals = tuple(t.replace(MARK, "") for t in SLOT.split(text)[::2])
+        slots = tuple(int(m.group(1)) for m in SLOT.finditer(text))
+        return cls(turns, generation, literals, slots, sum(1 for _ in SLOT.finditer(text, 0, start)))
+
+
 class Atom(NamedTuple):
     """A piece of an outline: a control token's id, template text, or (`slot`) a hole for record text."""
 
@@ -47,16 +72,17 @@ class TemplateOutline:
     Attributes:
         atoms: The rendering in order.
         answers: As in a draft, counted in atoms.
-        literals: Template text around the holes, one more than holes.
-        slots: Hole numbers in order: 2i the content, 2i+1 the reasoning of turn i.
+        extracts: The renderings that it consists of: the whole conversation, or the generation prompt of its last answer
+            and that answer.
         lost: Assistant turns that cannot carry loss.
+        thoughts: Hole of thoughts that generation writes and the template nowhere shows; None where there are none.
     """
 
     atoms: tuple[Atom, ...]
     answers: tuple[Answer, ...]
-    literals: tuple[str, ...]
-    slots: tuple[int, ...]
+    extracts: tuple[Extract, ...]
     lost: tuple[LostAnswer, ...]
+    thoughts: int | None = None
 
     def parts(self, conversation: Conversation, filled: Sequence[str], train_empty_think: bool) -> Rendering:
         """Put contents and weights in; an empty content gives no part."""
@@ -66,7 +92,11 @@ class TemplateOutline:
         index: list[int] = []  # atom -> part
         for atom in self.atoms:
             index.append(len(parts))
-            payload = atom.payload if atom.slot is None else next(texts)
+            payload = atom.payload if atom.slot is None else ""
+            if atom.slot is not None and atom.slot == self.thoughts:
+                payload = (turns[atom.turn].reasoning or "").strip("\n")
+            elif atom.slot is not None:
+                payload = next(texts)
             if payload == "":
                 continue
             if atom.kind == "frame":
@@ -96,6 +126,8 @@ def build(
     lost: Sequence[LostAnswer],
     n_turns: int,
     *,
+    extracts: Sequence[Extract],
+    thoughts: int | None,
     controls: re.Pattern[str],
     id_of: Callable[[str], int],
     stops: Sequence[str],
@@ -108,6 +140,8 @@ def build(
         regions: Where the answers lie.
         lost: Assistant turns without a region.
         n_turns: Turns of the conversation; template text after the last content belongs to turn `n_turns`.
+        extracts: The renderings that `full` consists of.
+        thoughts: Hole of thoughts that none of them has.
         controls: Pattern of control tokens, a MARK before them included.
         id_of: Control token -> id.
         stops: Control tokens that end a turn.
@@ -136,9 +170,9 @@ def build(
     return TemplateOutline(
         atoms=tuple(atoms),
         answers=tuple(Answer(r.turn, at[r.start], at[r.content], at[r.end]) for r in regions),
-        literals=tuple(t.replace(MARK, "") for t in SLOT.split(full)[::2]),
-        slots=tuple(s for _, s in slots),
+        extracts=tuple(extracts),
         lost=tuple(lost),
+        thoughts=thoughts,
     )
 
 
@@ -157,14 +191,14 @@ def _pieces(full: str, borders: Sequence[int], controls: re.Pattern[str]) -> Ite
         position = end
 
 
-def fill(true: str, outline: TemplateOutline, contents: Mapping[int, str]) -> list[str] | None:
-    """Return what stands in each hole of the true rendering, or None if the contents do not explain it."""
-    if not true.startswith(outline.literals[0]):
+def fill(true: str, extract: Extract, contents: Mapping[int, str]) -> list[str] | None:
+    """Return what stands in each hole that is taken of the true rendering, or None if the contents do not explain it."""
+    if not true.startswith(extract.literals[0]):
         return None
-    position = len(outline.literals[0])
+    position = len(extract.literals[0])
     out = []
-    last = len(outline.slots) - 1
-    for i, (slot, literal) in enumerate(zip(outline.slots, outline.literals[1:], strict=True)):
+    last = len(extract.slots) - 1
+    for i, (slot, literal) in enumerate(zip(extract.slots, extract.literals[1:], strict=True)):
         for variant in _variants(contents[slot]):
             end = position + len(variant)
             if true.startswith(variant, position) and (
@@ -175,7 +209,7 @@ def fill(true: str, outline: TemplateOutline, contents: Mapping[int, str]) -> li
             return None
         out.append(variant)
         position = end + len(literal)
-    return out if position == len(true) else None
+    return out[extract.skip :] if position == len(true) else None
 
 
 def _variants(text: str) -> Iterator[str]:

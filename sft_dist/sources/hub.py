@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class HubReader(FileSource):
         subset: str | None = None,
         split: str = "train",
         revision: str | None = None,
+        data_files: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
         format: str = "messages",  # noqa: A002  the config's name
         fields: Mapping[str, str] | None = None,
         prompts: bool = False,
@@ -59,7 +60,7 @@ class HubReader(FileSource):
                     f"it has {', '.join(OUR_FIELDS[format])}.{nearest(ours, OUR_FIELDS[format])}"
                 )
         self._where = f"{path}{f'/{subset}' if subset else ''}:{split}"
-        self._rows = _load(path, subset, split, revision)
+        self._rows = _load(path, subset, split, revision, data_files)
         present = list(self._rows.column_names)
         for ours, column in self._columns.items():
             if column not in present:
@@ -69,7 +70,7 @@ class HubReader(FileSource):
                 )
         files = sorted(Path(f["filename"]) for f in self._rows.cache_files)
         options = {"path": path, "subset": subset, "split": split, "revision": revision, "prompts": prompts}
-        options |= turns
+        options |= {**turns, **({"data_files": data_files} if data_files is not None else {})}
         super().__init__(
             name, files, task=task, dataset=dataset, format=format, fields=self._columns, **options
         )
@@ -126,20 +127,33 @@ def _others(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any
     return {k: v for k, v in row.items() if k not in columns}
 
 
-def _load(path: str, subset: str | None, split: str, revision: str | None) -> Any:
+def _load(path: str, subset: str | None, split: str, revision: str | None, data_files: Any) -> Any:
     datasets = import_datasets()
     place = Path(path).expanduser()
     saved = place.is_dir() and any((place / f).is_file() for f in ("state.json", "dataset_dict.json"))
+    if saved and data_files is not None:
+        raise UserError(
+            f"{path} was written by save_to_disk, of which single files cannot be read; remove data_files, or name the folder of the "
+            "original files"
+        )
+    if isinstance(data_files, Mapping):
+        data_files = {k: v if isinstance(v, str) else list(v) for k, v in data_files.items()}
+    elif data_files is not None and not isinstance(data_files, str):
+        data_files = list(data_files)
     try:
         if not saved:
             return datasets.load_dataset(
-                str(place) if place.exists() else path, subset, split=split, revision=revision
+                str(place) if place.exists() else path,
+                subset,
+                split=split,
+                revision=revision,
+                data_files=data_files,
             )
         found = datasets.load_from_disk(str(place))
     except Exception as error:  # the library raises a dozen kinds, each for a mistake in path, name or split
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"`datasets` cannot open {path!r} (subset {subset}, split {split}, revision {revision}): {reason}; "
+            f"`datasets` cannot open {path!r} (subset {subset}, split {split}, revision {revision}, files {data_files}): {reason}; "
             "check the names, and that the hub or its cache can be reached"
         ) from error
     if not isinstance(found, datasets.DatasetDict):

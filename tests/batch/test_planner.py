@@ -138,8 +138,8 @@ def test_hash_tells_stores_apart(make_corpus, tmp_path):
     [
         # Documents of 3, 5 and 6 tokens in rows of 4; the second trains its first answer token, the third its last two.
         ("drop", [(0, 0, 3)], {"too_long": 2}),
-        ("truncate_prompt", [(0, 0, 3), (2, 2, 4)], {"no_target_after_truncation": 1}),
-        ("truncate_answer", [(0, 0, 3), (1, 0, 4)], {"no_target_after_truncation": 1}),
+        ("truncate_prompt", [(0, 0, 3), (2, 2, 4)], {"answer_exceeds_row": 1}),
+        ("truncate_answer", [(0, 0, 3), (1, 0, 4)], {"prompt_exceeds_row": 1}),
     ],
 )
 def test_too_long(make_corpus, too_long, expected, dropped):
@@ -160,6 +160,32 @@ def test_too_long(make_corpus, too_long, expected, dropped):
     assert plan.counts.dropped == dropped
     assert plan.counts.truncated == len(expected) - 1
     assert plan.counts.drawn == 3
+
+
+def test_no_answer_is_trained_without_its_prompt(make_corpus):
+    """Rows of 32 tokens, so two tokens of a prompt are the least. Documents end with their last answer."""
+    docs = {
+        "its beginning is cut": (40, [(6, 34)]),
+        "one token of its prompt would remain": (40, [(9, 31)]),
+        "two tokens of its prompt remain": (40, [(10, 30)]),
+        "an earlier answer is cut, the next has its question": (40, [(4, 10), (20, 20)]),
+        "an earlier answer in two weights": (40, [(4, 2), (6, 8), (20, 20)]),
+        "a text without a prompt": (40, [(1, 39)]),
+    }
+    corpus = make_corpus({"a": [(range(n), [(*s, 1.0) for s in spans]) for n, spans in docs.values()]})
+    kept = corpus.slices(np.arange(len(docs)), 32, keep_end=True)
+    assert list(
+        zip(kept.starts.tolist(), kept.lengths.tolist(), kept.target_tokens.tolist(), strict=True)
+    ) == [
+        (40, 0, 0),
+        (40, 0, 0),
+        (8, 32, 30),
+        (14, 26, 20),
+        (14, 26, 20),
+        (8, 32, 31),
+    ]
+    counts = planner(corpus, seq_len=32, too_long="truncate_prompt", rows_per_step=1).epoch(0).counts
+    assert (counts.truncated, counts.dropped) == (4, {"answer_exceeds_row": 2})
 
 
 def test_too_long_is_an_error_when_asked(make_corpus):

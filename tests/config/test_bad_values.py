@@ -58,6 +58,8 @@ BAD: list[tuple[str, Any]] = [
     ("data.dir", "data\x00"),
     ("data.sources", {"s" * 300: {"kind": "demo"}}),
     ("data.sources", {"demo": {"kind": "demo", "weight": INF}}),
+    ("data.sources", {"demo": {"kind": "demo"}, "t": {"kind": "text", "path": "x.txt", "use": "seen"}}),
+    ("data.sources", {"demo": {"kind": "demo"}, "t": {"kind": "tokens", "path": "x", "use": "heldout"}}),
     ("data.sources", {"demo": {"kind": "demo", "weight": NAN}}),
     ("data.sources", {"demo": {"kind": "demo", "take_share": True}}),
     ("data.sources", {"demo": {"kind": "demo", "take_examples": True}}),

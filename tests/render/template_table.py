@@ -235,7 +235,8 @@ def outcome(renderer: Renderer, shape: str) -> str:
         return tokens.reason
     lost = renderer.counts["context_differs"] + renderer.counts["answer_differs"]
     trained = renderer.counts["answers"]
-    return f"exact, {trained} of {trained + lost}" if lost else "exact"
+    said = f"exact, {trained} of {trained + lost}" if lost else "exact"
+    return f"{said}, no thoughts" if renderer.counts["thoughts_dropped"] else said
 
 
 def table(renderers: dict[str, Renderer]) -> Iterator[str]:
@@ -248,10 +249,11 @@ def table(renderers: dict[str, Renderer]) -> Iterator[str]:
 
 
 def cell(result: str) -> str:
-    """A cell: e for exact, e 1/2 where some answers carry no loss, else the letter of the reason."""
-    if result.startswith("exact, "):
-        return "e " + result.removeprefix("exact, ").replace(" of ", "/")
-    return {"exact": "e", **{reason: letter for letter, (reason, _) in REASONS.items()}}[result]
+    """A cell: e for exact, e 1/2 where some answers carry no loss, q without thoughts, else the letter of the reason."""
+    if result.startswith("exact"):
+        said = result.removeprefix("exact").removesuffix(", no thoughts")
+        return ("q" if result.endswith("no thoughts") else "e") + said.replace(", ", " ").replace(" of ", "/")
+    return {reason: letter for letter, (reason, _) in REASONS.items()}[result]
 
 
 REASONS = {
@@ -274,6 +276,8 @@ what carries loss is what the template writes of that answer as the last turn, u
 
 * `e`: exact, every answer carries loss. `e 1/2`: exact, and one of two answers carries no loss, because the template shows
   it, or what stands before it, otherwise in history than generation has it; counted, and said by `check`.
+* `q`: exact, but trained without its thoughts, because the generation prompt says that there are none, or the template has
+  no place for them; counted, and said by `check`.
 {reasons}
 
 Nothing else is possible: what is not exact is dropped, counted, and named in rejects/ with its reason.
@@ -282,6 +286,13 @@ Shapes: {shapes}
 
 A template is tried in the ways in which templates differ: tools with and without their wrapper, the content of a turn that
 only calls empty or absent, arguments as an object or as JSON text. The first way that leaves nothing out is taken.
+
+Where the whole conversation as the template shows it would cost the last answer its loss, the document is what generation
+has: the generation prompt of the last turn, and behind it what the template writes of that turn. So a template that leaves
+out the thoughts of earlier turns once an answer follows (gpt-oss, Kimi), or that shows an empty think block to generation
+alone (Gemma 4), still trains that answer, and of the history what generation wrote. A template that cuts thoughts even
+from the last answer (DeepSeek R1, QwQ) leaves them to generation: they are put before the answer, unless the generation
+prompt has closed their block.
 """
 
 

@@ -18,6 +18,7 @@ from sft_dist.render.renderer import Renderer
 from sft_dist.render.tokenizer import TextTokenizer
 
 EMPTY_BLOCK = re.compile(r"\s*(<think>)?\s*</think>\n*|<\|channel>thought\s*<channel\|>\n*")
+PROMPT_BLOCK = re.compile(r"<\|channel>thought\s*<channel\|>\n*\Z")  # of a generation prompt alone
 
 
 @pytest.fixture(scope="module")
@@ -133,15 +134,22 @@ def _compare(tokenizer, renderer, messages, tools, variables, tokens):
                 whole = tokenizer.apply_chat_template(
                     messages[: i + 1], tools=tools, tokenize=False, **variables
                 )
-                prompt = before
-                fits.append((i, _must_write(whole, prompt, between, text, renderer.stop_tokens)))
+                history = tokenizer.apply_chat_template(
+                    messages[:i], tools=tools, tokenize=False, **variables
+                )
+                header = fed_text.removeprefix(history)
+                fits.append((i, _must_write(whole, before, between, header, text, renderer.stop_tokens)))
         if not any(ok for _, ok in fits):
             return f"{text!r} fits no turn: {fits}"
     return None
 
 
-def _must_write(whole, prompt, between, text, stops):
-    """Whether `text` is all that is written of the last turn behind the prompt, up to the token that ends the turn."""
+def _must_write(whole, prompt, between, header, text, stops):
+    """Whether `text` is all that is written of the last turn behind the prompt, up to the token that ends the turn.
+
+    A template may rewrite the turns before the last one, or show an empty think block to generation alone. Then what it
+    writes behind the header of the turn counts. It may also show the thoughts of no turn: generation writes them.
+    """
     stop = next((s for s in stops if text.endswith(s)), None)
     if stop is None or any(s in text[: -len(stop)] for s in stops):
         return False
@@ -149,7 +157,10 @@ def _must_write(whole, prompt, between, text, stops):
     starts = [prompt, prompt.removesuffix(between)]
     rest = next((whole[len(p) :] for p in starts if whole.startswith(p)), None)
     if rest is None:
-        return False
+        header = PROMPT_BLOCK.sub("", header)
+        at = whole.rfind(header, 0, whole.rfind(text)) if header.strip() and text in whole else -1
+        rest = whole[at + len(header) :].rstrip()
+        return at >= 0 and text in (rest, EMPTY_BLOCK.sub("", rest, count=1))
     found = EMPTY_BLOCK.match(rest)
     rests = [rest, rest[found.end() :] if found else rest]
     # a template that leaves the last answer open ends it with the opening of the next turn
@@ -173,7 +184,7 @@ def _check(renderers, opened):
             ):
                 wrong[name, shape] = why
             seen["exact"] += 1
-    assert not wrong
+    assert not wrong, wrong
     return seen
 
 
@@ -284,3 +295,81 @@ def test_expanding_leaves_alone_what_history_shows_as_it_was():
     assert [
         len(d) for d in expanding.documents([example("system, three rounds"), example("question, answer")])
     ] == [1, 1]
+
+
+def document(name, ex, **options):
+    """(what generation is fed, what carries loss) of the only document of an example."""
+    known = own_renderers()[name]
+    renderer = Renderer(TextTokenizer.load(known.tokenizer.path), clock=template_table.CLOCK, **options)
+    [tokens] = renderer.documents([ex])[0]
+    ids = tokens.ids.tolist()
+    spans = [(s.start, s.start + s.length) for s in tokens.spans]
+    texts = [renderer.tokenizer.decode(ids[a:b]) for a, b in spans]
+    return renderer, ids, spans, texts
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "trained"),
+    [
+        (
+            "gpt_oss",  # history loses the thoughts of a call once an answer follows; generation never had it so
+            "thoughts, call, result, answer",
+            [
+                (
+                    "<|channel|>analysis<|message|>Look it up.<|end|><|start|>assistant to=functions.get_weather"
+                    '<|channel|>commentary json<|message|>{"city": "Paris"}<|call|>'
+                ),
+                "<|channel|>analysis<|message|>Easy.<|end|><|start|>assistant<|channel|>final<|message|>12.<|return|>",
+            ],
+        ),
+        (
+            "kimi",
+            "thoughts in two rounds",
+            ["<think>First.</think>I am fine.<|im_end|>", "<think>Then.</think>Better.<|im_end|>"],
+        ),
+        ("gemma4", "two rounds", ["Better.<turn|>"]),  # the empty block of the prompt stands in no history
+        ("deepseek_r1", "thoughts in two rounds", ["Then.\n</think>\n\nBetter.<｜end▁of▁sentence｜>"]),
+    ],
+)
+def test_the_last_answer_is_trained_behind_what_generation_is_fed(name, shape, trained):
+    ex = example(shape)
+    renderer, ids, spans, texts = document(name, ex)
+    assert texts == trained
+    fed = renderer.prompt(ex)
+    assert ids[: len(fed)] == fed
+    assert spans[-1] == (len(fed), len(ids) - (name == "gemma4"))  # which writes a line end behind a turn
+
+
+def test_earlier_answers_without_loss_are_counted_and_get_documents_of_their_own():
+    ex = example("thoughts in two rounds")
+    renderer, *_ = document("deepseek_r1", ex)
+    assert (renderer.counts["answers"], renderer.counts["context_differs"]) == (1, 1)
+    known = own_renderers()["deepseek_r1"]
+    expanding = Renderer(TextTokenizer.load(known.tokenizer.path), expand_turns=True)
+    documents = expanding.documents([ex])[0]
+    decode = expanding.tokenizer.decode
+    assert [[decode(d.ids[s.start : s.start + s.length].tolist()) for s in d.spans] for d in documents] == [
+        ["Then.\n</think>\n\nBetter.<｜end▁of▁sentence｜>"],
+        ["First.\n</think>\n\nI am fine.<｜end▁of▁sentence｜>"],
+    ]
+
+
+def test_a_prompt_that_closes_the_think_block_leaves_thoughts_out_and_they_are_counted():
+    ex = example("thoughts")
+    renderer, _, _, texts = document("deepseek", ex)
+    assert (texts, renderer.counts["thoughts_dropped"]) == (["I am fine.<｜end▁of▁sentence｜>"], 1)
+    renderer, _, _, texts = document("deepseek", ex, template_kwargs={"thinking": True})
+    assert (texts, renderer.counts["thoughts_dropped"]) == (
+        ["I feel well.</think>I am fine.<｜end▁of▁sentence｜>"],
+        0,
+    )
+    dropped = own_renderers()["gemma4"].render([ex])[0]  # whose history would show them behind an empty block
+    assert dropped.detail.endswith("; with render.template_kwargs={enable_thinking: true} it would be")
+
+
+def test_turns_behind_the_last_answer_do_not_cost_it_its_loss():
+    messages = example("thoughts").messages + example("two rounds").messages[2:3]
+    asked = make_example(task="t", source="s", messages=messages)
+    _, ids, spans, texts = document("qwen3_5", asked)
+    assert texts == ["I feel well.\n</think>\n\nI am fine.<|im_end|>"]
+    assert spans[0][1] == len(ids) - 1  # a line end follows, and no question

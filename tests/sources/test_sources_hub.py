@@ -45,6 +45,31 @@ def test_a_folder_with_a_field_mapping(cache, folder):
     assert all(f.is_file() for f in source.files())
 
 
+def test_data_files_say_which_files_of_a_dataset_are_read(cache, folder):
+    (folder / "more").mkdir()
+    (folder / "more" / "extra.jsonl").write_text('{"q": "3+3", "a": "6", "kind": "sum"}\n')
+    options = {"format": "alpaca", "fields": {"instruction": "q", "output": "a"}}
+
+    def read(path, **given):
+        source = HubReader("h", path=str(path), **given, **options)
+        return [e.instruction for e in source if not isinstance(e, BadRecord)], source.fingerprint()
+
+    some, key = read(folder, data_files="more/*.jsonl")
+    assert some == ["3+3"]
+    assert read(folder, data_files=("train.jsonl", "more/extra.jsonl"))[0] == ["1+1", "2-1", "3+3"]
+    assert read(folder, split="dev", data_files={"dev": "more/extra.jsonl"})[0] == ["3+3"]
+    assert read("json", data_files=str(folder / "more" / "extra.jsonl"))[0] == ["3+3"]
+    assert key not in {read(folder, data_files="train.jsonl")[1], read(folder)[1]}
+    with pytest.raises(UserError, match=r"files absent\.jsonl\): .*absent\.jsonl"):
+        read(folder, data_files="absent.jsonl")
+
+
+def test_files_of_a_saved_dataset_are_refused(cache, tmp_path):
+    cache.Dataset.from_list([{"a": 1}]).save_to_disk(tmp_path / "saved")
+    with pytest.raises(UserError, match="written by save_to_disk, of which single files cannot be read"):
+        HubReader("h", path=str(tmp_path / "saved"), data_files="x.arrow")
+
+
 def test_conversations_saved_to_disk(cache, tmp_path):
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     data = cache.Dataset.from_list([{"talk": turns, "set": "a"}])

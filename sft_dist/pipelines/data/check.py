@@ -153,4 +153,4 @@ def _summary(
         marks = (*marks, *prepared.lineage.warnings)
     if planner.epoch(0).n_steps == 1:
         marks = (*marks, _ONE_STEP)
-    return replace(summary, warnings=(*summary.warnings, *lost_answers(corpus.stores), *marks))
+    return replace(summary, warnings=(*summary.warnings, *lost_answers(corpus.stores, config.render), *marks))

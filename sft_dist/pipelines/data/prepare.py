@@ -145,7 +145,7 @@ def prepare(
             _build_eval_stores(folder, config, renderer, progress)
     built = [Store.open(path) for path in stores.values() if (path / "manifest.json").is_file()]
     lineage = lineage_of(config, _evaluated(config, folder)) if config.model.from_run else None
-    for sentence in (*lost_answers(built), *(lineage.warnings if lineage else ())):
+    for sentence in (*lost_answers(built, config.render), *(lineage.warnings if lineage else ())):
         progress(f"warning: {sentence}")
     return Prepared(
         stores=stores,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sft_dist.batch.epoch_plan import EpochPlan
+from sft_dist.batch.epoch_plan import EpochPlan, PlanCounts
 from sft_dist.batch.planner import Planner
 from sft_dist.batch.shared_plan import NodePlans
 from sft_dist.config import RunConfig
@@ -202,6 +202,7 @@ class Summary:
     squares_per_token: (
         float  # sum of squared document lengths over tokens, in the first rows: what attention costs
     )
+    truncated: int = 0  # documents that are cut to a row
     exact: bool = True
     warnings: tuple[str, ...] = ()
     passes: Mapping[str, float] = field(default_factory=dict)  # over each source, in the first epoch
@@ -232,6 +233,7 @@ class Summary:
         return (
             f"{about}{self.examples:,} examples, {self.tokens:,} tokens, {self.target_tokens:,} supervised "
             f"({self.target_tokens / max(1, self.tokens):.0%}), fill {self.fill:.1%}, {self.steps:,} steps; drops: {drops}"
+            + (f"; cut to a row: {self.truncated:,}" if self.truncated else "")
         )
 
 
@@ -270,11 +272,36 @@ def summarise(
         fill=counts.fill,
         steps=steps,
         drops={r: n for r, n in drops.items() if n},
+        truncated=counts.truncated,
         squares_per_token=float((lengths.astype(np.float64) ** 2).sum() / max(1, lengths.sum())),
         exact=exact,
-        warnings=(*selected.holdout.notes, *config_warnings(config, ranks=ranks, steps=steps)),
+        warnings=(
+            *selected.holdout.notes,
+            *_cut_documents(config, counts),
+            *config_warnings(config, ranks=ranks, steps=steps),
+        ),
         passes=first.passes(),
         held_out={task: selected.holdout.near.get(task) for task in sorted(selected.holdout.heldout_inputs)},
+    )
+
+
+def _cut_documents(config: RunConfig, counts: PlanCounts) -> tuple[str, ...]:
+    """Say how many documents do not fit into a row, and what becomes of them."""
+    kinds = ("too_long", "answer_exceeds_row", "prompt_exceeds_row")
+    dropped = sum(counts.dropped.get(kind, 0) for kind in kinds)
+    if not counts.truncated + dropped:
+        return ()
+    lose = {"truncate_prompt": "the beginning of their prompt", "truncate_answer": "their end"}
+    said = [
+        *([f"{dropped:,} are dropped"] if dropped else []),
+        *([f"{counts.truncated:,} lose {lose[config.pack.too_long]}"] if counts.truncated else []),
+    ]
+    total = counts.truncated + dropped
+    return (
+        (
+            f"{total:,} of {counts.drawn:,} documents are longer than pack.seq_len={config.pack.seq_len}: {' and '.join(said)} "
+            f"(pack.too_long={config.pack.too_long}); raise pack.seq_len to train them whole"
+        ),
     )
 
 
