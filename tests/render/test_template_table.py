@@ -18,6 +18,7 @@ from sft_dist.render.renderer import Renderer
 from sft_dist.render.tokenizer import TextTokenizer
 
 EMPTY_BLOCK = re.compile(r"\s*(<think>)?\s*</think>\n*|<\|channel>thought\s*<channel\|>\n*")
+OPEN_BLOCK = re.compile(r"<think>\n?\Z")
 PROMPT_BLOCK = re.compile(r"<\|channel>thought\s*<channel\|>\n*\Z")  # of a generation prompt alone
 
 
@@ -158,6 +159,8 @@ def _must_write(whole, prompt, between, header, text, stops):
     rest = next((whole[len(p) :] for p in starts if whole.startswith(p)), None)
     if rest is None:
         header = PROMPT_BLOCK.sub("", header)
+        if OPEN_BLOCK.search(header) and "</think>" in text:
+            header, text = OPEN_BLOCK.sub("", header), text.split("</think>")[-1].lstrip("\n")
         at = whole.rfind(header, 0, whole.rfind(text)) if header.strip() and text in whole else -1
         rest = whole[at + len(header) :].rstrip()
         return at >= 0 and text in (rest, EMPTY_BLOCK.sub("", rest, count=1))
