@@ -49,7 +49,8 @@ class Section(BaseModel):
 
 
 def _check(value: Any, name: str, annotation: str) -> None:
-    free = "Any" in annotation  # handed on as it is, to DeepSpeed or to a server
+    # handed on as it is, to DeepSpeed, a server or a chat template
+    free = "Any" in annotation or "JsonValue" in annotation
     for leaf in _leaves(value):
         if isinstance(leaf, bool):
             if not free and "bool" not in annotation:

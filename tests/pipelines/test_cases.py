@@ -157,20 +157,24 @@ def a_thought_in_a_call_is_reasoning(case):
 
 
 def variables_reach_the_template(case):
-    quiet = case.shown("11-think-in-function-call", "render.template_kwargs={enable_thinking: false}")
-    assert isinstance(quiet, str)
-    renderer = make_renderer(
-        case.config("11-think-in-function-call", "render.template_kwargs={enable_thinking: false}"),
-        Path(),
-        tuple,
+    quiet = [
+        "render.template_kwargs={enable_thinking: false}",
+        "data.sources.t.path=../16-trl-prompt-completion/pc.jsonl",
+    ]
+    assert case.shown("11-think-in-function-call", *quiet, "data.sources.t.kind=chat").endswith(
+        "<|im_start|>assistant\n<think>\n\n</think>\n\na<|im_end|>\n"
     )
-    other = make_renderer(case.config("11-think-in-function-call"), Path(), tuple)
-    assert renderer.fingerprint != other.fingerprint
-    assert "enable_thinking" in renderer.template_text.splitlines()[0]
+    loud, still = (
+        make_renderer(case.config("11-think-in-function-call", *keys), Path(), tuple) for keys in ([], quiet)
+    )
+    assert loud.fingerprint != still.fingerprint
+    assert "enable_thinking" in still.template_text.splitlines()[0]
 
 
 def adapters_on_tied_words_are_refused_before_ranks(case):
-    with pytest.raises(UserError, match="tied"):
+    with pytest.raises(
+        UserError, match="embedding and output projection are one matrix, which would come apart"
+    ):
         case.check(
             "13-lora-tied", "lora.rank=4", "model.vocab_multiple=64", "lora.modules_to_save=[embed_tokens]"
         )
