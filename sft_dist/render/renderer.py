@@ -197,16 +197,9 @@ class Renderer:
         roles: list[Role] = [*(t.role for t in conversation.turns), "assistant"]
         return self._encoder.segments(draft, roles)
 
-    @property
-    def exported_text(self) -> str:
-        """The template text with a note of the date that training was told, where it reads the date: serving has its own."""
-        if self.clock is None:
-            return self.template_text
-        return f"{{# strftime_now was {self.clock.isoformat(timespec='minutes')} in training and evaluation #}}{{{{- '' }}}}{self.template_text}"
-
     def save_tokenizer(self, folder: Path) -> None:
         """Write tokenizer and chat template as `transformers.AutoTokenizer` opens them; servers stop at our stop token."""
-        self.tokenizer.save(folder, template_text=self.exported_text, eos=self.stop_tokens[0])
+        self.tokenizer.save(folder, template_text=self.template_text, eos=self.stop_tokens[0])
 
     def _read(self, example: Example) -> Conversation | Drop:
         return read_conversation(

@@ -68,7 +68,7 @@ def exported(model, base, renderer, root):
         root / "out",
         dtype="float32",
         tokenizer=renderer.tokenizer,
-        template_text=renderer.exported_text,
+        template_text=renderer.template_text,
         stop_ids=list(renderer.stop_ids),
     )
     return root / "out"

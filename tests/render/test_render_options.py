@@ -64,19 +64,6 @@ def test_the_clock_is_fixed_and_in_the_fingerprint_of_templates_that_read_it(tmp
     plain = [Renderer(tokenizer, template="chatml", clock=c) for c in (DAY, DAY.replace(day=5))]
     assert plain[0].fingerprint == plain[1].fingerprint
     assert plain[0].clock is None
-    assert plain[0].exported_text == plain[0].template_text
-
-
-@pytest.mark.parametrize("start", ["", "\n", "{# note #}"])
-def test_an_export_names_the_date_that_training_was_told_and_renders_alike(tmp_path, start):
-    renderer = Renderer(save(tmp_path, start + "{{ strftime_now('%d %b %Y') }}\n" + BODY), clock=DAY)
-    assert renderer.exported_text.startswith("{# strftime_now was 2026-03-04T05:06 in training")
-    messages = [{"role": m.role, "content": m.content} for m in ROUND.messages]
-    exported, own = (
-        ChatTemplate(t, renderer.tokenizer.specials, "exported", DAY)
-        for t in (renderer.exported_text, renderer.template_text)
-    )
-    assert exported.render(messages) == own.render(messages) == text(renderer, ROUND)
 
 
 @pytest.mark.parametrize("last", ["", "\n"])

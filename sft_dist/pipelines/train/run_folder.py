@@ -155,7 +155,7 @@ def _stores(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         else config.model.tokenizer or config.model.path,
         "render": prepared.renderer.fingerprint,
         "clock": prepared.renderer.clock.isoformat() if prepared.renderer.clock else None,
-        "template_text": prepared.renderer.exported_text,
+        "template_text": prepared.renderer.template_text,
         "stop_ids": list(prepared.renderer.stop_ids),
         "read": {n: _read_facts(prepared, n) for n in prepared.selected.sources},
     }
