@@ -69,8 +69,12 @@ class HubReader(FileSource):
                     f"so no record could be read; it has {', '.join(present)}.{nearest(column, present)}"
                 )
         files = sorted(Path(f["filename"]) for f in self._rows.cache_files)
-        options = {"path": path, "subset": subset, "split": split, "revision": revision, "prompts": prompts}
-        options |= {**turns, **({"data_files": data_files} if data_files is not None else {})}
+        options: dict[str, Any] = {"path": path, "subset": subset, "split": split, "revision": revision}
+        options |= {
+            "prompts": prompts,
+            **turns,
+            **({"data_files": data_files} if data_files is not None else {}),
+        }
         super().__init__(
             name, files, task=task, dataset=dataset, format=format, fields=self._columns, **options
         )

@@ -161,7 +161,7 @@ def _evaluated(config: RunConfig, folder: Path) -> dict[str, list[Example]]:
     """Return all examples of each evaluation set."""
     if not has_sets(folder, SETS):
         return {}
-    return dict(load_eval_sets(folder, SETS, max_per_task=None, seed=config.seed))
+    return {str(n): e for n, e in load_eval_sets(folder, SETS, max_per_task=None, seed=config.seed).items()}
 
 
 @contextmanager

@@ -159,7 +159,7 @@ def _reload(config: RunConfig, export: Path) -> Any:
     trust = config.model.trust_remote_code
     whole = export / "config.json"
     name = json.loads(whole.read_text())["architectures"][0] if whole.is_file() else ""
-    kind = getattr(transformers, name, transformers.AutoModelForCausalLM)
+    kind: Any = getattr(transformers, name, transformers.AutoModelForCausalLM)
     model, info = kind.from_pretrained(
         export, dtype=DTYPES[config.model.dtype], output_loading_info=True, trust_remote_code=trust
     )
@@ -190,7 +190,7 @@ def _asks_alike(config: RunConfig, export: Path, renderer: Renderer) -> bool | N
     """Return whether the folder's own template gives the tokens of a question that training would."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(export)
+    tokenizer: Any = AutoTokenizer.from_pretrained(export)
     if tokenizer.chat_template is None or renderer.clock is not None:
         return None
     asked = single_turn(task="check", source="check", instruction="Name a colour.", output="Blue.")
@@ -214,7 +214,7 @@ def _ends(config: RunConfig, folder: RunFolder, renderer: Renderer, model: Any) 
     if not has_sets(folder.path, (VALIDATION, *JUDGES)):
         return 0, 0
     sets = load_eval_sets(folder.path, (VALIDATION, *JUDGES), max_per_task=1, seed=config.seed)
-    prompts = []
+    prompts: list[list[int]] = []
     for example in next(iter(sets.values())):
         if len(prompts) == PROMPTS:
             break
