@@ -10,7 +10,7 @@ import template_table
 from sft_dist.core.records import make_example
 
 torch = pytest.importorskip("torch")
-SHAPES = ("thoughts, call, result, answer", "thoughts", "call")
+SHAPES = ("thoughts, call, result, answer", "thoughts")  # no prompt with two answers
 NAMES = ("gpt_oss", "glm")
 STEPS = 250
 
