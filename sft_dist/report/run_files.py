@@ -186,7 +186,8 @@ def _series(
     """Return name -> (steps, values) of a field that maps names to values; values that are not finite are left out."""
     found: dict[str, tuple[list[float], list[float]]] = {}
     for line in lines:
-        for name, raw in (line.get(field) or {}).items():
+        values = line.get(field)
+        for name, raw in values.items() if isinstance(values, Mapping) else ():
             if math.isfinite(value := number(raw)):
                 xs, ys = found.setdefault(name, ([], []))
                 xs.append(float(line["step"]))

@@ -173,7 +173,7 @@ def test_what_is_unknown_is_said(tmp_path):
         model_config(absent)
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text('{"model_type": "t5", "d_model": 4}')
-    with pytest.raises(UserError, match="this t5 model has no hidden_size"):
+    with pytest.raises(UserError, match="this t5 model has no num_hidden_layers"):
         estimate(load_config([*DEMO, "model.shape=null", "model.path=base"]), SUMMARY, ranks=2)
 
 

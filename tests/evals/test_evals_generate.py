@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sft_dist.core.errors import UserError
+from sft_dist.core.files import sealed
 from sft_dist.core.records import Drop, Message, Span, Tokens, make_example, single_turn
 from sft_dist.evals import generate as subject
 from sft_dist.evals.generate import (
@@ -301,11 +302,8 @@ def test_losses_by_parts_and_what_cannot_be_rendered(model, tmp_path):
     assert losses[examples[0].id].nats == pytest.approx(
         nats_by_hand(model, Plain().render(examples[:1])[0]), rel=1e-5
     )
-    assert json.loads((tmp_path / "part-00001-of-00002.jsonl").read_text()) == {
-        "id": examples[1].id,
-        "nats": 0.0,
-        "tokens": 0,
-    }
+    line = json.loads((tmp_path / "part-00001-of-00002.jsonl").read_text())
+    assert line == sealed({"id": examples[1].id, "nats": 0.0, "tokens": 0})
 
 
 def test_a_question_behind_the_last_answer_is_not_asked(model, tmp_path):
@@ -346,7 +344,9 @@ def test_collect_waits_for_the_other_processes(tmp_path):
     import threading
 
     for rank, e in enumerate(EXAMPLES[:2]):
-        (tmp_path / f".part-{rank:05d}-of-00002.jsonl").write_text(json.dumps({"id": e.id, "x": rank}) + "\n")
+        (tmp_path / f".part-{rank:05d}-of-00002.jsonl").write_text(
+            json.dumps(sealed({"id": e.id, "x": rank})) + "\n"
+        )
     (tmp_path / ".part-00000-of-00002.jsonl").rename(tmp_path / "part-00000-of-00002.jsonl")
     late = threading.Timer(
         0.3, lambda: (tmp_path / ".part-00001-of-00002.jsonl").rename(tmp_path / "part-00001-of-00002.jsonl")

@@ -75,6 +75,7 @@ def test_sets_base_baselines_and_probes_from_one_command(run: RunFolder) -> None
         assert found["contrasts"]["base"]["difference"] == 0.0  # the same weights
     assert set(result["probes"]) == {
         "phrasing",
+        "labels",
         "contrast",
         "instruction",
         "memorisation",

@@ -98,7 +98,7 @@ def test_a_hub_source_passes_its_subset_on(monkeypatch):
     monkeypatch.setattr("sft_dist.sources.hub._load", load)
     with pytest.raises(AskedFor) as asked:
         open_source("h", HubSource(kind="hub", path="p", name="sub", split="dev", revision="abc"))
-    assert asked.value.args == (("p", "sub", "dev", "abc"),)
+    assert asked.value.args == (("p", "sub", "dev", "abc", None),)
 
 
 def test_a_wrong_field_name_is_an_error_at_once(tmp_path):

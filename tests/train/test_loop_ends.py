@@ -64,7 +64,9 @@ def _run(
         (Position(step=s, epoch=s // EPOCH, epoch_step=s % EPOCH), nothing(target_weight=1.0), [], 0.0)
         for s in range(start.step + 1, 2 * EPOCH + 1)
     ]
-    engine = nothing(device="cpu", train=lambda: None, optimizer=nothing(param_groups=[]))
+    engine = nothing(
+        device="cpu", module=nothing(balance=None), train=lambda: None, optimizer=nothing(param_groups=[])
+    )
     options: Any = {
         "start": start, "total_steps": 2 * EPOCH, "epoch_steps": EPOCH, "train": train, "seed": 0, "clip": None,
         "checkpoint": CheckpointConfig(save_every_minutes=None, **checkpoint), "lr_of": lambda _: 1.0,
