@@ -71,13 +71,30 @@ def kept_examples(
     return out
 
 
+def first_kept(row: Row, seq_len: int) -> int | None:
+    """The first of a row's tokens that are trained; None: no answer fits with a prompt before it.
+
+    The last `seq_len` are, less answers at their beginning that stand behind less than a sixteenth of a row (or than all that
+    stands between them and the answer before).
+    """
+    start, before = max(0, len(row["input_ids"]) - seq_len), 0
+    if not start:
+        return 0
+    for span in row["spans"]:
+        end, gap = span["start"] + span["length"], span["start"] - before
+        if end > start and gap > 0 and span["start"] - start >= min(gap, seq_len // 16):
+            return start
+        start, before = max(start, end), end
+    return None
+
+
 def amounts_by(
     rows: Sequence[tuple[str, Row]],
     drawn: Sequence[tuple[str, Row]],
     groups_of: Callable[[str, Row], Sequence[str]],
     seq_len: int,
 ) -> dict[str, dict[str, int]]:
-    """The six figures of each group, example by example; a drawn one keeps its last `seq_len` tokens."""
+    """The six figures of each group, example by example; a drawn one what is left from `first_kept` on."""
     out: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(COLUMNS, 0))
     for name, row in rows:
         for group in groups_of(name, row):
@@ -85,10 +102,12 @@ def amounts_by(
             out[group]["tokens"] += len(row["input_ids"])
             out[group]["target_tokens"] += sum(s["length"] for s in row["spans"])
     for name, row in drawn:
-        first = max(0, len(row["input_ids"]) - seq_len)
+        first = first_kept(row, seq_len)
+        if first is None:
+            continue
         for group in groups_of(name, row):
             out[group]["drawn_examples"] += 1
-            out[group]["drawn_tokens"] += min(seq_len, len(row["input_ids"]))
+            out[group]["drawn_tokens"] += len(row["input_ids"]) - first
             out[group]["drawn_target_tokens"] += sum(
                 p > first for s in row["spans"] for p in range(s["start"], s["start"] + s["length"])
             )
@@ -307,7 +326,16 @@ def card_again(
         "after": after,
         "warnings": {kind: names for kind, names in warned.items() if names},
         "across_sources": across_sources(config, stored),
-        "not_trained": {"truncated": sum(len(row["input_ids"]) > seq_len for _, row in picked)},
+        "not_trained": {
+            "truncated": sum(
+                len(row["input_ids"]) > seq_len and first_kept(row, seq_len) is not None for _, row in picked
+            ),
+            **(
+                {"answer_exceeds_row": n}
+                if (n := sum(first_kept(row, seq_len) is None for _, row in picked))
+                else {}
+            ),
+        },
         "diversity": diversity(kept, config.seed, verb_of),
         "samples": {
             name: [
