@@ -119,9 +119,15 @@ class RunFiles:
 
     @property
     def sets(self) -> dict[str, dict[str, Any]]:
-        """The scores of each evaluated set; empty before an evaluation."""
+        """The scores of each evaluated set; empty before an evaluation. What lacks a part of an evaluation is left out."""
         found = self.scores.get("sets")
-        return {n: s for n, s in found.items() if isinstance(s, dict)} if isinstance(found, dict) else {}
+        return {n: s for n, s in found.items() if _is_whole(s)} if isinstance(found, dict) else {}
+
+
+def _is_whole(scores: Any) -> bool:
+    return isinstance(scores, dict) and all(
+        isinstance(scores.get(p), dict) for p in ("macro", "tasks", "contrasts")
+    )
 
 
 def read_run_files(run_dir: Path) -> RunFiles:
