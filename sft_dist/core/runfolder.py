@@ -71,11 +71,6 @@ class RunFolder:
         """The fine-tuned model as a Hugging Face folder."""
         return self.path / "export"
 
-    @property
-    def export_check(self) -> Path:
-        """What reloading the export found."""
-        return self.path / "export_check.json"
-
     def status(self) -> dict[str, Any]:
         """Return status.json; empty before the first write, and where it is damaged: the next write makes it anew."""
         with suppress(UserError):

@@ -5,7 +5,6 @@ It is written with the export and again after an evaluation. Figures are those o
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,14 +12,16 @@ from typing import Any
 
 import yaml
 
-from sft_dist.core.files import write_text
-from sft_dist.core.runfolder import RunFolder
+from sft_dist.core.errors import UserError
+from sft_dist.core.files import read_object, write_text
 from sft_dist.evals.metrics import title_of
 from sft_dist.report.formatting import DASH, count, markdown_cell, markdown_table, percent, points
 from sft_dist.report.run_files import RunFiles, number, read_run_files
 from sft_dist.report.run_summary import SET_TITLES, interval, summarize_run
 
 NAME = "README.md"
+CHECK = "export_check.json"
+"""In the export: what reloading it found. A new export has none until it is checked."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SHOWN_CONFIG = ("model", "lora", "loss", "optim", "train", "pack", "mix", "render", "deepspeed", "seed")
 """Sections of the config that a card shows: those that shape the model. Paths of the data stay out."""
@@ -29,11 +30,11 @@ SHOWN_CONFIG = ("model", "lora", "loss", "optim", "train", "pack", "mix", "rende
 def write_model_card(run_dir: Path, export: Path) -> Path:
     """Write README.md into an exported folder, from what the run folder holds by now; return its path."""
     path = export / NAME
-    write_text(path, model_card(read_run_files(run_dir)))
+    write_text(path, model_card(read_run_files(run_dir), export))
     return path
 
 
-def model_card(run: RunFiles) -> str:
+def model_card(run: RunFiles, export: Path) -> str:
     """Return the card of a run's model as Markdown with the front matter that model hubs read."""
     blocks = [
         _front(run),
@@ -44,7 +45,7 @@ def model_card(run: RunFiles) -> str:
         "## Training data",
         *_data(run),
         "## Limits",
-        "\n".join(f"- {line}" for line in _limits(run)),
+        "\n".join(f"- {line}" for line in _limits(run, export)),
         "## How it was trained",
         f"```yaml\n{yaml.safe_dump(_shown_config(run), sort_keys=False, allow_unicode=True)}```",
     ]
@@ -139,7 +140,7 @@ def _data(run: RunFiles) -> Iterator[str]:
     yield markdown_table(("source", "kind", "licence", "examples", "tokens in an epoch"), rows, text=3)
 
 
-def _limits(run: RunFiles) -> Iterator[str]:
+def _limits(run: RunFiles, export: Path) -> Iterator[str]:
     if not run.sets:
         yield "Nothing is known of how good it is: it was not evaluated."
     else:
@@ -150,21 +151,22 @@ def _limits(run: RunFiles) -> Iterator[str]:
     stopped = [number(s["macro"].get("stopped")) for s in run.sets.values()]
     if stopped:
         yield f"{percent(min(stopped))} % of its answers or more, by set, ended by themselves within {run.option('eval.max_new_tokens')} tokens."
-    yield _check_line(run)
+    yield _check_line(export)
 
 
-def _check_line(run: RunFiles) -> str:
-    path = RunFolder(run.path).export_check
-    if not path.is_file():
+def _check_line(export: Path) -> str:
+    fields = {"not_compared": str, "prompts": int, "stopped": int}
+    try:
+        found = read_object(export / CHECK, "export again", fields)
+    except UserError:
         return "This folder was not reloaded and compared with the model that was trained."
-    found = json.loads(path.read_text(encoding="utf-8"))
-    off = found["loss_difference"]
+    off = found.get("loss_difference")
     same = (
         f"its losses differ from those of the model in training by {off:.2g} nats a token"
         if off is not None
         else f"its losses were not compared with training: {found['not_compared']}"
     )
-    template = {True: ", the template asks as training did", False: "", None: ""}[found["template"]]
+    template = ", the template asks as training did" if found.get("template") else ""
     ended = (
         f", {found['stopped']} of {found['prompts']} answers ended by themselves" if found["prompts"] else ""
     )

@@ -50,7 +50,7 @@ def test_the_same_model_passes(checked: Callable[..., Any], project: Path) -> No
     found = checked()
     assert found.loss_difference < 1e-6
     assert (found.template, found.prompts) == (True, 0)
-    assert read_json(project / "run" / "export_check.json")["template"] is True
+    assert read_json(project / "export" / "export_check.json")["template"] is True
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_train_stop_continue_export_evaluate_report(sft: Sft, project: Path) -> 
     assert model.config.use_cache is True
 
     # it was reloaded and compared before the run was called finished, and its card says so
-    found = read_json(folder.export_check)
+    found = read_json(folder.export / "export_check.json")
     assert found["loss_difference"] < 1e-4
     assert found["template"] is True
     assert found["prompts"] == 3

@@ -167,14 +167,12 @@ def kept_bytes(config: RunConfig, shape: Shape) -> int:
     return kept + export_bytes(shape, config.model.dtype)
 
 
-def host_memory() -> int:
-    """Return the memory of this machine in bytes."""
+def host_memory(kind: str = "MemTotal") -> int:
+    """Return the memory of this machine in bytes, or with MemAvailable what programs can still take."""
     for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemTotal:"):
+        if line.startswith(f"{kind}:"):
             return int(line.split()[1]) * 1024
-    raise UserError(
-        "the memory of this machine is unknown (/proc/meminfo has no MemTotal); give --memory GIB"
-    )
+    raise UserError(f"the memory of this machine is unknown (/proc/meminfo has no {kind}); give --memory GIB")
 
 
 def _tokens_of(tokenizer: str | None) -> int:

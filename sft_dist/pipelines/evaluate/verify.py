@@ -21,7 +21,7 @@ from sft_dist.batch import sequence_shard
 from sft_dist.config import RunConfig
 from sft_dist.core.collectives import gather
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import write_json
+from sft_dist.core.files import write_checked
 from sft_dist.core.process import logger
 from sft_dist.core.records import Batch, single_turn
 from sft_dist.core.runfolder import RunFolder
@@ -30,9 +30,11 @@ from sft_dist.evals.splits import has_sets, load_eval_sets, up_to_answer
 from sft_dist.model.isolation_check import HEAD_TOLERANCE
 from sft_dist.model.load import DTYPES
 from sft_dist.model.packed import to_inputs
+from sft_dist.pipelines.cluster.estimate_inputs import host_memory
 from sft_dist.pipelines.data.renderer import make_renderer
 from sft_dist.pipelines.train.engine import TrainingSetup
 from sft_dist.render.renderer import Renderer
+from sft_dist.report.model_card import CHECK
 
 log = logger(__name__)
 
@@ -109,7 +111,7 @@ def verify_export(
         UserError: The export is not the model that was trained.
     """
     need = ROOM * sum(p.stat().st_size for p in export.glob("*.safetensors"))
-    if need > (room := _available()):
+    if need > (room := host_memory("MemAvailable")):
         log.warning(
             "the export is not verified, because reloading it takes %.0f GiB and %.0f GiB are free; load it elsewhere before you rely on it",
             need / 2**30,
@@ -146,7 +148,7 @@ def verify_export(
     found = ExportCheck(
         loss_difference=difference, not_compared=why, template=template, prompts=prompts, stopped=stopped
     )
-    write_json(folder.export_check, asdict(found))
+    write_checked(export / CHECK, asdict(found))
     del model
     gc.collect()
     return found
@@ -233,11 +235,3 @@ def _ends(config: RunConfig, folder: RunFolder, renderer: Renderer, model: Any) 
         )
         stopped += int(said[0, -1]) in ends
     return len(prompts), stopped
-
-
-def _available() -> int:
-    """Return the bytes that programs can still take on this machine."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 1 << 62
