@@ -45,11 +45,28 @@ class _Corpus:
     ],
 )
 def test_cuts_rows_and_loss_are_counted(pack: dict[str, Any], expected: tuple[int, ...]) -> None:
-    found = count(_Corpus(), PackConfig(seq_len=10, **pack), apart=False)  # type: ignore[arg-type]
+    found = count(_Corpus(), PackConfig(seq_len=10, **pack), apart=False, drops_silent=False)  # type: ignore[arg-type]
     names = ("documents", "dropped", "cut", "silent", "tokens", "target_tokens", "rows")
     assert tuple(getattr(found, n) for n in names) == expected
     assert found.fill == pytest.approx(found.tokens / (10 * found.rows))
     assert found.apart == (pack.get("packing") is False)
+
+
+def test_we_leave_out_what_a_cut_leaves_without_loss() -> None:
+    found = count(
+        _Corpus(),
+        PackConfig(seq_len=10, too_long="truncate_answer", packing=False),
+        apart=True,
+        drops_silent=True,
+    )  # type: ignore[arg-type]
+    assert (found.dropped, found.cut, found.silent, found.tokens, found.target_tokens, found.rows) == (
+        1,
+        1,
+        0,
+        20,
+        10,
+        3,
+    )
 
 
 def test_the_command_counts_the_same_data(

@@ -37,7 +37,7 @@ class Column:
 
     Attributes:
         documents: Rendered.
-        dropped: Left out, as longer than a row.
+        dropped: Left out: longer than a row, or, by us, without a token of loss once cut.
         cut: Shortened to a row.
         silent: Trained without a token of loss, because the cut took it.
         tokens: In rows.
@@ -81,7 +81,7 @@ class Audit:
             (name, f"{getattr(a, key):,}", f"{getattr(b, key):,}")
             for name, key in (
                 ("documents", "documents"),
-                ("left out as too long", "dropped"),
+                ("left out", "dropped"),
                 ("cut to a row", "cut"),
                 ("trained without any loss", "silent"),
                 ("tokens", "tokens"),
@@ -123,26 +123,31 @@ def audit(
     mixes = theirs.pack.packing and switch is not None and not read_other(file, trainer)[1].get(switch)
     return Audit(
         trainer=done.trainer,
-        theirs=_column(theirs, limit, apart=not mixes),
-        ours=_column(ours, limit, apart=True),
+        theirs=_column(theirs, limit, apart=not mixes, drops_silent=False),
+        ours=_column(ours, limit, apart=True, drops_silent=True),
         cannot=tuple((key, why) for key, why, changes in done.cannot if changes),
     )
 
 
-def _column(config: RunConfig, limit: int, *, apart: bool) -> Column:
+def _column(config: RunConfig, limit: int, *, apart: bool, drops_silent: bool) -> Column:
     with tempfile.TemporaryDirectory(prefix="sft-audit-") as scratch:
         prepared = prepare(config, limit=limit, folder=Path(scratch))
         corpus = open_corpus(prepared.stores)
-        return count(corpus, config.pack, apart=apart)
+        return count(corpus, config.pack, apart=apart, drops_silent=drops_silent)
 
 
-def count(corpus: Corpus, pack: PackConfig, *, apart: bool) -> Column:
-    """Return what packing and truncation make of every document of the stores."""
+def count(corpus: Corpus, pack: PackConfig, *, apart: bool, drops_silent: bool) -> Column:
+    """Return what packing and truncation make of every document of the stores.
+
+    `drops_silent`: whether a document without a token of loss is left out, as our planner does.
+    """
     docs = np.arange(len(corpus))
     stored = corpus.lengths[docs]
     slices = corpus.slices(docs, pack.seq_len, keep_end=pack.too_long == "truncate_prompt")
     long = stored > pack.seq_len
     kept: NDArray[np.bool_] = ~long if pack.too_long == "drop" else np.ones(len(docs), np.bool_)
+    if drops_silent:
+        kept = kept & (slices.target_tokens > 0)
     cut = long & kept
     lengths, targets = slices.lengths[kept], slices.target_tokens[kept]
     rows = (
