@@ -78,6 +78,7 @@ def test_another_model_is_refused(
     save_file(weights, export / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=message):
         checked()
+    assert [p.name for p in project.glob("export*")] == ["export.refused"]  # nothing that looks whole
 
 
 def test_an_upload_goes_to_a_private_repository_or_fails_in_a_sentence(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ def losses_of_engine(parts: TrainingSetup, vocab_size: int) -> list[float]:
 def verify_export(
     config: RunConfig, folder: RunFolder, export: Path, *, vocab_size: int, expected: Sequence[float] | None
 ) -> ExportCheck | None:
-    """Reload an export and compare it with training; write what was found into the run folder.
+    """Reload an export and compare it with training; write what was found into it. One that fails is moved aside.
 
     Args:
         config: Of the run.
@@ -110,6 +111,20 @@ def verify_export(
     Raises:
         UserError: The export is not the model that was trained.
     """
+    try:
+        return _examined(config, folder, export, vocab_size=vocab_size, expected=expected)
+    except UserError as error:
+        refused = export.with_name(f"{export.name}.refused")
+        shutil.rmtree(refused, ignore_errors=True)
+        export.rename(refused)
+        raise UserError(
+            f"{error}; the folder is {refused} now, so that nothing takes it for the model"
+        ) from None
+
+
+def _examined(
+    config: RunConfig, folder: RunFolder, export: Path, *, vocab_size: int, expected: Sequence[float] | None
+) -> ExportCheck | None:
     need = ROOM * sum(p.stat().st_size for p in export.glob("*.safetensors"))
     if need > (room := host_memory("MemAvailable")):
         log.warning(
