@@ -137,7 +137,7 @@ def comparison_body(runs: Sequence[RunFiles], found: Comparison, *, settings: bo
         [Cell(esc(t), v) for t, v in zip(texts, values, strict=True)]
         for texts, values in zip(found.rows, found.values, strict=True)
     ]
-    body = f'<h2 id="outcome">Outcome</h2><p class="note">Brackets: 95 % interval over tasks. Differences are paired, on the examples that both runs were judged by.</p>{table(heads, rows, left=("state",), css="sortable")}'
+    body = f'<h2 id="outcome">Outcome</h2><p class="note">Brackets: 95 % interval over {runs[0].unit}. Differences are paired, on the examples that both runs were judged by.</p>{table(heads, rows, left=("state",), css="sortable")}'
     body += join(f'<p class="few">{esc(n)}</p>' for n in found.notes)
     if settings:
         body += "<h2>Settings that differ</h2>"
@@ -183,9 +183,10 @@ def _paired(first: RunFiles, other: RunFiles, name: str) -> tuple[Contrast | Non
     c = contrast(
         [[b[t][i] for i in ids] for t, ids in shared.items()],
         [[a[t][i] for i in ids] for t, ids in shared.items()],
+        families=[(first.sets[name]["tasks"].get(t) or {}).get("family", t) for t in shared],
     )
     said = [f"only {n:,} examples are shared of about {all_n:,.0f}"] if n < all_n else []
-    said += [f"{len(shared)} tasks are too few for a general claim"] if c.few else []
+    said += [f"{c.units} {first.unit} are too few for a general claim"] if c.few else []
     return c, "; ".join(said)
 
 

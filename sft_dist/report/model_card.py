@@ -99,9 +99,8 @@ def _scores(run: RunFiles) -> Iterator[str]:
     if not rows:
         yield "Not evaluated yet."
         return
-    units = any(s["macro"].get("units") != s["macro"].get("tasks") for s in run.sets.values())
     yield (
-        f"Mean over tasks of {title_of(run.metric)}, %. Brackets: 95 % interval over {'families of tasks' if units else 'tasks'}. The base "
+        f"Mean over tasks of {title_of(run.metric)}, %. Brackets: 95 % interval over {run.unit}. The base "
         "model got the same prompts; the difference is paired."
     )
     yield markdown_table(("evaluated on", "tasks", "this model", "base model", "difference"), rows)

@@ -47,12 +47,11 @@ def results_section(run: RunFiles) -> str:
     )
     if tokens := run.scores.get("xlingual_tokens"):
         judged_by += f" Tokens of any script: {tokens}."
-    families = any(s["macro"].get("units") != s["macro"].get("tasks") for s in run.sets.values())
     shown = [n for n in SET_TITLES if n in run.sets]
     return out + render(
         "results.html",
         judged_by=judged_by,
-        unit="families of tasks" if families else "tasks",
+        unit=run.unit,
         sets=sets,
         n_contrasts=sum(len(s["contrasts"]) for s in run.sets.values()),
         transfer=_transfer(run),

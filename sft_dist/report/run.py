@@ -107,7 +107,7 @@ def summary_table(run_dir: Path) -> Table:
         f"fill {percent(known.fill)} %, imbalance {decimal(known.imbalance)}"
     )
     if rows:
-        caption += "\n[low, high]: 95 % interval over tasks"
+        caption += f"\n[low, high]: 95 % interval over {run.unit}"
         probes = run.scores.get("probes") or {}
         caption += "".join(f"\n{p['title']}: {p['sentence']}" for p in probes.values() if p.get("sentence"))
     else:

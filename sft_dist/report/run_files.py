@@ -123,6 +123,12 @@ class RunFiles:
         found = self.scores.get("sets")
         return {n: s for n, s in found.items() if _is_whole(s)} if isinstance(found, dict) else {}
 
+    @property
+    def unit(self) -> str:
+        """What intervals are drawn over: families of tasks where tasks share one, else tasks."""
+        shared = any(s["macro"].get("units") != s["macro"].get("tasks") for s in self.sets.values())
+        return "families of tasks" if shared else "tasks"
+
 
 def _is_whole(scores: Any) -> bool:
     return isinstance(scores, dict) and all(

@@ -63,6 +63,31 @@ def test_differences_are_paired_on_shared_examples(tmp_path):
     assert any("only 415 examples are shared" in n for n in found.notes)
 
 
+def test_tasks_of_one_family_are_one_unit(tmp_path):
+    """As in the scores of each run: four tasks of two families leave two units, and a wider interval."""
+    widths = {}
+    for families in (None, ("x", "x", "y", "y")):
+        runs = [write_run(tmp_path / f"{n}-{bool(families)}", name=n, steps=20, planned=20) for n in "ab"]
+        lines = [json.loads(x) for x in (runs[1] / "eval" / "generations.jsonl").read_text().splitlines()]
+        tasks = sorted({g["task"] for g in lines if g["set"] == "seen"})
+        for g in lines:  # tasks of the first half get better, the others do not
+            g["scores"]["model"]["exact_match"] = float(g["task"] in tasks[: len(tasks) // 2])
+        (runs[1] / "eval" / "generations.jsonl").write_text("".join(json.dumps(g) + "\n" for g in lines))
+        for run in runs:
+            file = run / "eval" / "scores.json"
+            scores = json.loads(file.read_text())
+            for i, t in enumerate(tasks):
+                if families:
+                    scores["sets"]["seen"]["tasks"][t]["family"] = families[i * 4 // len(tasks)]
+            scores.pop("checksum", None)
+            file.write_text(json.dumps(scores))
+        found = comparison([read_run_files(r) for r in runs])
+        shown = dict(zip(found.heads, found.rows[1], strict=True))["less a, Trained tasks, unseen inputs"]
+        low, high = shown.split("[")[1].split("]")[0].replace("\u2212", "-").split(", ")
+        widths[bool(families)] = float(high) - float(low)
+    assert widths[True] > widths[False]
+
+
 def test_markdown(runs):
     lines = compare(runs).splitlines()
     assert lines[0].startswith("| run | state | steps | final loss |")
