@@ -147,7 +147,7 @@ class TrainConfig(Section):
     eval_every_steps: PositiveInt | None = Field(
         json_schema_extra=RESUMABLE,
         default=None,
-        description="Steps between evaluations of the losses of all sets; null: at the end only.",
+        description="Steps between evaluations of the losses of all sets; null: before the first step and after the last only.",
     )
     evals_per_epoch: PositiveInt | None = Field(
         json_schema_extra=RESUMABLE,
@@ -394,9 +394,32 @@ class EvalConfig(Section):
         description="Evaluate the model that training started from beside it. Its answers are kept in data.dir for every run.",
     )
     probes: tuple[
-        Literal["phrasing", "contrast", "labels", "instruction", "memorisation", "control", "forgetting"], ...
+        Literal[
+            "phrasing",
+            "contrast",
+            "labels",
+            "format",
+            "instruction",
+            "memorisation",
+            "extraction",
+            "control",
+            "forgetting",
+            "shift",
+        ],
+        ...,
     ] = Field(
-        default=("phrasing", "contrast", "labels", "instruction", "memorisation", "control", "forgetting"),
+        default=(
+            "phrasing",
+            "contrast",
+            "labels",
+            "format",
+            "instruction",
+            "memorisation",
+            "extraction",
+            "control",
+            "forgetting",
+            "shift",
+        ),
         description="Probes of what was learnt (docs/evaluation.md); each asks the model and its base more.",
     )
     probe_examples_per_task: PositiveInt = Field(

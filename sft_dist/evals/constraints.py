@@ -1,4 +1,4 @@
-"""Constraints that a program can check, and prompts to put them on: for the probe of controllability (after IFEval, arXiv 2311.07911)."""
+"""Constraints that a program can check, and prompts to put them on: for the probe of controllability (after IFEval, arXiv 2311.07911); formats of an answer."""
 
 from __future__ import annotations
 
@@ -70,3 +70,32 @@ def loose(text: str) -> list[str]:
     """Return the text as it is, without its first line, without its last, and without asterisks: any may keep the constraint."""
     lines = text.split("\n")
     return [text, "\n".join(lines[1:]), "\n".join(lines[:-1]), text.replace("*", "")]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFormat:
+    """A format that an instruction can ask for, and the answer inside a text of it; None where the text does not keep it."""
+
+    wording: str
+    inside: Callable[[str], str | None]
+
+
+def _in_json(text: str) -> str | None:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return str(found["answer"]) if isinstance(found, dict) and "answer" in found else None
+
+
+def _behind_prefix(text: str) -> str | None:
+    begins, _, rest = text.strip().partition(":")
+    return rest.strip() if begins == "Answer" else None
+
+
+FORMATS: dict[str, AnswerFormat] = {
+    "capitals": AnswerFormat("Write the answer in capital letters.", lambda t: t if t.isupper() else None),
+    "json": AnswerFormat('Write the answer as JSON: {"answer": "..."}.', _in_json),
+    "prefix": AnswerFormat('Begin the answer with "Answer:".', _behind_prefix),
+}
+"""For the probe of altered formats: no answer of a trained task is written so."""

@@ -142,7 +142,7 @@ def generate_part(
         label: Of the progress bar.
     """
     mine = examples[rank::world_size]
-    prompts = _prompts(mine, renderer, room=_room(model, max_new_tokens))
+    prompts = _prompts(mine, renderer, room=room_for(model, max_new_tokens))
     pad_id = tokenizer.pad_id if tokenizer.pad_id is not None else renderer.stop_ids[0]
     stop_ids = stops_of(model, renderer)
 
@@ -322,7 +322,7 @@ def _prompts(examples: Sequence[Example], renderer: PromptRenderer, *, room: int
     return prompts
 
 
-def _room(model: PreTrainedModel, max_new_tokens: int) -> int:
+def room_for(model: PreTrainedModel, max_new_tokens: int) -> int:
     """Return the longest prompt that leaves room for an answer."""
     context = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
     if max_new_tokens >= context:

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from sft_dist.core.records import Drop, Example, Tokens
 from sft_dist.evals.generate import PromptRenderer, accepts, in_halves, left_pad
 from sft_dist.evals.resumable_work import collect, run_part
-from sft_dist.evals.splits import AnswerLoss
+from sft_dist.evals.splits import SHOWN_TOKENS, AnswerLoss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+TOP = 3  # most likely tokens that are kept at a position
 
 
 def loss_part(
@@ -39,11 +41,14 @@ def loss_part(
 
     def work(batch: Sequence[Example]) -> Iterable[Mapping[str, Any]]:
         documents = [(e.id, r) for e in batch if isinstance(r := rendered[e.id], Tokens)]
-        nats = answer_nats(model, [tokens for _, tokens in documents])
-        losses = {i: (n, sum(s.length for s in t.spans)) for (i, t), n in zip(documents, nats, strict=True)}
+        found = answer_losses(model, [tokens for _, tokens in documents])
+        losses = {
+            i: (nats, sum(s.length for s in t.spans), top)
+            for (i, t), (nats, top) in zip(documents, found, strict=True)
+        }
         for e in batch:
-            total, tokens = losses.get(e.id, (0.0, 0))
-            yield {"id": e.id, "nats": total, "tokens": tokens}
+            nats, tokens, top = losses.get(e.id, (0.0, 0, []))
+            yield {"id": e.id, "nats": nats, "tokens": tokens, "top": top}
 
     run_part(
         folder,
@@ -62,20 +67,22 @@ def collect_losses(
 ) -> dict[str, AnswerLoss]:
     """Wait for the parts of every process and return the answer losses by id of the example."""
     records = collect(folder, (e.id for e in examples), world_size=world_size, timeout_s=timeout_s)
-    return {i: AnswerLoss(**r) for i, r in records.items()}
+    return {i: AnswerLoss(**{**r, "top": tuple(map(tuple, r["top"]))}) for i, r in records.items()}
 
 
-def answer_nats(model: PreTrainedModel, documents: Sequence[Tokens]) -> list[float]:
-    """Return the total cross-entropy of each document's target tokens, in nats, unweighted.
+def answer_losses(model: PreTrainedModel, documents: Sequence[Tokens]) -> list[tuple[float, list[list[int]]]]:
+    """Return the total cross-entropy of each document's target tokens, in nats, unweighted; and the likeliest tokens.
+
+    The second are the three most likely ids at each of the first `SHOWN_TOKENS` targets, the likeliest first.
 
     Documents end at the right edge, so that only the last K logits are projected: with a vocabulary of 150,000 the
     logits of whole prompts would not fit. Documents longer than the model's context are scored as they are. A batch that does
     not fit into the memory of the device is split in two, down to single documents.
     """
-    return in_halves(partial(_nats, model), documents, "documents") if documents else []
+    return in_halves(partial(_losses, model), documents, "documents") if documents else []
 
 
-def _nats(model: PreTrainedModel, documents: Sequence[Tokens]) -> list[float]:
+def _losses(model: PreTrainedModel, documents: Sequence[Tokens]) -> list[tuple[float, list[list[int]]]]:
     import torch
 
     device = model.device
@@ -101,10 +108,16 @@ def _nats(model: PreTrainedModel, documents: Sequence[Tokens]) -> list[float]:
         ).logits[:, -keep:-1]
         rows, columns = targets_BT[:, first:].to(device).nonzero(as_tuple=True)
         wanted = input_ids_BT[:, first:].to(device)[rows, columns]
-        nats = torch.nn.functional.cross_entropy(logits_BKV[rows, columns].float(), wanted, reduction="none")
+        logits_NV = logits_BKV[rows, columns].float()
+        nats = torch.nn.functional.cross_entropy(logits_NV, wanted, reduction="none")
         totals = torch.zeros(len(documents), dtype=torch.float64, device=device)
         totals.index_add_(0, rows, nats.double())
-    return [float(x) for x in totals.cpu()]
+        top_N3 = logits_NV.topk(min(TOP, logits_NV.shape[1]), dim=1).indices.tolist()
+    top: list[list[list[int]]] = [[] for _ in documents]
+    for row, ids in zip(rows.tolist(), top_N3, strict=True):
+        if len(top[row]) < SHOWN_TOKENS:
+            top[row].append(ids)
+    return list(zip(totals.tolist(), top, strict=True))
 
 
 def _length(rendered: Tokens | Drop) -> int:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_object
@@ -140,9 +141,33 @@ class Generation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Continuation:
+    """Whether a model goes on with an answer word for word from its first half, over `tokens` tokens; 0 where it was not asked."""
+
+    id: str
+    equal: bool
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AnswerLoss:
-    """The model's loss on the answer of one example: total nats over `tokens` target tokens."""
+    """The model's loss on the answer of one example.
+
+    Attributes:
+        id: Of the example.
+        nats: Total over the target tokens.
+        tokens: Target tokens.
+        top: The three most likely tokens at each of the first `SHOWN_TOKENS` targets, the likeliest first.
+    """
 
     id: str
     nats: float
     tokens: int
+    top: tuple[tuple[int, ...], ...] = ()
+
+
+Kind: TypeAlias = Literal["generate", "loss", "continue"]
+"""What a model is asked for: an answer, the loss on the right one, the second half of the right one."""
+KINDS: tuple[Kind, ...] = ("generate", "loss", "continue")
+SHOWN_TOKENS = 64
+"""Tokens of an answer of which the likeliest are kept."""

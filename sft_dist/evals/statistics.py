@@ -62,7 +62,7 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contrast:
-    """A paired difference between two answerers on the same items.
+    """A difference between two answerers on the same items, or between two samples of the same tasks.
 
     Attributes:
         difference: Mean over tasks of the task differences.
@@ -140,11 +140,43 @@ def contrast(
     means = np.array([g.mean() for g in groups])
     codes = unit_codes(families if families is not None else range(len(groups)))
     by_unit = np.bincount(codes, weights=means) / np.bincount(codes)
-    low, high = percentiles(bootstrap_means(groups, codes, seed=seed, draws=draws))
+    ends = percentiles(bootstrap_means(groups, codes, seed=seed, draws=draws))
+    return _contrast(means, by_unit, ends, seed)
+
+
+def gap(
+    first: Groups,
+    second: Groups,
+    *,
+    families: Sequence[Hashable] | None = None,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> Contrast:
+    """Return the difference `first` minus `second` of two samples of different items of the same tasks.
+
+    Units are drawn together, the items of each sample by themselves.
+
+    Args:
+        first: Of each task, the values of its items in one sample.
+        second: Of the same tasks in the same order, the values of other items.
+        families: As in `mean_interval`.
+        seed: Of the draws.
+        draws: Bootstrap draws.
+    """
+    one, other = ([np.asarray(v, dtype=np.float64) for v in groups] for groups in (first, second))
+    means = np.array([a.mean() - b.mean() for a, b in zip(one, other, strict=True)])
+    codes = unit_codes(families if families is not None else range(len(one)))
+    by_unit = np.bincount(codes, weights=means) / np.bincount(codes)
+    drawn = bootstrap_means(one, codes, seed=seed, draws=draws)
+    drawn = drawn - bootstrap_means(other, codes, seed=seed, draws=draws, sample="second")
+    return _contrast(means, by_unit, percentiles(drawn), seed)
+
+
+def _contrast(means: Floats, by_unit: Floats, ends: tuple[float, float], seed: int) -> Contrast:
     return Contrast(
         difference=float(means.mean()),
-        low=low,
-        high=high,
+        low=ends[0],
+        high=ends[1],
         p=sign_flip_p(by_unit, seed=seed),
         win=int((means > 0).sum()),
         tie=int((means == 0).sum()),
@@ -154,52 +186,58 @@ def contrast(
     )
 
 
-def bootstrap_means(groups: Sequence[Floats], codes: NDArray[np.int64], *, seed: int, draws: int) -> Floats:
-    """Return `draws` resampled means over tasks: units with replacement, then items within each drawn task.
+def bootstrap_means(
+    groups: Sequence[Floats], codes: NDArray[np.int64], *, seed: int, draws: int, sample: str = ""
+) -> Floats:
+    """Return resampled means over tasks, [draws] or [draws, K]: units with replacement, then items within each drawn task.
 
     Args:
-        groups: Values of the items of each task.
+        groups: Of each task, the values of its items, [items] or [items, K].
         codes: Unit of each task, from 0.
         seed: Of the draws.
         draws: Number of draws.
+        sample: Names a further sample of the same tasks: the same units, its own draws of items.
     """
     rng = generator(seed, "bootstrap")
     units = int(codes.max()) + 1
     chosen = rng.multinomial(
         units, np.full(units, 1 / units), size=draws
     )  # [draws, units]: how often each is drawn
-    total, tasks = np.zeros(draws), np.zeros(draws)
+    if sample:
+        rng = generator(seed, "bootstrap", sample)
+    total, tasks = np.zeros((draws, *groups[0].shape[1:])), np.zeros(draws)
     for group, unit in zip(groups, codes, strict=True):
         times = chosen[:, unit]
-        levels, counts = np.unique(group, return_counts=True)
+        levels, counts = np.unique(group, axis=0, return_counts=True)
         # every occurrence of a task draws its items anew; equal values are drawn together
         drawn = rng.multinomial(len(group), counts / len(group), size=int(times.sum())) @ levels / len(group)
-        total += np.bincount(np.repeat(np.arange(draws), times), weights=drawn, minlength=draws)
+        np.add.at(total, np.repeat(np.arange(draws), times), drawn)
         tasks += times
-    return np.asarray(total / tasks, dtype=np.float64)
+    return np.asarray((total.T / tasks).T, dtype=np.float64)
 
 
 def resampled(
-    groups: Sequence[Floats], statistic: Callable[[Floats], Floats], *, seed: int = 0, draws: int = DRAWS
+    groups: Sequence[Floats],
+    statistic: Callable[[Floats], Floats],
+    *,
+    families: Sequence[Hashable] | None = None,
+    seed: int = 0,
+    draws: int = DRAWS,
 ) -> tuple[float, float, float]:
     """Return a statistic of the mean over tasks of several columns, and its 95 % interval by the two-stage bootstrap.
 
     Args:
         groups: Of each task, [items, K] values.
         statistic: [draws, K] means -> [draws], such as a ratio of two columns.
+        families: As in `mean_interval`.
         seed: Of the draws.
         draws: Bootstrap draws.
     """
-    rng = generator(seed, "bootstrap-columns")
     means = np.array([g.mean(axis=0) for g in groups])
-    out = np.zeros((draws, means.shape[1]))
-    for d in range(draws):
-        for t in rng.integers(len(groups), size=len(groups)):
-            g = groups[t]
-            out[d] += g[rng.integers(len(g), size=len(g))].mean(axis=0)
-    out /= len(groups)
+    codes = unit_codes(families if families is not None else range(len(groups)))
+    drawn = bootstrap_means(groups, codes, seed=seed, draws=draws)
     with np.errstate(invalid="ignore", divide="ignore"):
-        low, high = percentiles(statistic(out))
+        low, high = percentiles(statistic(drawn))
         return float(statistic(means.mean(axis=0)[None])[0]), low, high
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from sft_dist.evals.constraints import FORMATS
 from sft_dist.evals.metrics import METRICS, title_of
 from sft_dist.evals.score import ANSWERERS, BASELINES
 from sft_dist.report.charts import Estimate, Line, chart, dot_plot, sparkline, stacked
@@ -79,7 +80,7 @@ def probes_section(run: RunFiles) -> str:
     if not isinstance(probes, Mapping) or not probes:
         return ""
     shown = [_probe(name, p) for name, p in probes.items() if isinstance(p, Mapping)]
-    return f'<h2 id="probes">What was learnt</h2>{render("probes.html", probes=shown)}'
+    return f'<h2 id="probes">What was learnt</h2>{render("probes.html", probes=shown, unit=run.unit)}'
 
 
 def samples_section(run: RunFiles) -> str:
@@ -319,7 +320,7 @@ def _probe(name: str, p: Mapping[str, Any]) -> dict[str, Any]:
     rows: list[tuple[str, ...]] = []
     plot = ""
     if name == "contrast":
-        kinds = (
+        kinds: tuple[tuple[str, str], ...] = (
             ("compliance", "follows the instruction"),
             ("memory", "is the trained sibling's"),
             ("rest", "is neither"),
@@ -345,28 +346,17 @@ def _probe(name: str, p: Mapping[str, Any]) -> dict[str, Any]:
                 *(_of(p[w]["superficiality"], 100) for w in ("model", "base") if w in p),
             )
         )
-    elif name == "labels":
-        modes = [(mode, p[mode]) for mode in ("swapped", "renamed") if mode in p]
-        kinds = (("compliance", "is right now"), ("memory", "was right in training"), ("rest", "is neither"))
+    elif name in ("labels", "format"):
+        kinds, modes = _altered(name, p)
+        shown = {f"{title}, {ANSWERERS[w]}": f[w] for title, f in modes for w in ("model", "base") if w in f}
         plot = stacked(
-            [
-                (f"{mode}, {ANSWERERS[w]}", [(css, title, number(f[w][css]["mean"])) for css, title in kinds])
-                for mode, f in modes
-                for w in ("model", "base")
-                if w in f
-            ],
-            description="Shares of most likely answers that are right now, were right in training, or neither",
+            [(t, [(css, title, number(f[css]["mean"])) for css, title in kinds]) for t, f in shown.items()],
+            description=f"{p['title']}: {', '.join(title for _, title in kinds)}",
         )
-        heads = ("of the likeliest answers", *(title for _, title in kinds), "superficiality K / (C + K)")
-        rows = [
-            (
-                f"labels {mode}, {ANSWERERS[w]}",
-                *(_of(f[w][css], 100) for css in (*dict(kinds), "superficiality")),
-            )
-            for mode, f in modes
-            for w in ("model", "base")
-            if w in f
-        ]
+        more = {"kept": "in the format, right or wrong"} if name == "format" else {}
+        columns = {**dict(kinds), "superficiality": "superficiality K / (C + K)", **more}
+        heads = ("%", *columns.values())
+        rows = [(t, *(_of(f[c], 100) for c in columns)) for t, f in shown.items()]
     elif name == "phrasing":
         plot = dot_plot(
             [(k, [_estimate("model", v)]) for k, v in p["figures"].items()], description=str(p["title"])
@@ -390,7 +380,57 @@ def _probe(name: str, p: Mapping[str, Any]) -> dict[str, Any]:
             for w, v in by.items()
         ]
     elif name == "memorisation":
-        heads, rows = ("gap, nats a token", "95 %"), [(ANSWERERS[w], _of(v)) for w, v in p["gap"].items()]
+        heads = ("gap, nats a token", "95 %")
+        rows = [(ANSWERERS[w], _of(v)) for w, v in p["gap"].items()]
+    elif name == "extraction":
+        whose = [w for w in ("model", "base") if w in p]
+        plot = dot_plot(
+            [
+                (f"{kind} answers", [_estimate(CSS[w], p[w][kind]) for w in reversed(whose)])
+                for kind in ("trained", "unseen")
+            ],
+            description="Share of answers that are gone on with word for word",
+        )
+        heads = ("%", "trained", "unseen", "gap")
+        rows = [
+            (
+                ANSWERERS[w],
+                *(_of(p[w][k], 100) for k in ("trained", "unseen", "gap")),
+            )
+            for w in whose
+        ]
+    elif name == "shift":
+        titles = {"first": "base's first", "second_or_third": "second or third", "lower": "lower"}
+        places = p["positions"]
+        lines = [
+            Line(
+                x=np.array([float(place.split(" ")[0]) for place in places]),
+                y=np.array([number(f[kind]["mean"]) for f in places.values()]),
+                colour=colour,
+                style="dots",
+                title=title,
+            )
+            for (kind, title), colour in zip(titles.items(), "abc", strict=True)
+        ]
+        plot = chart(
+            lines,
+            name="shift",
+            description="Shares of the ranks that the base gives to the model's first choice, by position in the answer",
+            width=460,
+            low=0.0,
+            high=1.0,
+            x_label="position in the answer (first of those counted together)",
+            y_format="percent",
+        )
+        plot += _keys(titles.values())
+        heads = ("%", *titles.values())
+        rows = [
+            (label, *(_of(f[k], 100) for k in titles))
+            for label, f in (
+                *((SET_TITLES.get(s, s), f) for s, f in p["sets"].items()),
+                *((f"position {place}", f) for place, f in places.items()),
+            )
+        ]
     elif name == "control":
         names = list(p["model"]["constraints"])
         plot = dot_plot(
@@ -420,6 +460,25 @@ def _probe(name: str, p: Mapping[str, Any]) -> dict[str, Any]:
         "heads": heads,
         "rows": rows,
     }
+
+
+def _altered(
+    name: str, p: Mapping[str, Any]
+) -> tuple[tuple[tuple[str, str], ...], list[tuple[str, Mapping[str, Any]]]]:
+    """Return what the shares of an altered task are called, and its alterations by title."""
+    if name == "labels":
+        kinds = (("compliance", "is right now"), ("memory", "was right in training"), ("rest", "is neither"))
+        return kinds, [(f"labels {mode}", p[mode]) for mode in ("swapped", "renamed") if mode in p]
+    kinds = (("compliance", "right as asked"), ("memory", "right as trained"), ("rest", "neither"))
+    return kinds, [
+        ("all formats" if mode == "all" else mode, p[mode]) for mode in ("all", *FORMATS) if mode in p
+    ]
+
+
+def _keys(titles: Iterable[str]) -> str:
+    """Return the legend of lines in the colours a, b, c."""
+    keys = zip(("key", "key b", "key c"), titles, strict=True)
+    return f'<p class="small">{join(f"<span class={css!r}>{esc(t)}</span>" for css, t in keys)}</p>'
 
 
 def _estimate(css: str, v: Mapping[str, Any]) -> Estimate:

@@ -93,6 +93,9 @@ def run(
     position, skipped, last_save = start, 0, time.monotonic()
     if start.step and (why := _exhausted(saver, train)):  # a restart of a run that had ended so
         return _ended(start, "finished", saver, why)
+    if not start.step:
+        hooks.evaluate(0)  # where the curves begin; it chooses nothing, for there is no checkpoint of it
+        heartbeat.progress()
     engine.train()
 
     def ready(batch: Batch) -> MicroBatch:

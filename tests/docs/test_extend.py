@@ -78,7 +78,8 @@ def test_a_schedule_by_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_probe_by_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sft_dist.evals.probes import PROBES, Answers, Material, Probe, asked_of, judge_probes
+    from sft_dist.evals.probe_material import Answers, Material, Probe
+    from sft_dist.evals.probes import PROBES, asked_of, judge_probes
 
     e = single_turn(task="t", source="s", instruction="Do it", input="x", output="y")
     same = Probe(
@@ -86,8 +87,8 @@ def test_a_probe_by_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setitem(PROBES, "same", same)
     material = Material(sets={"seen": [e]})
-    variants, generate, losses = asked_of(["same"], material)
-    assert (generate, losses) == ([], [e])
+    variants, asked = asked_of(["same"], material)
+    assert asked == {"generate": [], "loss": [e], "continue": []}
     found = judge_probes(variants, material, Answers(generations={}, losses={}), None)
     assert found["same"]["sentence"] == "Equal."
 

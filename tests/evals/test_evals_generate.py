@@ -11,6 +11,7 @@ from sft_dist.core.errors import UserError
 from sft_dist.core.files import sealed
 from sft_dist.core.records import Drop, Message, Span, Tokens, make_example, single_turn
 from sft_dist.evals import generate as subject
+from sft_dist.evals.extraction import MAX_TOKENS, collect_continuations, continuation_part, halves
 from sft_dist.evals.generate import (
     answer_of,
     collect_generations,
@@ -19,9 +20,11 @@ from sft_dist.evals.generate import (
     generate_part,
     load_model,
     part_folder,
+    room_for,
 )
-from sft_dist.evals.loss import answer_nats, collect_losses, loss_part
+from sft_dist.evals.loss import answer_losses, collect_losses, loss_part
 from sft_dist.evals.resumable_work import collect, run_part
+from sft_dist.evals.splits import SHOWN_TOKENS
 
 torch = pytest.importorskip("torch")
 
@@ -269,13 +272,44 @@ def test_answer_nats_equal_each_document_alone(model):
     two_spans = Tokens(ids=np.arange(12, dtype=np.int32), spans=(Span(1, 2, 1.0), Span(8, 3, 0.5)))
     documents.append(two_spans)
     expected = [nats_by_hand(model, d) for d in documents]
-    assert answer_nats(model, documents) == pytest.approx(expected, rel=1e-5)
-    assert answer_nats(model, []) == []
+    assert [nats for nats, _ in answer_losses(model, documents)] == pytest.approx(expected, rel=1e-5)
+    assert answer_losses(model, []) == []
+
+
+def test_the_likeliest_tokens_equal_those_of_each_document_alone(model):
+    documents = Plain().render([ask("hello", "world"), ask("a", "b"), ask("q", "x" * (SHOWN_TOKENS + 9))])
+    for d, (_, top) in zip(documents, answer_losses(model, documents), strict=True):
+        with torch.inference_mode():
+            logits = model(torch.tensor([d.ids.tolist()])).logits[0]
+        targets = [p for s in d.spans for p in range(s.start, s.start + s.length)][:SHOWN_TOKENS]
+        assert top == [logits[p - 1].topk(3).indices.tolist() for p in targets]
+
+
+def test_answers_are_gone_on_with_word_for_word_or_not(model, tmp_path):
+    room = room_for(model, MAX_TOKENS)
+    for letter in LETTERS:  # an answer whose second half is what the model says after its first
+        begun = [LETTERS.index(c) for c in "hello" + letter * 35]
+        said = generate_ids(model, [begun[-room:]], stop_ids=[STOP], pad_id=0, max_new_tokens=MAX_TOKENS)[0]
+        if max(said) < len(LETTERS):
+            break
+    known = ask("hello", letter * 35 + "".join(LETTERS[i] for i in said) + "abc")
+    other = ask("hello", letter * 35 + LETTERS[(said[0] + 1) % 26] * (MAX_TOKENS + 3))
+    short, lost = ask("a", "b"), ask("a", "drop")
+    continuation_part(model, [known, other, short, lost], Plain(), tmp_path, batch_size=2)
+    found = collect_continuations(tmp_path, [known, other, short, lost])
+    assert [(c.equal, c.tokens) for c in found.values()] == [(True, 32), (False, 32), (False, 0), (False, 0)]
+
+
+def test_the_halves_of_an_answer():
+    rendered = Plain().render([ask("ab", "cdefghi")])[0]  # 8 targets with the stop token
+    assert halves(rendered) == ([0, 1, 2, 3, 4, 5], [6, 7, 8, STOP])
+    assert halves(Plain().render([ask("ab", "cdefgh")])[0]) == ([0, 1, 2, 3, 4], [5, 6, 7, STOP])
+    assert halves(Plain().render([ask("ab", "cdefg")])[0]) == ([], [])  # three are left: too few
 
 
 def test_out_of_memory_halves_the_batch_of_losses(model, monkeypatch):
     documents = [d for d in Plain().render(EXAMPLES) if isinstance(d, Tokens)]
-    expected = answer_nats(model, documents)
+    expected = answer_losses(model, documents)
     real, sizes = type(model).forward, []
 
     def small_device(self, input_ids, **kwargs):
@@ -288,7 +322,9 @@ def test_out_of_memory_halves_the_batch_of_losses(model, monkeypatch):
     monkeypatch.setattr(
         "sft_dist.evals.loss.accepts", lambda *_: True
     )  # it looks at the arguments of forward
-    assert answer_nats(model, documents) == pytest.approx(expected, rel=1e-5)
+    found = answer_losses(model, documents)
+    assert [nats for nats, _ in found] == pytest.approx([nats for nats, _ in expected], rel=1e-5)
+    assert [top for _, top in found] == [top for _, top in expected]
     assert max(sizes) == len(documents)
     assert sizes.count(max(sizes)) == 1
 
@@ -303,7 +339,7 @@ def test_losses_by_parts_and_what_cannot_be_rendered(model, tmp_path):
         nats_by_hand(model, Plain().render(examples[:1])[0]), rel=1e-5
     )
     line = json.loads((tmp_path / "part-00001-of-00002.jsonl").read_text())
-    assert line == sealed({"id": examples[1].id, "nats": 0.0, "tokens": 0})
+    assert line == sealed({"id": examples[1].id, "nats": 0.0, "tokens": 0, "top": []})
 
 
 def test_a_question_behind_the_last_answer_is_not_asked(model, tmp_path):

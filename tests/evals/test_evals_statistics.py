@@ -13,6 +13,7 @@ import pytest
 from sft_dist.evals.statistics import (
     contrast,
     detectable_effect,
+    gap,
     holm,
     mcnemar_p,
     mean_interval,
@@ -158,6 +159,35 @@ def test_ratio_of_two_columns():
     middle, low, high = resampled(groups, lambda m: m[:, 1] / m.sum(axis=1), draws=300)
     assert middle == 0.75
     assert 0.5 < low < 0.75 < high < 0.95
+
+
+def test_a_ratio_over_families_is_wider_than_over_tasks_that_go_together():
+    rng = np.random.default_rng(1)
+    kinds = [rng.random() for _ in range(5)]
+    groups = [
+        np.stack([rng.random(20) < k, np.ones(20)], axis=1).astype(float) for k in kinds for _ in range(8)
+    ]
+    families = [f for f in range(5) for _ in range(8)]
+    alone, together = (resampled(groups, lambda m: m[:, 0] / m[:, 1], families=f) for f in (None, families))
+    assert alone[0] == together[0]
+    assert together[2] - together[1] > 1.5 * (alone[2] - alone[1])
+
+
+def test_the_gap_of_two_samples_covers_the_truth_as_often_as_it_says():
+    """Items of both samples are drawn anew for each experiment; the true gap is 0.5."""
+    inside = 0
+    for seed in range(120):
+        rng = np.random.default_rng(seed)
+        level = rng.normal(0, 2, 15)  # of the task, in both samples
+        true = rng.normal(0.5, 0.2, 15)
+        first = [(level[t] + true[t] + rng.normal(0, 1, 10)).tolist() for t in range(15)]
+        second = [(level[t] + rng.normal(0, 1, 6)).tolist() for t in range(15)]
+        found = gap(first, second, seed=seed, draws=400)
+        assert found.difference == pytest.approx(
+            np.mean([np.mean(a) - np.mean(b) for a, b in zip(first, second, strict=True)])
+        )
+        inside += found.low < 0.5 < found.high
+    assert 0.88 <= inside / 120 <= 1.0
 
 
 def test_equal_seeds_give_equal_intervals():

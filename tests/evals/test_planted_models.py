@@ -11,8 +11,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sft_dist.core.records import Tokens, single_turn
-from sft_dist.evals.loss import answer_nats
-from sft_dist.evals.probes import Answers, Material, asked_of, judge_probes
+from sft_dist.evals.loss import answer_losses
+from sft_dist.evals.probe_material import Answers, Material
+from sft_dist.evals.probes import asked_of, judge_probes
 from sft_dist.evals.splits import AnswerLoss
 from sft_dist.render.renderer import Renderer
 from sft_dist.render.tokenizer import train_tokenizer
@@ -96,14 +97,13 @@ def probed(renderer, model, trained_on, unseen):
         trained={t: es[:8] for t, es in by_task.items()},
         families={n: n for n in NAMES},
     )
-    variants, _, wanted = asked_of(("instruction", "memorisation"), material)
-    wanted = list({e.id: e for e in [*unseen, *wanted]}.values())
+    variants, asked = asked_of(("instruction", "memorisation"), material)
+    wanted = list({e.id: e for e in [*unseen, *asked["loss"]]}.values())
     rendered = renderer.render(wanted)
     assert all(isinstance(r, Tokens) for r in rendered)
-    nats = answer_nats(model, rendered)
     losses = {
         e.id: AnswerLoss(id=e.id, nats=n, tokens=sum(s.length for s in r.spans))
-        for e, n, r in zip(wanted, nats, rendered, strict=True)
+        for e, (n, _), r in zip(wanted, answer_losses(model, rendered), rendered, strict=True)
     }
     return judge_probes(variants, material, Answers(generations={}, losses=losses), None)
 

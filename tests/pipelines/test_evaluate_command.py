@@ -12,6 +12,7 @@ from sft_dist.cli import main
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_json, read_jsonl, write_json
 from sft_dist.core.runfolder import RunFolder
+from sft_dist.evals.probes import PROBES, RANKS
 from sft_dist.pipelines.evaluate import command
 from sft_dist.pipelines.evaluate.job import make_job
 from sft_dist.pipelines.evaluate.training_set import drawn_ids
@@ -73,15 +74,9 @@ def test_sets_base_baselines_and_probes_from_one_command(run: RunFolder) -> None
     for name, found in result["sets"].items():
         assert set(found["contrasts"]) == {"base", "nearest", "majority", "format_guess", "input_only"}, name
         assert found["contrasts"]["base"]["difference"] == 0.0  # the same weights
-    assert set(result["probes"]) == {
-        "phrasing",
-        "labels",
-        "contrast",
-        "instruction",
-        "memorisation",
-        "control",
-        "forgetting",
-    }
+    assert set(result["probes"]) == set(PROBES)
+    shift = result["probes"]["shift"]["sets"]["seen"]
+    assert [shift[k]["mean"] for k in RANKS] == [1.0, 0.0, 0.0]  # the same weights
     assert result["probes"]["contrast"]["model"]["tasks"]["first_colour"]["sibling"] == "last_colour"
     assert read_json(run.path / "eval" / "scores.json")["sets"]["seen"]["macro"]["n"] == 54
     assert main(["report", str(run.path)]) == 0

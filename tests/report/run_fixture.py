@@ -14,7 +14,8 @@ import numpy as np
 from sft_dist.core.files import write_json
 from sft_dist.core.records import StepMetrics, single_turn
 from sft_dist.evals.baselines import Baselines, TrainingPair
-from sft_dist.evals.probes import PROBES
+from sft_dist.evals.constraints import FORMATS
+from sft_dist.evals.probes import PROBES, RANKS
 from sft_dist.evals.score import score_examples, scores, write_results
 from sft_dist.evals.splits import AnswerLoss, Generation
 
@@ -267,6 +268,7 @@ def probes(rng):
         t: {"compliance": 0.2, "memory": 0.7, "rest": 0.1, "n": 10, "memory_low": 0.4, "memory_high": 0.9, "sibling": "day_after"}
         for t in HELDOUT
     }  # fmt: skip
+    ranks = {kind: near(x) for kind, x in zip(RANKS, (0.7, 0.2, 0.1), strict=True)}
     parts = {
         "phrasing": {"figures": {"as asked": near(0.8), "unseen wording": near(0.7), "worst wording": near(0.6)}},
         "contrast": {"model": {**kinds, "tasks": tasks}, "base": {**kinds, "tasks": tasks}},
@@ -279,10 +281,16 @@ def probes(rng):
                 }
             }
         },
+        "format": {mode: {who: {**kinds, "kept": near(0.5), "tasks": 14} for who in ("model", "base")} for mode in ("all", *FORMATS)},
         "memorisation": {"gap": {"model": near(0.3), "base": near(0.0)}},
         "control": {
             who: {"prompt_strict": near(p), "prompt_loose": near(p), "instruction_strict": near(p), "constraints": {"json": near(p), "bullets": near(p)}}
             for who, p in (("model", 0.4), ("base", 0.2))
+        },
+        "extraction": {who: {k: near(x) for k, x in (("trained", 0.6), ("unseen", 0.2), ("gap", 0.4))} for who in ("model", "base")},
+        "shift": {
+            "sets": {"seen": ranks},
+            "positions": {"1": ranks, "2": ranks, "3 to 4": ranks},
         },
         "forgetting": {"difference": {"difference": 0.1, "low": 0.05, "high": 0.15}},
     }  # fmt: skip

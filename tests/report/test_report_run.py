@@ -134,8 +134,8 @@ def test_a_finished_run(finished):
     assert "missing" not in text
     assert "writes it" not in text
     page = (finished / "report.html").read_text()
-    # loss three times (wide, narrow, tail), rate, norm, throughput, step time, data wait, memory, fill, imbalance
-    assert page.count('<svg class="chart hover"') == 11
+    # loss three times (wide, narrow, tail), rate, norm, throughput, step time, data wait, memory, fill, imbalance; ranks under the base
+    assert page.count('<svg class="chart hover"') == 12
     assert page.count('data-title="held-out, far"') == 3
     assert page.count('<svg class="spark"') == 3 * len(TASKS)  # in the table; of training; of the evaluations
     assert "prefers-color-scheme: dark" in page

@@ -25,6 +25,7 @@ class _Saver:
     def __init__(self, losses: dict[int, float] | None = None, saved_at: Position | None = None) -> None:
         self.losses, self.saved_at, self.begun_at = losses or {}, saved_at, saved_at
         self.saves: list[int] = []
+        self.asked: list[int] = []
 
     @property
     def best(self) -> int:
@@ -60,6 +61,11 @@ def _run(
     monkeypatch.setattr(loop, "_largest", lambda _: None)
     monkeypatch.setattr(loop, "step_metrics", lambda step: step)
     queue = iter(losses)
+
+    def evaluate(step: int) -> float:
+        saver.asked.append(step)
+        return next(queue) if step else 0.5  # the model before training may be the best of all
+
     work = [
         (Position(step=s, epoch=s // EPOCH, epoch_step=s % EPOCH), nothing(target_weight=1.0), [], 0.0)
         for s in range(start.step + 1, 2 * EPOCH + 1)
@@ -72,10 +78,19 @@ def _run(
         "checkpoint": CheckpointConfig(save_every_minutes=None, **checkpoint), "lr_of": lambda _: 1.0,
         "meter": nothing(reduce=lambda **_: sums), "requests": nothing(poll=lambda: (False, False), served=lambda: None),
         "heartbeat": nothing(progress=lambda: None), "saver": saver, "spikes": nothing(losses=[]),
-        "hooks": loop.Hooks(log=lambda _: None, event=lambda *_, **__: None, evaluate=lambda _: next(queue)),
+        "hooks": loop.Hooks(log=lambda _: None, event=lambda *_, **__: None, evaluate=evaluate),
         "useful_flops": lambda *_: 0.0, "peak_flops": None,
     }  # fmt: skip
     return loop.run(engine, work, **options)  # type: ignore[arg-type]
+
+
+def test_curves_begin_before_the_first_step_which_chooses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    saver = _Saver()
+    _run(monkeypatch, TrainConfig(), [2.0], saver)
+    assert (saver.asked, saver.losses) == ([0, 10], {10: 2.0})
+    again = _Saver({}, Position(step=5, epoch=1))  # continued: it was measured then
+    _run(monkeypatch, TrainConfig(), [2.0], again)
+    assert again.asked == [10]
 
 
 def test_marks_of_an_epoch_are_spread_and_end_with_it(monkeypatch: pytest.MonkeyPatch) -> None:

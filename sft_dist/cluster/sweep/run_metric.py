@@ -38,7 +38,8 @@ RUN_METRICS: dict[str, RunMetric] = {
 def curve_of(run_dir: Path, metric: str) -> Curve:
     """Return (step, value) as recorded in metrics.jsonl; empty for a metric that has no course.
 
-    Steps that were repeated after a restart count as they were last; what is not finite is left out.
+    Steps that were repeated after a restart count as they were last; what is not finite is left out, and so is step 0: that is
+    the model before training, which no trial changes.
     """
     kind, field = {
         "eval_loss": ("eval", "loss"),
@@ -47,7 +48,7 @@ def curve_of(run_dir: Path, metric: str) -> Curve:
     }.get(metric, ("", ""))
     found: dict[int, float] = {}
     for line in read_jsonl(run_dir / "metrics.jsonl", {"kind": str, "step": int}):
-        if line.get("kind") == kind and _finite(line.get(field)):
+        if line.get("kind") == kind and line["step"] and _finite(line.get(field)):
             found[int(line["step"])] = float(line[field])
     return sorted(found.items())
 

@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
@@ -26,12 +26,14 @@ from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.sets import JUDGES, VALIDATION, SetName, curve_of
 from sft_dist.evals import tracked
 from sft_dist.evals.choices import offered, picked
+from sft_dist.evals.extraction import collect_continuations, continuation_part
 from sft_dist.evals.generate import collect_generations, generate_part, load_model
 from sft_dist.evals.loss import collect_losses, loss_part
-from sft_dist.evals.probes import GENERAL, Answers, Material, asked_of, few_of, judge_probes
+from sft_dist.evals.probe_material import GENERAL, Answers, Material, few_of
+from sft_dist.evals.probes import asked_of, judge_probes
 from sft_dist.evals.resumable_work import is_done
 from sft_dist.evals.score import ScoredExample, score_examples, scores, write_results
-from sft_dist.evals.splits import has_sets, load_eval_sets, near_tasks
+from sft_dist.evals.splits import Kind, has_sets, load_eval_sets, near_tasks
 from sft_dist.pipelines.data.lineage import trained_before
 from sft_dist.pipelines.evaluate.job import Job, make_job
 from sft_dist.pipelines.evaluate.training_set import TrainingSet, read_training_set
@@ -42,6 +44,7 @@ from sft_dist.train.tracker import Tracker
 RANK = "sft_dist.pipelines.evaluate.command"
 WAIT_S = 60.0  # for parts: the ranks have ended when they are collected
 EXPORTS = "exports"
+Found = TypeVar("Found")
 
 
 def evaluate(
@@ -103,34 +106,35 @@ def _evaluate(
     choices = offered(sets, metric=config.eval.metric, told=told, categories=trained.categories)
     families = {t: f for f, tasks in _families(job).items() for t in tasks}
     material = _material(job, sets, trained, families)
-    variants, generate, losses = asked_of(config.eval.probes, material)
+    variants, asked = asked_of(config.eval.probes, material)
     written = [e for e in examples if e.id not in choices]
     candidates = [c for copies in choices.values() for c in copies]
-    generate, losses = _distinct([*written, *generate]), _distinct([*examples, *candidates, *losses])
-    job.write(generate, losses)
+    asked["generate"] = _distinct([*written, *asked["generate"]])
+    asked["loss"] = _distinct([*examples, *candidates, *asked["loss"]])
+    job.write(asked)
     world = process.current().world_size if ranks else ranks_of(config.launch.nproc)
-    part = job.part("model", "generate", renderer.fingerprint, generate)
+    part = job.part("model", "generate", renderer.fingerprint, asked["generate"])
     with console.status("generating") as status:
 
         def watch() -> None:
             done = sum(_lines(path) for path in part.glob("*.jsonl")) if part.is_dir() else 0
-            status.update(f"generating answers of {job.label}: {done} of {len(generate)}")
+            status.update(f"generating answers of {job.label}: {done} of {len(asked['generate'])}")
 
         code = ranks() if ranks else run_ranks(job.run, RANK, nproc=world, port=None, watch=watch)
     if code:
         raise mistake(job.run, RANK) or failure(job.run, RANK, code)
 
     def answers(who: str) -> Answers:
-        said = collect_generations(
-            job.part(who, "generate", renderer.fingerprint, generate),
-            generate,
-            world_size=world,
-            timeout_s=WAIT_S,
+        def kept(kind: Kind, collect: Callable[..., dict[str, Found]]) -> dict[str, Found]:
+            folder = job.part(who, kind, renderer.fingerprint, asked[kind])
+            return collect(folder, asked[kind], world_size=world, timeout_s=WAIT_S)
+
+        said, losses = kept("generate", collect_generations), kept("loss", collect_losses)
+        return Answers(
+            generations={**said, **picked(choices, losses)},
+            losses=losses,
+            continuations=kept("continue", collect_continuations) if asked["continue"] else {},
         )
-        found = collect_losses(
-            job.part(who, "loss", renderer.fingerprint, losses), losses, world_size=world, timeout_s=WAIT_S
-        )
-        return Answers(generations={**said, **picked(choices, found)}, losses=found)
 
     model, base = answers("model"), answers("base") if config.eval.base else None
     with console.status("judging"):
@@ -271,7 +275,7 @@ def run_rank(folder: RunFolder) -> int:
         else "cpu"
     )
     try:
-        job, generate, losses = Job.read(folder)
+        job, asked = Job.read(folder)
         renderer, config = job.renderer(), job.config
         share: dict[str, Any] = {
             "rank": me.rank,
@@ -281,10 +285,9 @@ def run_rank(folder: RunFolder) -> int:
         for who, path in (("model", job.model), ("base", job.base)):
             if who == "base" and not config.eval.base:
                 continue
-            answers = job.part(who, "generate", renderer.fingerprint, generate)
-            nats = job.part(who, "loss", renderer.fingerprint, losses)
+            parts = {k: job.part(who, k, renderer.fingerprint, es) for k, es in asked.items() if es}
             if who == "base" and all(
-                is_done(p, es, world_size=me.world_size) for p, es in ((answers, generate), (nats, losses))
+                is_done(p, asked[k], world_size=me.world_size) for k, p in parts.items()
             ):
                 continue  # another run over this data has asked it already
             loaded = load_model(
@@ -292,14 +295,16 @@ def run_rank(folder: RunFolder) -> int:
             )
             generate_part(
                 loaded,
-                generate,
+                asked["generate"],
                 renderer,
                 renderer.tokenizer,
-                answers,
+                job.part(who, "generate", renderer.fingerprint, asked["generate"]),
                 max_new_tokens=config.eval.max_new_tokens,
                 **share,
             )
-            loss_part(loaded, losses, renderer, nats, **share)
+            loss_part(loaded, asked["loss"], renderer, parts["loss"], **share)
+            if asked["continue"]:
+                continuation_part(loaded, asked["continue"], renderer, parts["continue"], **share)
             del loaded
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")

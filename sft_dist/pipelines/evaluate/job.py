@@ -6,7 +6,7 @@ The command writes <out>/job.json and <out>/requests.jsonl; the ranks read nothi
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ from sft_dist.core.files import fingerprint, read_jsonl, read_object, write_chec
 from sft_dist.core.records import Example, example_from_dict, example_to_dict
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.evals.generate import part_folder
+from sft_dist.evals.splits import KINDS, Kind
 from sft_dist.pipelines.data.renderer import make_renderer
 from sft_dist.render.renderer import Renderer
 
 FREE = ("eval", "launch")
 """Sections that an evaluation may change; anything else would judge another model than the run's."""
+PARTS_FORMAT = 2
+"""Of the answers that are kept; raised when their fields change."""
 JOB = "job.json"
 CURRENT = "current.json"  # in <run>/eval: where the job lies that runs now
 REQUESTS = "requests.jsonl"
@@ -78,17 +81,17 @@ class Job:
             )
         return renderer
 
-    def part(self, who: str, kind: str, renderer: str, examples: Sequence[Example]) -> Path:
+    def part(self, who: str, kind: Kind, renderer: str, examples: Sequence[Example]) -> Path:
         """Return the folder of one piece of work.
 
         Args:
             who: "model" or "base".
-            kind: "generate" or "loss".
+            kind: What the model is asked for.
             renderer: Fingerprint of the renderer.
             examples: What is asked.
         """
         limit = [self.config.eval.max_new_tokens] if kind == "generate" else []
-        options = [renderer, *limit, [e.id for e in examples]]
+        options = [PARTS_FORMAT, renderer, *limit, [e.id for e in examples]]
         if who == "model":
             return part_folder(self.parts, kind, self.model, *options)
         from sft_dist.model.weight_files import base_fingerprint  # torch
@@ -96,13 +99,9 @@ class Job:
         known = base_fingerprint(self.base, self.config.model.revision)
         return self.base_parts / f"{kind}-{fingerprint([known, *options])[:12]}"
 
-    def write(self, generate: Sequence[Example], losses: Sequence[Example]) -> None:
-        """Write what the ranks read."""
-        lines = [
-            {"kind": k, "example": example_to_dict(e)}
-            for k, es in (("generate", generate), ("loss", losses))
-            for e in es
-        ]
+    def write(self, asked: Mapping[Kind, Sequence[Example]]) -> None:
+        """Write what the ranks read: the examples of each kind of work."""
+        lines = [{"kind": k, "example": example_to_dict(e)} for k, es in asked.items() for e in es]
         write_text(
             self.out / REQUESTS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         )
@@ -116,8 +115,8 @@ class Job:
         write_json(self.run.path / "eval" / CURRENT, {"out": str(self.out.resolve())})
 
     @classmethod
-    def read(cls, run: RunFolder) -> tuple[Job, list[Example], list[Example]]:
-        """Return the job that the command wrote last, what is generated and what gets a loss."""
+    def read(cls, run: RunFolder) -> tuple[Job, dict[Kind, list[Example]]]:
+        """Return the job that the command wrote last, and the examples of each kind of work."""
         remedy = "start the evaluation again"
         out = Path(read_object(run.path / "eval" / CURRENT, remedy, {"out": str})["out"])
         fields = read_object(out / JOB, remedy, JOB_FIELDS)
@@ -130,10 +129,10 @@ class Job:
             base=fields["base"],
             out=out,
         )
-        found: dict[str, list[Example]] = {"generate": [], "loss": []}
+        found: dict[Kind, list[Example]] = {kind: [] for kind in KINDS}
         for line in read_jsonl(out / REQUESTS):
             found[line["kind"]].append(example_from_dict(line["example"]))
-        return job, found["generate"], found["loss"]
+        return job, found
 
 
 def make_job(
