@@ -4,7 +4,7 @@
 #   slurm/wandb-sync.sh runs/sft-123 runs/sft-124     these runs
 #   slurm/wandb-sync.sh                               every run under RUN_ROOT (runs/), and every trial of a sweep
 #
-# What was uploaded before is skipped. Each attempt of a run is a record of its own, grouped under the run.
+# The newest record of a run holds the whole of it, under one run id; earlier attempts are left out, and so is what was uploaded before.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/../launch/env.sh"
@@ -13,11 +13,12 @@ if [ $# = 0 ]; then set -- "${RUN_ROOT:-runs}"/* "${RUN_ROOT:-runs}"/*/trial-*; 
 
 failed=0 found=0
 for run in "$@"; do
-  for record in "$run"/wandb/offline-run-*/ "$run"/wandb/wandb/offline-run-*/; do
-    found=$((found + 1))
-    if compgen -G "$record*.synced" >/dev/null; then continue; fi
-    "$PYTHON" -m wandb sync "${record%/}" || failed=$((failed + 1))
-  done
+  record=
+  for record in "$run"/wandb/offline-run-*/ "$run"/wandb/wandb/offline-run-*/; do :; done  # their names begin with the time
+  if [ -z "$record" ]; then continue; fi
+  found=$((found + 1))
+  if compgen -G "$record*.synced" >/dev/null; then continue; fi
+  "$PYTHON" -m wandb sync "${record%/}" || failed=$((failed + 1))
 done
 if [ "$found" = 0 ]; then
   echo "wandb-sync.sh: no offline record under ${*:-${RUN_ROOT:-runs}}; was the run trained with wandb.mode=offline?" >&2

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from sft_dist.core.files import read_jsonl
 from sft_dist.core.process import logger
 
 SKIPPED = {"kind", "time", "step", "task_loss", "source_loss", "set_loss", "router_load"}
@@ -58,20 +59,20 @@ class WandbBoard:
         identity = folder / "wandb_id"
         if not identity.exists():
             identity.write_text(secrets.token_hex(4))
-        run_id = identity.read_text().strip()
         self._run = wandb.init(
             mode=mode,  # type: ignore[arg-type]
             dir=folder,
             project=project,
             entity=entity,
             name=name,
-            group=group or (name if mode == "offline" else None),
+            group=group,
             job_type=job,
             tags=list(tags),
             config=dict(config),
-            # an offline segment cannot be resumed: each attempt is a run of its own in the group
-            id=run_id if mode == "online" else None,
-            resume="allow" if mode == "online" else None,
+            id=identity.read_text().strip(),
+            resume="allow"
+            if mode == "online"
+            else None,  # offline nothing is known of what is there: see `Tracker.start`
         )
         self._step = 0
 
@@ -144,14 +145,27 @@ class Tracker:
     @classmethod
     @contextmanager
     def start(
-        cls, folder: Path, *, mode: str, tensorboard: bool, job: str = "train", **wandb: Any
+        cls,
+        folder: Path,
+        *,
+        mode: str,
+        tensorboard: bool,
+        done: int,
+        log_every: int = 1,
+        job: str = "train",
+        **wandb: Any,
     ) -> Iterator[Tracker]:
         """Yield a tracker; its boards are closed when the block ends.
+
+        W&B cannot continue a record that it wrote offline. A later attempt therefore writes one with the same run id that begins with
+        everything before it, so the newest record is the whole run, and uploading it replaces what was uploaded of earlier ones.
 
         Args:
             folder: The run folder.
             mode: `wandb.mode`.
             tensorboard: Whether to write event files of TensorBoard.
+            done: Steps of the run that stand in metrics.jsonl and are not repeated.
+            log_every: Steps between lines that boards get.
             job: "train" or "evaluate".
             wandb: The other arguments of `WandbBoard`.
         """
@@ -159,6 +173,9 @@ class Tracker:
         mode = resolve_mode(mode)
         if mode != "disabled":
             tracker._open(WandbBoard.title, lambda: WandbBoard(folder, mode=mode, job=job, **wandb))
+        if mode == "offline":
+            for line in _lines_until(folder / "metrics.jsonl", done, log_every):
+                tracker.log(line)
         if tensorboard:
             tracker._open(TensorboardBoard.title, lambda: TensorboardBoard(folder))
         try:
@@ -204,6 +221,16 @@ class Tracker:
                     "%s failed (%s); it goes on without it, metrics.jsonl has everything", board.title, error
                 )
                 self._boards.remove(board)
+
+
+def _lines_until(metrics: Path, done: int, log_every: int) -> list[dict[str, Any]]:
+    """Return the lines of the first steps that boards get, by step, repeated ones as they were last."""
+    last: dict[tuple[int, bool], dict[str, Any]] = {}
+    for line in read_jsonl(metrics, {"kind": str, "step": int}):
+        evaluated = line["kind"] == "eval"
+        if line["step"] <= done and (evaluated or line["step"] % log_every == 0):
+            last[line["step"], evaluated] = line
+    return [last[key] for key in sorted(last)]
 
 
 Table = tuple[Sequence[str], Sequence[Sequence[Any]]]

@@ -579,7 +579,6 @@ def test_chain_dry_run_submits_nothing(job):
 def test_wandb_sync(job):
     for name in ("offline-run-1", "offline-run-2"):
         (job.run / "wandb" / name).mkdir(parents=True)
-    (job.run / "wandb" / "offline-run-1" / "run-1.wandb.synced").touch()
     python = job.folder / "bin" / "python3"
     python.write_text('#!/bin/bash\necho "sync $*" >> "$CALLS"\nexit "${SYNC_CODE:-0}"\n')
     python.chmod(0o755)
@@ -587,7 +586,11 @@ def test_wandb_sync(job):
     assert job.calls("sync") == [f"sync -m wandb sync {job.run}/wandb/offline-run-2"]
     failed = job.submit(str(job.run), script="wandb-sync.sh", SYNC_CODE="1")
     assert failed.returncode == 1
-    assert "1 of 2 records could not be uploaded" in failed.stdout
+    assert "1 of 1 records could not be uploaded" in failed.stdout
+    (job.run / "wandb" / "offline-run-2" / "run-1.wandb.synced").touch()
+    assert (
+        job.submit(str(job.run), script="wandb-sync.sh", SYNC_CODE="1").returncode == 0
+    )  # nothing is left to do
     assert "no offline record" in job.submit(str(job.folder / "bin"), script="wandb-sync.sh").stdout
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
 
 import pytest
 
+from sft_dist.core.files import append_jsonl
 from sft_dist.core.records import single_turn
 from sft_dist.evals.baselines import Baselines
 from sft_dist.evals.score import score_examples, scores
@@ -45,7 +47,9 @@ def test_both_boards_get_steps_scores_and_tables(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     table = (["task", "score"], [["plural|x", 0.75]])
     options = {"name": "n", "project": "p", "entity": None, "group": None, "tags": (), "config": {"lr": 1.0}}
-    with Tracker.start(tmp_path, mode="offline", tensorboard=True, job="evaluate", **options) as tracker:
+    with Tracker.start(
+        tmp_path, mode="offline", tensorboard=True, done=0, job="evaluate", **options
+    ) as tracker:
         for line in LINES:
             tracker.log(line)
         tracker.results(2, {"eval_seen/model": 0.625}, {"eval_tasks": table})
@@ -65,7 +69,36 @@ def test_both_boards_get_steps_scores_and_tables(tmp_path, monkeypatch):
     assert b"plural\\|x" in text.tensor_proto.string_val[0]
 
 
-def test_a_board_that_fails_leaves_the_other_alone(tmp_path, caplog):
+def test_offline_attempts_are_one_run_and_the_newest_record_is_the_whole_of_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    options = {"name": "n", "project": "p", "entity": None, "group": None, "tags": (), "config": {}}
+
+    def attempt(done, lines):
+        with Tracker.start(tmp_path, mode="offline", tensorboard=False, done=done, **options) as tracker:
+            for step, loss in lines:
+                line = {"kind": "train", "time": 1.0, "step": step, "loss": loss}
+                append_jsonl(tmp_path / "metrics.jsonl", line)
+                tracker.log(line)
+
+    attempt(0, [(1, 1.109375), (2, 1.203125), (3, 1.390625)])  # killed behind its checkpoint of step 2
+    attempt(2, [(3, 1.453125), (4, 1.578125)])
+    first, second = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime)
+    assert first.name == second.name == f"run-{(tmp_path / 'wandb_id').read_text()}.wandb"
+    written = second.read_bytes()
+    assert [x in written for x in (b"1.109375", b"1.203125", b"1.390625", b"1.453125", b"1.578125")] == [
+        True,
+        True,
+        False,
+        True,
+        True,
+    ]
+
+
+def test_a_board_that_fails_leaves_the_other_alone(monkeypatch, caplog):
+    monkeypatch.setattr(
+        logging.getLogger("sft_dist"), "propagate", True
+    )  # whatever ran in this process before
+
     class Broken:
         title = "Broken"
 

@@ -229,17 +229,19 @@ def _track(
     config: RunConfig, run: RunFolder, result: dict[str, Any], judged: Sequence[ScoredExample]
 ) -> None:
     """Send scores, tables and samples to the boards of the run."""
+    step = int(run.status().get("step") or 0)
     with Tracker.start(
         run.path,
         mode=config.wandb.mode,
         tensorboard=config.train.tensorboard,
+        done=step,
+        log_every=config.train.log_every_steps,
         job="evaluate",
         name=config.name,
         config=config.model_dump(mode="json"),
         **config.wandb.model_dump(exclude={"mode"}),
     ) as tracker:
         if tracker:
-            step = int(run.status().get("step") or 0)
             tracker.results(step, tracked.figures(result), tracked.tables(result, judged))
 
 

@@ -294,6 +294,8 @@ def _loop(
             folder.path,
             mode=config.wandb.mode if is_main else "disabled",
             tensorboard=config.train.tensorboard and is_main,
+            done=start.step,
+            log_every=config.train.log_every_steps,
             name=config.name,
             config=config.model_dump(mode="json"),
             **config.wandb.model_dump(exclude={"mode"}),
