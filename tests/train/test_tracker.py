@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from types import SimpleNamespace
 
 import pytest
+import wandb
 
 from sft_dist.core.files import append_jsonl
+from sft_dist.core.process import logger
 from sft_dist.core.records import single_turn
 from sft_dist.evals.baselines import Baselines
 from sft_dist.evals.score import score_examples, scores
@@ -53,6 +54,7 @@ def test_both_boards_get_steps_scores_and_tables(tmp_path, monkeypatch):
         for line in LINES:
             tracker.log(line)
         tracker.results(2, {"eval_seen/model": 0.625}, {"eval_tasks": table})
+    wandb.teardown()  # its service writes behind us
     (record,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     written = record.read_bytes()
     assert all(
@@ -82,7 +84,8 @@ def test_offline_attempts_are_one_run_and_the_newest_record_is_the_whole_of_it(t
 
     attempt(0, [(1, 1.109375), (2, 1.203125), (3, 1.390625)])  # killed behind its checkpoint of step 2
     attempt(2, [(3, 1.453125), (4, 1.578125)])
-    first, second = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime)
+    wandb.teardown()  # its service writes behind us
+    first, second = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))  # their names begin with the time
     assert first.name == second.name == f"run-{(tmp_path / 'wandb_id').read_text()}.wandb"
     written = second.read_bytes()
     assert [x in written for x in (b"1.109375", b"1.203125", b"1.390625", b"1.453125", b"1.578125")] == [
@@ -95,9 +98,7 @@ def test_offline_attempts_are_one_run_and_the_newest_record_is_the_whole_of_it(t
 
 
 def test_a_board_that_fails_leaves_the_other_alone(monkeypatch, caplog):
-    monkeypatch.setattr(
-        logging.getLogger("sft_dist"), "propagate", True
-    )  # whatever ran in this process before
+    monkeypatch.setattr(logger(), "propagate", True)  # made here at the latest
 
     class Broken:
         title = "Broken"
