@@ -187,12 +187,14 @@ def card(options: argparse.Namespace, console: Console) -> int:
 def write_run(options: argparse.Namespace, console: Console) -> int:
     """Write a run folder."""
     from sft_dist.core.runfolder import RunFolder
+    from sft_dist.pipelines.before_ranks import refuse_mistakes
     from sft_dist.pipelines.data.prepare import prepare
     from sft_dist.pipelines.train.run_folder import set_up
 
     config = _load(options)
     run_dir: Path = options.run_dir
     config = config.model_copy(update={"name": run_dir.name, "run_root": str(run_dir.parent)})
+    refuse_mistakes(config)
     prepared = prepare(config, build=False, command=_command(options, "prepare"))
     set_up(config, prepared, RunFolder(run_dir))
     console.print(f"{run_dir / 'config.json'} is written")

@@ -177,8 +177,14 @@ def _write_adapter(checkpoint: Path, index: Index, base: Base, model: Any, aside
         short: read_parameter(checkpoint, index, n, base.kind).to(DTYPES[dtype]).contiguous()
         for n, short in names.items()
     }
-    _save(tensors, aside / adapter_folder.WEIGHTS)
     settings = adapters.peft_config(model, base.lora)
+    if adapters.is_tied(model) and adapters.saved_ends(model, base.lora):
+        # peft trains modules apart: each gets the matrix that is one here
+        ends = adapters.ends_of(model)
+        (shared,) = (t for n in ends if (t := tensors.get(f"base_model.model.{n}.weight")) is not None)
+        tensors |= {f"base_model.model.{n}.weight": shared.clone() for n in ends}
+        settings.modules_to_save = [*(settings.modules_to_save or []), *(n.rpartition(".")[2] for n in ends)]
+    _save(tensors, aside / adapter_folder.WEIGHTS)
     settings.base_model_name_or_path = base.path
     settings.revision = files.commit_of(base.path, base.revision) or base.revision
     settings.task_type, settings.inference_mode = "CAUSAL_LM", True

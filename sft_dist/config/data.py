@@ -180,10 +180,33 @@ class RenderConfig(Section):
         default_factory=dict,
         description="Variables of the chat template, such as enable_thinking: false; a record's own come before them.",
     )
+    add_tokens: tuple[str, ...] = Field(
+        default=(),
+        description="Tokens of text that join the vocabulary; those that it has stay as they are. The model gets rows for them (model.vocab_multiple).",
+    )
+    add_special_tokens: tuple[str, ...] = Field(
+        default=(), description="Control tokens, likewise: text of users is never read as one of them."
+    )
     train_vocab_size: PositiveInt | None = Field(
         default=None,
         description="Train a byte-level BPE tokenizer of this size on the kept examples (small models from scratch).",
     )
+
+    @model_validator(mode="after")
+    def _check_added(self) -> RenderConfig:
+        both = [*self.add_tokens, *self.add_special_tokens]
+        for text in both:
+            if not text.strip() or not text.isprintable() or both.count(text) > 1:
+                raise ValueError(
+                    f"add_tokens and add_special_tokens: {text!r} is empty, not printable or given twice, so it cannot be a token of its own; "
+                    "write each token once"
+                )
+        return self
+
+    @property
+    def added(self) -> dict[str, bool]:
+        """Tokens that join the vocabulary -> whether they are control tokens."""
+        return dict.fromkeys(self.add_tokens, False) | dict.fromkeys(self.add_special_tokens, True)
 
 
 class MixConfig(Section):

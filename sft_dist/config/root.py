@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from typing import Any
 
 from pydantic import Field, NonNegativeInt, model_validator
 
@@ -69,6 +70,23 @@ class RunConfig(Section):
     )
     submit: SubmitConfig = Field(default=SubmitConfig(), json_schema_extra=ANYTIME)
     sweep: SweepConfig = Field(default=SweepConfig(), json_schema_extra=ANYTIME)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rows_of_new_tokens(cls, values: Any) -> Any:
+        """Let the model get rows for tokens that are added, unless it says itself how many rows it gets."""
+        if not isinstance(values, dict):
+            return values
+        model, render = values.get("model"), values.get("render")
+        if (
+            not isinstance(model, dict)
+            or not isinstance(render, dict)
+            or model.get("vocab_multiple") is not None
+        ):
+            return values
+        if render.get("add_tokens") or render.get("add_special_tokens"):
+            return {**values, "model": {**model, "vocab_multiple": 1}}
+        return values
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:

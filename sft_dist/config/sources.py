@@ -21,8 +21,8 @@ from sft_dist.config.train import METRICS
 from sft_dist.core.records import Role
 
 
-class SourceBase(Section):
-    """What every source has."""
+class SourceMix(Section):
+    """How much of a source an epoch draws."""
 
     take_examples: PositiveInt | None = Field(
         default=None, description="Use only this many of the source's examples, drawn at random; null: all."
@@ -40,6 +40,11 @@ class SourceBase(Section):
     epochs: PositiveFloat | None = Field(
         default=None, description="How often an epoch of training passes over this source."
     )
+
+
+class SourceBase(SourceMix):
+    """What every source has."""
+
     task: str | None = Field(
         default=None,
         description="Task name of every record; '{field}' in it stands for that field, '{__file__}' for its file's name; "
@@ -219,7 +224,9 @@ class HubSource(ConversationSource):
         description="Files of the dataset to read, names or globs inside it, or {split: files}, as `datasets.load_dataset` takes them; "
         "null: those that it finds. With path=json, csv, parquet or text: any local files.",
     )
-    format: Literal["alpaca", "messages", "sharegpt"] = "messages"
+    format: Literal["alpaca", "messages", "sharegpt", "text"] = Field(
+        default="messages", description="text: raw text, every token of which carries loss."
+    )
     fields: dict[str, str] = Field(default_factory=dict, description="Our field -> the dataset's column.")
 
 

@@ -33,9 +33,9 @@ class LossConfig(Section):
     dft: bool = Field(
         default=False, description="Weight each target by its own probability (dynamic fine-tuning)."
     )
-    router_balance: NonNegativeFloat | None = Field(
+    router_balance: NonNegativeFloat | Literal["model"] | None = Field(
         default=None,
-        description="Coefficient of the load-balance loss of a mixture of experts, over the global batch (0.001 is usual; 0: its routers' load is logged, no more); null: neither.",
+        description="Coefficient of the load-balance loss of a mixture of experts, over the global batch (0.001 is usual; 0: its routers' load is logged, no more); model: the one that its config.json names, nothing for a model without routers; null: neither.",
     )
     kernel: Literal["auto", "plain", "triton"] = Field(
         json_schema_extra=RESUMABLE,

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from sft_dist.config.sources import SourceMix
 from sft_dist.core.errors import UserError
-from sft_dist.mix.weights import Cells, Floats, Mixture, SourceMix, base_rates
+from sft_dist.mix.weights import Cells, Floats, Mixture, base_rates
 
 Bools = NDArray[np.bool_]
 

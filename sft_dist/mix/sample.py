@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sft_dist.config.sources import SourceMix
 from sft_dist.core.errors import UserError
 from sft_dist.core.rng import derive
 from sft_dist.mix.corpus import Corpus
 from sft_dist.mix.counts import example_counts
-from sft_dist.mix.weights import PRESETS, Cells, Mixture, SourceMix, resolve
+from sft_dist.mix.weights import PRESETS, Cells, Mixture, resolve
 from sft_dist.pack.jit import jit
 from sft_dist.pack.shuffle import sample_segments, shuffle
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from sft_dist.config.data import MixConfig
+from sft_dist.config.sources import SourceMix
 from sft_dist.core.errors import UserError, nearest
 
-Rate = Literal["all", "proportional", "temperature"]
 Floats = NDArray[np.float64]
 LEAST_POWER = -500.0  # e to it is still far above 0
 
@@ -37,25 +38,6 @@ class Cells:
     sources: NDArray[np.int64]
     task_names: Sequence[str]
     source_names: Sequence[str]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SourceMix:
-    """What a source's config says about the mixture.
-
-    Attributes:
-        take_examples: Examples of the source that are used at all; None: all.
-        take_share: Share of the source's examples that is used at all; None: all.
-        share: Share of the epoch's examples that come from here; None: by rate.
-        weight: Factor on the source's rate.
-        epochs: Passes over the source in one epoch of training; None: by rate.
-    """
-
-    take_examples: int | None = None
-    take_share: float | None = None
-    share: float | None = None
-    weight: float = 1.0
-    epochs: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,31 +70,14 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Mixture:
-    """Everything that decides an epoch's draw, besides the data and the seed.
+class Mixture(MixConfig):
+    """Everything that decides an epoch's draw, besides the data and the seed: the section `mix`, and what each source says.
 
     Attributes:
         sources: By source name; a source that is not named has the defaults.
-        rate: "all": every example once; "proportional": min(n, cap) a task; "temperature": min(n, cap)^(1/T).
-        cap: Largest n that a task's rate counts; None: no cap.
-        temperature: T; larger is flatter.
-        task_min: Examples drawn from each task, at least.
-        task_max: Examples drawn from each task, at most; None: no bound.
-        preset: A name in `PRESETS`, which sets rate, cap and shares.
-        epoch_examples: Examples an epoch; None: as many as the rates give.
-        drop_duplicates: Whether an example that several sources hold is drawn from the first of them only.
     """
 
-    sources: Mapping[str, SourceMix] = field(default_factory=dict)
-    rate: Rate = "all"
-    cap: int | None = None
-    temperature: float = 1.0
-    task_min: int = 0
-    task_max: int | None = None
-    preset: str | None = None
-    epoch_examples: int | None = None
-    drop_duplicates: bool = True
+    sources: Mapping[str, SourceMix] = Field(default_factory=dict)
 
 
 def resolve(mixture: Mixture, source_names: Sequence[str]) -> list[SourceMix]:
@@ -150,10 +115,6 @@ def resolve(mixture: Mixture, source_names: Sequence[str]) -> list[SourceMix]:
 
 def _preset_sources(mixture: Mixture, names: Sequence[str], sources: list[SourceMix]) -> list[SourceMix]:
     assert mixture.preset is not None
-    if mixture.preset not in PRESETS:
-        raise UserError(
-            f"mix.preset={mixture.preset!r} is unknown; presets: {', '.join(PRESETS)}.{nearest(mixture.preset, PRESETS)}"
-        )
     if mixture.rate != "all" or mixture.cap is not None:
         raise UserError(
             f"mix.preset={mixture.preset} sets the rates itself, so mix.rate and mix.cap would be ignored; "

@@ -30,6 +30,9 @@ BASE, SAVED = ".base_layer.", f".modules_to_save.{NAME}."
 def add(hf: Any, lora: LoraConfig, seed: int) -> None:
     """Put adapters into a model, in place: only they and `modules_to_save` are trained. Collective under ZeRO-3.
 
+    Where embedding and output projection are one matrix and `modules_to_save` names either, that matrix itself is trained, so that
+    it stays one.
+
     Args:
         hf: The loaded model, its output projection already adopted by model.loss.
         lora: What to adapt.
@@ -44,6 +47,8 @@ def add(hf: Any, lora: LoraConfig, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(settings, hf)
+    if saved_ends(hf, lora) and is_tied(hf):
+        hf.get_input_embeddings().weight.requires_grad_(requires_grad=True)
     if lora.adapter is not None:
         _go_on(hf, lora, Path(lora.adapter))
 
@@ -56,7 +61,9 @@ def _go_on(hf: Any, lora: LoraConfig, folder: Path) -> None:
     found = load_file(folder / WEIGHTS)
     own = {n: p for n, p in hf.named_parameters() if p.requires_grad}
     names = folder_names(own)
-    here, there = set(names.values()), set(found)
+    twice = {f"base_model.model.{n}.weight" for n in ends_of(hf)} if is_tied(hf) else set()
+    here = set(names.values())
+    there = set(found) - (twice - here if twice & here else set())
     if here != there:
         odd, missing = sorted(there - here), sorted(here - there)
         which = (
@@ -82,13 +89,30 @@ def peft_config(hf: Any, lora: LoraConfig) -> Any:
     import peft
 
     _check_saved(hf, lora)
+    shared = saved_ends(hf, lora) if is_tied(hf) else set()  # trained in place
     return peft.LoraConfig(
         **_common(lora),
         lora_dropout=lora.dropout,
         target_modules=_targets(hf, lora.target_modules),
         target_parameters=_parameters(hf, lora.target_parameters),
-        modules_to_save=list(lora.modules_to_save) or None,
+        modules_to_save=[m for m in lora.modules_to_save if m not in shared] or None,
     )
+
+
+def is_tied(hf: Any) -> bool:
+    """Whether a model's embedding and output projection are one matrix."""
+    return hf.get_output_embeddings().weight is hf.get_input_embeddings().weight
+
+
+def ends_of(hf: Any) -> list[str]:
+    """Return the names of a model's embedding and output projection."""
+    ends = (hf.get_input_embeddings(), hf.get_output_embeddings())
+    return [n for n, m in hf.named_modules() if m in ends]
+
+
+def saved_ends(hf: Any, lora: LoraConfig) -> set[str]:
+    """Return which of `lora.modules_to_save` name the embedding or the output projection."""
+    return {w for w in lora.modules_to_save if any(n == w or n.endswith(f".{w}") for n in ends_of(hf))}
 
 
 def _common(lora: LoraConfig) -> dict[str, Any]:
@@ -146,18 +170,6 @@ def _check_saved(hf: Any, lora: LoraConfig) -> None:
                 f"lora.modules_to_save has {wanted!r}, which is no module of this model, so nothing would be trained whole; "
                 "use embed_tokens, lm_head or another module's name"
             )
-    ends = {
-        n.rpartition(".")[2]
-        for n, m in hf.named_modules()
-        if m in (hf.get_input_embeddings(), hf.get_output_embeddings())
-    }
-    if hf.get_output_embeddings().weight is hf.get_input_embeddings().weight and ends & set(
-        lora.modules_to_save
-    ):
-        raise UserError(
-            f"lora.modules_to_save names {', '.join(sorted(ends & set(lora.modules_to_save)))}, but this model's embedding and output "
-            "projection are one matrix, which would come apart; leave it frozen, or train all weights (lora=null)"
-        )
 
 
 def quantisation(lora: LoraConfig | None, dtype: torch.dtype, device: str) -> Any:

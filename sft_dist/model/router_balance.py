@@ -30,6 +30,12 @@ from sft_dist.core.errors import UserError
 from sft_dist.model.parts import decoder_of
 
 
+def own_coefficient(hf: Any) -> float | None:
+    """Return the coefficient that the model's own config names; None for a model without routers that a loss balances."""
+    found = getattr(hf.config.get_text_config(), "router_aux_loss_coef", None)
+    return None if found is None or _router_of(hf)[0] is None else float(found)
+
+
 class RouterBalance:
     """Watches the routers of a model, and weighs what they do.
 

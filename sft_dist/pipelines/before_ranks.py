@@ -80,9 +80,9 @@ def _trained(config: RunConfig) -> Iterator[str]:
     here = config.model.shape is not None or (Path(config.model.path or "") / "config.json").is_file()
     if not here or _names_are_missing(config):
         return
-    lora, text = config.lora, model_config(config)
+    lora = config.lora
     if lora is None:
-        if config.model.freeze and not shape_of(config, text).trained:
+        if config.model.freeze and not shape_of(config, model_config(config)).trained:
             yield "model.trainable and model.freeze leave nothing to train, so every step would do nothing; narrow model.freeze"
         return
     if lora.adapter is not None:
@@ -95,12 +95,6 @@ def _trained(config: RunConfig) -> Iterator[str]:
                 f"lora.target_modules has {name!r}, which is no module of this model, so nothing would be adapted; "
                 f"it has {', '.join(sorted(last))}.{nearest(name, last)}"
             )
-    ends = {n for n in lora.modules_to_save if n in ("embed_tokens", "lm_head")}
-    if ends and text.get("tie_word_embeddings"):
-        yield (
-            f"lora.modules_to_save names {', '.join(sorted(ends))}, but this model's embedding and output projection are one matrix, "
-            "which would come apart; leave it frozen, or train all weights (lora=null)"
-        )
 
 
 def _names_are_missing(config: RunConfig) -> bool:
@@ -160,11 +154,17 @@ def _tokenizer(config: RunConfig) -> Iterator[str]:
     own, path = config.model.tokenizer is None, str(config.model.path)
     if own and path.startswith(("/", ".", "~")) and not Path(path).expanduser().exists():
         return  # said of the model
-    if config.render.train_vocab_size is None:
-        TextTokenizer.load(
-            path if own else str(config.model.tokenizer), config.model.revision if own else None
+    if config.render.train_vocab_size is not None:
+        return
+    found = TextTokenizer.load(
+        path if own else str(config.model.tokenizer), config.model.revision if own else None
+    )
+    new = [text for text in config.render.added if found.id_of(text) is None]
+    if new and config.lora is not None and not config.lora.modules_to_save:
+        yield (
+            f"render.add_tokens and add_special_tokens bring {len(new)} new tokens (first: {new[0]!r}), and lora trains no row of the "
+            "embedding, so the model could not tell them apart; use lora.modules_to_save=[embed_tokens,lm_head]"
         )
-    yield from ()
 
 
 def _sources(config: RunConfig) -> Iterator[str]:

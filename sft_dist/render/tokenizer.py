@@ -7,9 +7,10 @@ Two promises that the renderer builds on: no special token is ever added behind 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from sft_dist.render.tokenizer_files import (
     PAD_NAMES,
     TokenizerFiles,
     add_missing,
+    add_new,
     drop_prefix,
     find_tokenizer,
     kinds,
@@ -47,7 +49,7 @@ class TextTokenizer:
         control: Text of every special token.
     """
 
-    def __init__(self, files: TokenizerFiles) -> None:
+    def __init__(self, files: TokenizerFiles, added: Mapping[str, bool] = MappingProxyType({})) -> None:
         self.path = files.path
         self.chat_templates = files.chat_templates
         self._config = files.config
@@ -56,16 +58,20 @@ class TextTokenizer:
             for key in ("truncation", "padding"):  # a saved length limit would cut documents silently
                 self._json[key] = None
             add_missing(self._json, files.config)
+            if added:
+                add_new(self._json, added)
             self._tokenizer = Tokenizer.from_str(json.dumps(self._json))
             self._tokenizer.encode_special_tokens = True
+        except UserError:
+            raise
         except Exception as error:  # the Rust side raises a bare Exception
             raise UserError(
                 f"{files.path}: tokenizer.json cannot be read ({error}); restore the file or update `tokenizers`"
             ) from error
         self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
-        added = self._tokenizer.get_added_tokens_decoder()
-        self.added = {t.content: t for t in added.values()}
-        self.control = frozenset(t.content for t in added.values() if t.special)
+        listed = self._tokenizer.get_added_tokens_decoder()
+        self.added = {t.content: t for t in listed.values()}
+        self.control = frozenset(t.content for t in listed.values() if t.special)
         self.specials = self._named(files)
         self.bos_id, self.eos_id, self.pad_id = (
             self.id_of(self.specials.get(f"{k}_token")) for k in ("bos", "eos", "pad")
@@ -77,13 +83,17 @@ class TextTokenizer:
         self.fingerprint = fingerprint([self._json, self.specials])
 
     @classmethod
-    def load(cls, path: str, revision: str | None = None) -> TextTokenizer:
+    def load(
+        cls, path: str, revision: str | None = None, *, added: Mapping[str, bool] = MappingProxyType({})
+    ) -> TextTokenizer:
         """Read a tokenizer from a folder, a tokenizer.json or a hub id (`revision` pins it).
+
+        `added`: tokens that join its vocabulary -> whether they are control tokens.
 
         Raises:
             UserError: Nothing is there, or it is not a fast tokenizer.
         """
-        return cls(find_tokenizer(path, revision))
+        return cls(find_tokenizer(path, revision), added)
 
     def _named(self, files: TokenizerFiles) -> dict[str, str]:
         keys = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

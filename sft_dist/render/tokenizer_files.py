@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from sft_dist.core.errors import UserError
 
@@ -166,6 +169,36 @@ def add_missing(spec: dict[str, Any], config: dict[str, Any]) -> None:
                 **{f: bool(token.get(f)) for f in flags},
             }
             spec.setdefault("added_tokens", []).append(entry)
+
+
+def add_new(spec: dict[str, Any], added: Mapping[str, bool]) -> None:
+    """Add tokens behind the vocabulary; one that it has keeps its id, and becomes a control token where that is asked for.
+
+    Args:
+        spec: The content of tokenizer.json.
+        added: Text of a token -> whether it is a control token.
+
+    Raises:
+        UserError: When a control token is an ordinary piece of text in this vocabulary.
+    """
+    ids: dict[str, int] = Tokenizer.from_str(json.dumps(spec)).get_vocab(with_added_tokens=True)
+    entries = spec.setdefault("added_tokens", [])
+    listed = {t["content"]: t for t in entries}
+    for text, special in added.items():
+        if text in listed:
+            listed[text]["special"] = listed[text]["special"] or special
+        elif text in ids and special:
+            raise UserError(
+                f"render.add_special_tokens: {text!r} is an ordinary piece of text in this vocabulary, so text of users would be read as "
+                "the control token; choose another text, such as <|name|>"
+            )
+        elif text not in ids:
+            token_id = ids.setdefault(text, 1 + max(ids.values()))
+            flags = {"single_word": False, "lstrip": False, "rstrip": False}
+            entries.append(
+                {"id": token_id, "content": text, **flags, "normalized": not special, "special": special}
+            )
+    entries.sort(key=lambda t: t["id"])
 
 
 def kinds(node: Any) -> set[str]:

@@ -16,11 +16,13 @@ from sft_dist.sources.base import READER_VERSION, FileSource
 from sft_dist.sources.chat import conversation, conversation_format
 from sft_dist.sources.files.data_files import TEXT_CHARS, RawRecord
 from sft_dist.sources.files.json_record import as_object
+from sft_dist.sources.text import text_document
 
 OUR_FIELDS = {
     "alpaca": ("instruction", "input", "output", "system", "history"),
     "messages": ("messages", "system", "tools", "template_kwargs"),
     "sharegpt": ("conversations", "system", "tools", "template_kwargs"),
+    "text": ("text",),
 }
 
 
@@ -49,8 +51,11 @@ class HubReader(FileSource):
             UserError: When the dataset cannot be opened or lacks a column that `fields` names.
         """
         self._format = (
-            None if format == "alpaca" else conversation_format(format=format, prompts=prompts, **turns)
+            conversation_format(format=format, prompts=prompts, **turns)
+            if format in ("messages", "sharegpt")
+            else None
         )
+        self._is_text = format == "text"
         self._columns = dict(fields or {})
         self._alpaca = AlpacaFields(output=None if prompts else "output", system="system", history="history")
         for ours in self._columns:
@@ -104,7 +109,9 @@ class HubReader(FileSource):
     def convert(self, fields: Mapping[str, Any]) -> Iterable[Example]:
         """Return the example of a row."""
         task, origin = self.task_of(fields), self.origin_of(fields)
-        if self._format is None:
+        if self._is_text:
+            yield text_document(self, fields)
+        elif self._format is None:
             yield self._alpaca.example(fields, task=task, source=self.name, origin=origin)
         else:
             yield conversation(fields, self._format, task=task, source=self.name, origin=origin)

@@ -42,15 +42,7 @@ class TextReader(FileSource):
 
     def convert(self, fields: Mapping[str, Any]) -> Iterable[Example]:
         """Return the one document of a record."""
-        segments = fields.get(self._segments)
-        if segments is None:
-            content = text_field(fields, self._text)
-            weights: tuple[TextWeight, ...] = ()
-        else:
-            content, weights = _joined(segments, self._segments)
-        if not content.strip():
-            raise RecordError("the text is empty")
-        yield _document(self, fields, content, weights, "text" if segments is None else "segments")
+        yield text_document(self, fields, text=self._text, segments=self._segments)
 
 
 class TokensReader(FileSource):
@@ -90,6 +82,25 @@ class TokensReader(FileSource):
                 weights.append(TextWeight(ends, ends + len(word), 0.0))
             ends += len(word) + 1
         yield _document(self, fields, " ".join(words), tuple(weights), "tokens")
+
+
+def text_document(
+    source: FileSource, fields: Mapping[str, Any], *, text: str = "text", segments: str = "segments"
+) -> Example:
+    """Return the document of a record: its segments where it has them, else its text.
+
+    Raises:
+        RecordError: When neither can be read.
+    """
+    given = fields.get(segments)
+    if given is None:
+        content = text_field(fields, text)
+        weights: tuple[TextWeight, ...] = ()
+    else:
+        content, weights = _joined(given, segments)
+    if not content.strip():
+        raise RecordError("the text is empty")
+    return _document(source, fields, content, weights, "text" if given is None else "segments")
 
 
 def _document(

@@ -120,6 +120,8 @@ LORAS = {
     "saved": LoraConfig(
         rank=2, alpha=8.0, target_modules=("v_proj",), modules_to_save=("lm_head", "embed_tokens")
     ),
+    # embedding and output projection are one matrix, in the model and in the export
+    "tied": LoraConfig(rank=2, alpha=8.0, modules_to_save=("lm_head",)),
     # experts that lie apart in the files, [output, input], and in one tensor, [input, output]
     "experts": LoraConfig(
         rank=2,
@@ -131,7 +133,7 @@ LORAS = {
         rank=2, alpha=8.0, target_parameters=("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
     ),
 }
-ADAPTED = {"experts": "qwen3_moe", "experts_in_one": "gpt_oss"}  # else qwen3
+ADAPTED = {"experts": "qwen3_moe", "experts_in_one": "gpt_oss", "tied": "llama"}  # else qwen3
 
 
 @pytest.mark.parametrize("kind", sorted(LORAS))

@@ -191,6 +191,13 @@ def test_adapters_and_whole_modules_beside_them():
     assert trained(target_modules=("q_proj",), dora=True) == 2 * L * 2 * E + L * E
     assert trained(modules_to_save=("lm_head", "embed_tokens")) == every + 2 * V * E
     assert trained(modules_to_save=("norm",)) == every + E
+    biased = config | {"attention_bias": True}  # no adapter sits on a bias
+    given = {"rank": 2, "target_modules": (), "modules_to_save": (), "dora": False}
+    assert adapted(Shape.of(biased), biased, **given).trained == every
+    tied = config | {"tie_word_embeddings": True}  # one matrix, trained in place
+    in_place = adapted(Shape.of(tied), tied, **given | {"modules_to_save": ("embed_tokens", "lm_head")})
+    assert (in_place.trained, in_place.trains_head) == (every + V * E, True)
+    assert in_place.parameters == Shape.of(tied).parameters + every
     with_head = adapted(SHAPE, config, rank=2, target_modules=(), modules_to_save=("lm_head",), dora=False)
     assert (with_head.trains_head, with_head.parameters) == (True, SHAPE.parameters + every + V * E)
 

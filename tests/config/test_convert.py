@@ -92,17 +92,57 @@ def test_what_happens_by_epoch_and_ends_early(tmp_path: Path) -> None:
         ("optimizer", "lion_8bit"),
         ("lr_scheduler", "rex"),
         ("num_epochs", 0),
-        ("tokens", ["<new>"]),
         ("special_tokens", {"eos_token": "<own>"}),
         ("fp16", True),
         ("adapter", "llama-adapter"),
         ("lora_target_modules", "model.layers.(?!1).*"),
-        ("datasets", [{"path": "x/y", "type": "completion"}]),
+        ("datasets", [{"path": "x/y", "type": "jeopardy"}]),
+        ("lora_target_parameters", ["mlp.experts.down_proj"]),
         ("some_new_key", 3),
     ],
 )
 def test_what_changes_the_result_is_said(tmp_path: Path, key: str, value: Any) -> None:
     assert any(key in changed for changed in _converted(tmp_path, AXOLOTL | {key: value}).changes)
+
+
+def test_tokens_text_files_and_balance(tmp_path: Path) -> None:
+    """New tokens, raw text of chosen files, and the load-balance loss of a mixture of experts."""
+    keys = {
+        "tokens": ["<call>"],
+        "special_tokens": {"pad_token": "</s>", "additional_special_tokens": ["<end>"]},
+        "datasets": [{"path": "x/texts", "type": "completion", "field": "body", "data_files": ["a.jsonl"]}],
+        "pretraining_dataset": [{"path": "x/web", "name": "en", "type": "pretrain", "text_column": "text"}],
+        "model_config": {"output_router_logits": True},
+        "lora_modules_to_save": ["embed_tokens", "lm_head"],
+    }
+    done = _converted(tmp_path, AXOLOTL | keys)
+    assert not done.changes
+    config = _valid(tmp_path, done)
+    assert config.render.added == {"<call>": False, "<end>": True}
+    assert config.model.vocab_multiple == 1
+    texts, web = config.data.sources["texts"], config.data.sources["web"]
+    assert (texts.kind, texts.format, texts.fields, texts.data_files) == (
+        "hub",
+        "text",
+        {"text": "body"},
+        ("a.jsonl",),
+    )
+    assert (web.format, web.name, web.fields) == ("text", "en", {})
+    assert config.loss.router_balance == "model"
+    named = _converted(tmp_path, AXOLOTL | {"tokens": {"bos_token": "<s>", "eos_token": "</s>"}})
+    assert not named.changes
+    assert _converted(tmp_path, AXOLOTL | {"model_config": {"rope_theta": 1}}).changes == ["model_config"]
+
+
+def test_a_division_in_a_script_is_worked_out(tmp_path: Path) -> None:
+    script = tmp_path / "train.sh"
+    text = "nproc_per_node=2\nnnodes=2\nswift sft --model org/m --dataset a/b --max_length 64 --gradient_accumulation_steps "
+    for division in ("$(expr 32 / $nproc_per_node / $nnodes)", "$((32 / nproc_per_node / nnodes))"):
+        script.write_text(text + division + "\n")
+        done = convert(script, ranks=4)
+        assert (done.changes, done.values["train"]["tokens_per_step"]) == ([], 8 * 4 * 64)
+    script.write_text(text + "$(expr 32 / $WORLD_SIZE)\n")
+    assert convert(script, ranks=4).changes == ["gradient_accumulation_steps"]
 
 
 def test_llama_factory(tmp_path: Path) -> None:

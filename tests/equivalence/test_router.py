@@ -14,7 +14,7 @@ from cases_router import COEFFICIENT, Balance
 from torch.nn import functional as F
 
 from sft_dist.core.errors import UserError
-from sft_dist.model.router_balance import RouterBalance
+from sft_dist.model.router_balance import RouterBalance, own_coefficient
 
 Outcome = Callable[..., dict[str, Any]]
 
@@ -77,3 +77,14 @@ def test_a_model_whose_routers_no_loss_balances_is_refused(tiny_model: Path) -> 
     ).module  # fmt: skip
     with pytest.raises(UserError, match="llama has no routers that a loss balances"):
         RouterBalance(module.hf, 0.01)
+
+
+def test_the_coefficient_may_be_the_models_own(model: Path) -> None:
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    hf = AutoModelForCausalLM.from_pretrained(model)
+    assert own_coefficient(hf) == hf.config.router_aux_loss_coef > 0
+    dense = LlamaConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=20
+    )
+    assert own_coefficient(LlamaForCausalLM(dense)) is None

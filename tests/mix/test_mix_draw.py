@@ -279,7 +279,6 @@ def test_t0_divides_the_cap_of_a_large_dataset_by_its_templates(make_corpus, mon
             Mixture(sources={"a": SourceMix(share=0.5)}, task_max=4),
             "share of a is 10 .* mix.task_max=4 allows 4",
         ),
-        (Mixture(preset="flan2020"), "Did you mean 'flan202"),
         (Mixture(preset="t0", rate="proportional"), "sets the rates itself"),
         (Mixture(sources={"a": SourceMix(epochs=3.0)}, epoch_examples=10), "does not add up"),
     ],

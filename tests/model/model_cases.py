@@ -42,6 +42,10 @@ MODES: dict[str, tuple[str, dict[str, Any]]] = {
             "vocab_multiple": 100,
         },
     ),
+    "tied": (
+        "llama",
+        {"lora": LoraConfig(rank=4, alpha=8.0, modules_to_save=("lm_head",)), "vocab_multiple": 100},
+    ),
     "frozen": ("qwen3", {"freeze": ("embeddings", "layers[:1]")}),
     "grown": ("llama", {"vocab_multiple": 48, "min_vocab_size": 130}),
     "moe": ("qwen3_moe", {}),

@@ -40,7 +40,7 @@ def plain(mode: str, out: Path) -> nn.Module:
     model = AutoModelForCausalLM.from_pretrained(
         out / f"model-{family}", attn_implementation="eager", dtype=torch.float32
     )
-    if rows := {"saved": 200, "grown": 144}.get(mode):
+    if rows := {"saved": 200, "tied": 200, "grown": 144}.get(mode):
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
         tied = head.weight is embedding.weight
         for module in (embedding,) if tied else (embedding, head):
@@ -53,9 +53,12 @@ def plain(mode: str, out: Path) -> nn.Module:
         settings = {
             "lora": {"target_modules": linear},
             "dora": {"target_modules": ["q_proj", "down_proj"], "use_dora": True},
+            "tied": {"target_modules": linear},
             "saved": {"target_modules": linear, "use_rslora": True, "modules_to_save": ["lm_head"]},
         }[mode]
         inject_adapter_in_model(LoraConfig(r=4, lora_alpha=8, **settings), model)
+    if mode == "tied":
+        model.get_input_embeddings().weight.requires_grad_(True)
     if mode == "frozen":
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not name.startswith(("model.embed_tokens.", "model.layers.0.")))

@@ -76,9 +76,11 @@ def test_adapters_by_glob_over_whole_names(qwen3: Path) -> None:
     assert adapted == attention | {f"model.layers.{i}.mlp.down_proj" for i in (0, 1)}
 
 
-def test_a_tied_matrix_is_not_torn_apart(llama: Path) -> None:
-    with pytest.raises(UserError, match="are one matrix, which would come apart"):
-        trained(llama, lora=LoraConfig(rank=2, alpha=2.0, modules_to_save=("lm_head",)))
+@pytest.mark.parametrize("named", ["lm_head", "embed_tokens"])
+def test_a_tied_matrix_is_trained_as_one(llama: Path, named: str) -> None:
+    names = trained(llama, lora=LoraConfig(rank=2, alpha=2.0, modules_to_save=(named, "model.norm")))
+    whole = {n for n in names if ".lora_" not in n}
+    assert whole == {"model.embed_tokens.weight", "model.norm.modules_to_save.default.weight"}
 
 
 def test_quantised_bases_need_what_is_not_here(qwen3: Path) -> None:

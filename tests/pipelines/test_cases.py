@@ -171,13 +171,11 @@ def variables_reach_the_template(case):
     assert "enable_thinking" in still.template_text.splitlines()[0]
 
 
-def adapters_on_tied_words_are_refused_before_ranks(case):
-    with pytest.raises(
-        UserError, match="embedding and output projection are one matrix, which would come apart"
-    ):
-        case.check(
-            "13-lora-tied", "lora.rank=4", "model.vocab_multiple=64", "lora.modules_to_save=[embed_tokens]"
-        )
+def tied_words_train_beside_adapters(case):
+    tokens = ["model.vocab_multiple=64", "lora.rank=4"]
+    assert case.check("13-lora-tied", *tokens, "lora.modules_to_save=[embed_tokens]").steps == 3
+    with pytest.raises(UserError, match=r"bring 1 new tokens \(first: '<new>'\), and lora trains no row"):
+        case.check("13-lora-tied", *tokens, 'render.add_special_tokens=["<new>"]')
 
 
 def trl_lists_are_read(case):
@@ -215,7 +213,7 @@ def other_roles_are_read_by_key(case):
         functions_are_tools,
         a_thought_in_a_call_is_reasoning,
         variables_reach_the_template,
-        adapters_on_tied_words_are_refused_before_ranks,
+        tied_words_train_beside_adapters,
         trl_lists_are_read,
         other_roles_are_read_by_key,
     ],

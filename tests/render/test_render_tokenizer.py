@@ -193,3 +193,29 @@ def test_segments_get_a_space_before_them_only_where_the_whole_text_would(scheme
         "".join(inner.id_to_token(i) for i in tokens.ids[s.start : s.start + s.length]) for s in tokens.spans
     ]
     assert spelled == ["▁the▁dog</s>", "▁on▁the▁log</s>"]
+
+
+def test_added_tokens_are_those_of_transformers(tiny, tmp_path):
+    """New ones come behind the vocabulary in order; known ones keep their ids; control tokens are never read from text."""
+    from transformers import PreTrainedTokenizerFast
+
+    tiny.save(tmp_path / "base")
+    ours = TextTokenizer.load(
+        str(tmp_path / "base"), added={"<aud>": False, "the": False, "<|im_end|>": True, "<call>": True}
+    )
+    theirs = PreTrainedTokenizerFast.from_pretrained(str(tmp_path / "base"))
+    theirs.add_tokens(["<aud>"])
+    theirs.add_tokens(["<call>"], special_tokens=True)
+    assert ours.vocab_size == len(theirs) == tiny.vocab_size + 2
+    assert ours.id_of("the") == tiny.id_of("the")
+    text = "say <aud> then <call>the end"
+    assert ours.encode_batch([text], allow_control=True)[0] == theirs.encode(text, add_special_tokens=False)
+    spelled = ours.encode_batch([text], allow_control=False)[0]
+    assert ours.id_of("<aud>") in spelled
+    assert ours.id_of("<call>") not in spelled
+    assert ours.fingerprint != tiny.fingerprint
+    with pytest.raises(UserError, match="'the' is an ordinary piece of text in this vocabulary"):
+        TextTokenizer.load(str(tmp_path / "base"), added={"the": True})
+    ours.save(tmp_path / "grown")
+    again = PreTrainedTokenizerFast.from_pretrained(str(tmp_path / "grown"))
+    assert again.encode(text, add_special_tokens=False) == theirs.encode(text, add_special_tokens=False)

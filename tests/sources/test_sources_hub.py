@@ -64,6 +64,14 @@ def test_data_files_say_which_files_of_a_dataset_are_read(cache, folder):
         read(folder, data_files="absent.jsonl")
 
 
+def test_raw_text(cache, folder):
+    first, bad, last = HubReader("h", path=str(folder), format="text", fields={"text": "a"})
+    assert [(e.form, e.messages[-1].content) for e in (first, last)] == [("text", "2"), ("text", "1")]
+    assert isinstance(bad, BadRecord)
+    with pytest.raises(UserError, match="which the format 'text' does not have; it has text"):
+        HubReader("h", path=str(folder), format="text", fields={"output": "a"})
+
+
 def test_files_of_a_saved_dataset_are_refused(cache, tmp_path):
     cache.Dataset.from_list([{"a": 1}]).save_to_disk(tmp_path / "saved")
     with pytest.raises(UserError, match="written by save_to_disk, of which single files cannot be read"):

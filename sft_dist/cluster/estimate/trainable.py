@@ -67,7 +67,10 @@ def adapted(
     dora: bool,
     target_parameters: Sequence[str] = (),
 ) -> Shape:
-    """Return the shape with low-rank adapters on a frozen base, and whole copies of `modules_to_save` beside theirs."""
+    """Return the shape with low-rank adapters on a frozen base, and whole copies of `modules_to_save` beside theirs.
+
+    Embedding and output projection that are one matrix are trained in place, without a copy.
+    """
     sides = {  # inputs and outputs of every Linear of a layer
         "q_proj": (shape.E, shape.A),
         "k_proj": (shape.E, shape.G),
@@ -77,7 +80,8 @@ def adapted(
         "up_proj": (shape.E, shape.I),
         "down_proj": (shape.I, shape.E),
     }
-    layer = [n.removesuffix(".weight") for n in _layer(shape, config) if n.split(".")[-2] in sides]
+    layer = [n.removesuffix(".weight") for n in _layer(shape, config) if n.endswith(".weight")]
+    layer = [n for n in layer if n.rpartition(".")[2] in sides]
     names = [f"layers.{i}.{n}" for i in range(shape.L) for n in layer]
     chosen = {found for entry in target_modules for found in targets(entry, names)}
     wanted = [sides[n.split(".")[-1]] for n in names if not target_modules or {n, n.split(".")[-1]} & chosen]
@@ -91,12 +95,16 @@ def adapted(
         for name, size in sizes(shape, config).items()
         if any(f".{module}." in f".{name}" for module in modules_to_save)
     }
+    shared = 0
+    if config.get("tie_word_embeddings", True) and {"embed_tokens", "lm_head"} & set(modules_to_save):
+        shared = shape.V * shape.E
+        saved = {name: size for name, size in saved.items() if name not in (EMBEDDINGS, HEAD)}
     added += sum(saved.values())
     return replace(
         shape,
         parameters=shape.parameters + added,
-        trained=added,
-        trains_head=HEAD in saved,
+        trained=added + shared,
+        trains_head=HEAD in saved or shared > 0,
         trained_share=0.0,
     )
 

@@ -28,12 +28,8 @@ DATA_KEYS = {
 def convert_data(out: Conversion, keys: dict[str, Any], infos: dict[str, Any]) -> dict[str, Any]:
     """Convert the data sets, named ones by their entry in dataset_info.json; return the keys that are left."""
     taken = {k: v for k, v in keys.items() if k in DATA_KEYS}
-    if taken.get("pretraining_dataset"):
-        out.refuse(
-            "pretraining_dataset",
-            "training on raw text streams is not converted; make a source of it by hand",
-        )
     _axolotl(out, taken.get("datasets"), "train")
+    _streams(out, taken.get("pretraining_dataset"))
     _axolotl(out, taken.get("test_datasets"), "validation")
     names = taken.get("dataset") or taken.get("dataset_name") or []
     limit = taken.get("max_samples")
@@ -69,17 +65,27 @@ def _axolotl(out: Conversion, datasets: Any, use: str) -> None:
             _add(out, str(entry["path"]), source | ({"use": use} if use != "train" else {}), key)
 
 
+def _streams(out: Conversion, datasets: Any) -> None:
+    """Convert data sets of raw text that are streamed there: the whole split is read and tokenised here, before training."""
+    for number, given in enumerate(_list(datasets)):
+        entry = {"path": given} if isinstance(given, str) else dict(given)
+        entry["type"] = "completion"
+        if column := entry.pop("text_column", None):
+            entry["field"] = column
+        key = f"pretraining_dataset[{number}]"
+        source = _entry(out, key, entry | {"path": entry.get("path", "")})
+        if source is not None:
+            _add(out, str(given if isinstance(given, str) else given["path"]), source, key)
+
+
 def _entry(out: Conversion, key: str, entry: dict[str, Any]) -> dict[str, Any] | None:
     """Return the source of one entry of Axolotl's `datasets`; None where it cannot be had."""
     kind, path = entry.pop("type", None), str(entry.pop("path"))
     source = _plain_source(path)
     is_hub = source["kind"] == "hub"
-    files = entry.pop("data_files", None)
-    if files is not None:
-        out.refuse(
-            f"{key}.data_files", "a hub source reads a whole split; download the files and name them as path"
-        )
-        return None
+    if is_hub and (files := entry.pop("data_files", None)) is not None:
+        source["data_files"] = files
+        out.mapped.append((f"{key}.data_files", "data_files of the source", ""))
     if isinstance(kind, dict):
         return _user_defined(out, key, kind, source)
     style = str(kind) if kind is not None else "alpaca"
@@ -102,6 +108,12 @@ def _entry(out: Conversion, key: str, entry: dict[str, Any]) -> dict[str, Any] |
                 "auto",
                 "the tokenizer's own, unless chat_template says another",
             )
+    elif style == "completion":
+        column = str(entry.pop("field", None) or "text")
+        source |= {"format": "text"} if is_hub else {"kind": "text"}
+        if column != "text":
+            source |= {"fields": {"text": column}} if is_hub else {"text_field": column}
+        out.mapped.append((f"{key}.type", "raw text: every token carries loss", ""))
     else:
         out.refuse(f"{key}.type", f"{style} is not read; write the records as messages")
         return None

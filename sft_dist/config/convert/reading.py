@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from pathlib import Path
@@ -54,6 +55,7 @@ def dataset_infos(file: Path) -> dict[str, Any]:
 def _script(file: Path) -> dict[str, Any]:
     """Read the flags of the first `swift sft` (or `pt`) in a shell script."""
     text = re.sub(r"\\\n", " ", file.read_text(encoding="utf-8", errors="replace"))
+    text = _quotients(text)
     line = next(
         (row for row in text.splitlines() if re.search(r"\b(swift|megatron)\s+(sft|pt)\b", row)), None
     )
@@ -79,6 +81,19 @@ def _script(file: Path) -> dict[str, Any]:
     if "megatron" in line:
         out["megatron"] = True
     return out
+
+
+def _quotients(text: str) -> str:
+    """Write out `$(expr 16 / $nproc)` and `$((16 / nproc))`, by which scripts keep a global batch, where the script sets the variables."""
+    numbers = {name: int(n) for name, n in re.findall(r"^\s*(?:export\s+)?(\w+)=(\d+)", text, re.MULTILINE)}
+
+    def value(found: re.Match[str]) -> str:
+        number, *parts = re.findall(r"\w+", found[1])
+        if not number.isdecimal() or any(numbers.get(p, 0) < 1 for p in parts):
+            return found[0]
+        return str(max(1, int(number) // math.prod(numbers[p] for p in parts)))
+
+    return re.sub(r"\$\(\(?\s*(?:expr\s+)?(\w+(?:\s*/\s*\$?\{?\w+\}?)+)\s*\)?\)", value, text)
 
 
 def _scalar(word: str) -> Any:

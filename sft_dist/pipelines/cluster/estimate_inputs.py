@@ -44,7 +44,7 @@ def model_config(config: RunConfig) -> Mapping[str, Any]:
             "num_hidden_layers": shape.layers,
             "num_attention_heads": shape.heads,
             "num_key_value_heads": shape.kv_heads or shape.heads,
-            "vocab_size": config.render.train_vocab_size or _tokens_of(config.model.tokenizer),
+            "vocab_size": config.render.train_vocab_size or _tokens_of(config),
             "tie_word_embeddings": shape.tie_word_embeddings,
         }
     path = str(config.model.path)
@@ -175,8 +175,8 @@ def host_memory(kind: str = "MemTotal") -> int:
     raise UserError(f"the memory of this machine is unknown (/proc/meminfo has no {kind}); give --memory GIB")
 
 
-def _tokens_of(tokenizer: str | None) -> int:
+def _tokens_of(config: RunConfig) -> int:
     from sft_dist.render.tokenizer import TextTokenizer
 
-    assert tokenizer is not None
-    return TextTokenizer.load(tokenizer).vocab_size
+    assert config.model.tokenizer is not None
+    return TextTokenizer.load(config.model.tokenizer, added=config.render.added).vocab_size

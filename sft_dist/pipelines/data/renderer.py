@@ -43,15 +43,16 @@ def make_renderer(
     """
     render = config.render
     if render.train_vocab_size is not None:
-        tokenizer = _trained(
+        trained = _trained(
             folder / "tokenizer", render.train_vocab_size, texts, rebuild=rebuild, command=command
         )
+        tokenizer = TextTokenizer.load(str(trained), added=render.added)
     else:
         own = config.model.tokenizer is None
         named = config.model.path if own else config.model.tokenizer
         assert named is not None  # validated by the config
         try:
-            tokenizer = TextTokenizer.load(named, config.model.revision if own else None)
+            tokenizer = TextTokenizer.load(named, config.model.revision if own else None, added=render.added)
         except UserError as error:
             if not own:
                 raise
@@ -110,7 +111,8 @@ def _fix_clock(folder: Path, clock: datetime) -> None:
 
 def _trained(
     path: Path, vocab_size: int, texts: Callable[[], Iterable[str]], *, rebuild: bool, command: str
-) -> TextTokenizer:
+) -> Path:
+    """Return the folder of the trained tokenizer; trains it where there is none of this size."""
     asked = _asked(path, rebuild=rebuild, command=command)
     if asked is not None and asked != vocab_size and not rebuild:
         raise UserError(
@@ -129,7 +131,7 @@ def _trained(
             if _asked(path, rebuild=True, command=command) != vocab_size:
                 raise
             # another slice of the array was faster: equal texts give an equal tokenizer
-    return TextTokenizer.load(str(path))
+    return path
 
 
 def _asked(path: Path, *, rebuild: bool, command: str) -> int | None:

@@ -38,7 +38,7 @@ def export(folder: RunFolder, checkpoint: str | None, out: Path | None) -> Path:
         raise UserError(
             f"--out {out} exists and is not empty, and exporting would replace it; name a new folder"
         )
-    tokenizer = TextTokenizer.load(stores["tokenizer"])
+    tokenizer = TextTokenizer.load(stores["tokenizer"], added=config.render.added)
     export_checkpoint(
         folder.checkpoints / name,
         export_base(config, str(folder.path / "init") if config.model.shape else str(config.model.path)),

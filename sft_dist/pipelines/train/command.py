@@ -8,6 +8,7 @@ from sft_dist.cluster.local_ranks import failure, ranks_of, run_ranks
 from sft_dist.config import RunConfig
 from sft_dist.core.errors import UserError
 from sft_dist.core.runfolder import RunFolder
+from sft_dist.pipelines.before_ranks import refuse_mistakes
 from sft_dist.pipelines.data.prepare import Prepared, prepare
 from sft_dist.pipelines.train.planning import (
     check_ranks,
@@ -42,6 +43,7 @@ def train(config: RunConfig, console: Console, *, command: str) -> RunFolder:
 
 
 def _train(config: RunConfig, console: Console, folder: RunFolder, nproc: int, command: str) -> RunFolder:
+    refuse_mistakes(config)
     with console.status("preparing") as status:
         prepared = prepare(config, command=command, progress=status.update)
     set_up(config, prepared, folder)

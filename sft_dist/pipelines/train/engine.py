@@ -30,7 +30,7 @@ from sft_dist.model.load import Loaded, load_packed, read_config
 from sft_dist.model.loss import LossHead
 from sft_dist.model.neftune import add_noise
 from sft_dist.model.packed import PackedLM, to_inputs
-from sft_dist.model.router_balance import RouterBalance
+from sft_dist.model.router_balance import RouterBalance, own_coefficient
 from sft_dist.model.trainable import numel
 from sft_dist.model.ulysses import SequenceGroup
 from sft_dist.pipelines.train.planning import check_ranks
@@ -171,8 +171,11 @@ def _note(folder: RunFolder, loaded: Loaded, model_path: str, base: str | None) 
 def _set_loss(module: PackedLM, config: RunConfig) -> None:
     for head in (m for m in module.modules() if isinstance(m, LossHead)):  # two, with lora.modules_to_save
         head.options = config.loss
-    if config.loss.router_balance is not None:
-        module.balance = RouterBalance(module.hf, config.loss.router_balance)
+    balance = config.loss.router_balance
+    if balance == "model":
+        balance = own_coefficient(module.hf)
+    if balance is not None:
+        module.balance = RouterBalance(module.hf, balance)
     if config.loss.neftune_alpha is not None:
         add_noise(module, config.loss.neftune_alpha)
 

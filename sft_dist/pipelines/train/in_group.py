@@ -13,6 +13,7 @@ from sft_dist.config.load import load_run_config
 from sft_dist.core.collectives import from_rank_0
 from sft_dist.core.errors import UserError
 from sft_dist.core.runfolder import RunFolder
+from sft_dist.pipelines.before_ranks import refuse_mistakes
 from sft_dist.pipelines.data.prepare import prepare
 from sft_dist.pipelines.evaluate import command as evaluation
 from sft_dist.pipelines.train import worker
@@ -32,6 +33,7 @@ def train_in_group(config: RunConfig) -> RunFolder:
     folder = run_folder(config)
 
     def write() -> None:
+        refuse_mistakes(config)
         set_up(config, prepare(config, command="api.prepare(config)"), folder)
 
     _on_rank_0(write)

@@ -18,7 +18,7 @@ from sft_dist.batch.shared_plan import NodePlans
 from sft_dist.config import RunConfig
 from sft_dist.config.auto import asked, supposed
 from sft_dist.core.errors import UserError
-from sft_dist.mix import Corpus, Mixture, SourceMix
+from sft_dist.mix import Corpus, Mixture
 from sft_dist.pack import CostModel
 from sft_dist.pack.architecture import EXPERTS, NAMES, mixers_of, shared_width, size_of
 from sft_dist.pipelines.config_warnings import config_warnings
@@ -45,17 +45,7 @@ def open_corpus(stores: Mapping[str, Path], keys: Mapping[str, Mapping[str, Any]
 
 def mixture_of(config: RunConfig, corpus: Corpus) -> Mixture:
     """Return how the config mixes the sources that have a store."""
-    sources = {
-        name: SourceMix(
-            take_examples=s.take_examples,
-            take_share=s.take_share,
-            share=s.share,
-            weight=s.weight,
-            epochs=s.epochs,
-        )
-        for name, s in config.data.sources.items()
-        if name in corpus.source_names
-    }
+    sources = {name: s for name, s in config.data.sources.items() if name in corpus.source_names}
     return Mixture(sources=sources, **config.mix.model_dump())
 
 

@@ -127,7 +127,7 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat) -> str:
     corpus = open_corpus(paths, {n: s["key"] for n, s in stores["sources"].items()})
     name_mapped_file(partial(_say_fatal, folder))
     check = StoreCheck(paths.values() if process.current().local_rank == 0 else None)
-    tokenizer = TextTokenizer.load(stores["tokenizer"])
+    tokenizer = TextTokenizer.load(stores["tokenizer"], added=config.render.added)
     config = settle(config, folder)
     parts = build_engine(config, folder, tokenizer)
     if check.small:

@@ -1,0 +1,128 @@
+"""Keys of other trainers that no rule converts: why they are not needed here, or why what they ask for cannot be had."""
+
+from __future__ import annotations
+
+_FUSED = "losses and layers are fused or chunked already; the result is the same"
+_ATTENTION = "model.attention=auto takes the fastest backend that is present and exact on packed rows"
+OFTEN = "how often changes no result; checkpoint.save_every_steps and train.eval_every_steps set it"
+_OWN_DATA = "token stores are built once by sft-dist prepare and kept in data.dir"
+_CLASS = "the class is found from the model's config.json"
+_QUIET = "concerns speed or the screen only"
+NOT_NEEDED: dict[str, str] = {
+    **dict.fromkeys(
+        ("flash_attention", "flash_attn", "flash_attn_cross_entropy", "flash_attn_rms_norm", "flash_attn_fuse_mlp", "flash_attn_fuse_qkv",
+         "xformers_attention", "sdp_attention", "flex_attention", "flex_attn_compile_kwargs", "eager_attention", "attn_implementation",
+         "attn_impl", "s2_attention", "pretrain_multipack_attn", "gemma4_hybrid_attn_impl", "fused_attn_kernel"),
+        _ATTENTION,
+    ),
+    **dict.fromkeys(
+        ("cut_cross_entropy", "chunked_cross_entropy", "use_liger_kernel", "enable_liger_kernel", "lora_mlp_kernel", "lora_qkv_kernel",
+         "lora_o_kernel", "lora_embedding_kernel", "use_kernels", "use_scattermoe", "use_sonicmoe", "use_dsv4_kernels", "dsv4_fp4_grouped_mode",
+         "experts_implementation", "tf32", "bf16_full_eval", "unsloth", "use_unsloth", "fuse_mlp", "moe_kernels", "tiled_mlp_num_shards",
+         "tiled_mlp_use_original_mlp", "use_triton", "gptoss_kernels", "expert_parallel_size", "experimental_skip_move_to_device",
+         "fp8_enable_fsdp_float8_all_gather", "group_by_length", "eval_sample_packing", "pad_to_sequence_len", "multipack_real_batches",
+         "sample_packing_eff_est", "sample_packing_group_size", "sample_packing_bin_size"),
+        _FUSED,
+    ),
+    **dict.fromkeys(
+        ("overwrite_output_dir",
+         "save_only_model", "save_safetensors", "save_first_step", "eval_batch_size", "per_device_eval_batch_size", "eval_table_size", "eval_max_new_tokens",
+         "eval_on_start", "do_eval", "do_train", "do_predict", "eval_accumulation_steps", "eval_limit", "metric_for_best_model",
+         "logging_first_step", "logging_dir", "log_level", "plot_loss", "include_tokens_per_second", "logging_strategy", "save_on_each_node"),
+        OFTEN,
+    ),
+    **dict.fromkeys(
+        ("dataset_prepared_path", "dataset_processes", "dataset_num_proc", "preprocessing_num_workers", "dataloader_num_workers", "dataset_keep_in_memory",
+         "dataloader_pin_memory", "dataloader_prefetch_factor", "overwrite_cache", "shuffle_merged_datasets", "push_dataset_to_hub", "dataset_shuffle",
+         "lazy_tokenize", "load_from_cache_file", "streaming_multipack_buffer_size", "skip_prepare_dataset", "remove_unused_columns", "dataset_exact_deduplication",
+         "dataset_shard_num", "dataset_shard_idx", "packing_cache", "tokenized_path", "cache_dir", "total_num_tokens", "packing_length", "packing_num_proc"),
+        _OWN_DATA,
+    ),
+    **dict.fromkeys(
+        ("model_type", "tokenizer_type", "is_llama_derived_model", "is_mistral_derived_model", "is_falcon_derived_model", "is_qwen_derived_model",
+         "cls_model_config", "base_model_config", "tokenizer_use_fast", "tokenizer_legacy", "use_fast_tokenizer", "tokenizer_use_mistral_common",
+         "base_model_ignore_patterns", "low_cpu_mem_usage", "device_map", "max_memory", "hf_use_auth_token", "use_auth_token", "bnb_config_kwargs",
+         "bnb_4bit_use_double_quant", "bnb_4bit_quant_type", "bnb_4bit_compute_dtype", "use_bnb_nested_quant", "quantization_method", "quant_method",
+         "double_quantization", "gptq", "hub_strategy", "use_hf", "check_model", "model_kwargs", "config_overrides_path", "llama4_linearized_experts"),
+        _CLASS,
+    ),
+    **dict.fromkeys(
+        ("output_dir", "ddp", "ddp_timeout", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "local_rank", "debug",
+         "gradient_checkpointing_kwargs", "strict", "is_preprocess", "profiler_steps", "use_tensorboard", "dp_shard_size", "dp_replicate_size",
+         "resume_from_checkpoint", "auto_resume_from_checkpoints", "wandb_watch", "wandb_log_model", "wandb_mode", "logging_nan_inf_filter",
+         "include_tkps", "use_ray", "use_otel_metrics", "otel_metrics_host", "otel_metrics_port", "torch_compile_mode", "torch_compile_backend",
+         "flash_optimum", "do_causal_lm_eval", "eval_causal_lm_metrics", "test_value", "sample_packing_sequentially", "full_finetune",
+         "expert_parallel_num_nvl_bytes", "expert_parallel_token_capacity", "greater_is_better", "dataloader_drop_last", "experts_impl",
+         "dataloader_persistent_workers", "streaming", "shuffle_buffer_size", "use_v1_kernels", "use_chat_template", "tuner_backend",
+         "freeze_mm_modules", "vit_gradient_checkpointing", "max_pixels", "attn_backend", "predict_with_generate", "save_compressed", "add_version", "create_checkpoint_symlink", "gc_steps", "fsdp_final_state_dict_type", "disable_gradient_checkpointing",
+         "nproc_per_node", "trackio_project_name", "use_trackio"),
+        _QUIET,
+    ),
+    "resize_vocab": "rows are added where the tokenizer has more tokens than the model",
+    "push_to_hub": "sft-dist export RUN --push REPOSITORY does it, once the export is verified",
+    "eot_tokens": "the tokens that end a turn are found from the template",
+    "train_on_eos": "the token that ends a turn carries the loss of its turn",
+    "lora_target_linear": "every Linear of the decoder is the default of lora.target_modules",
+    "lora_fan_in_fan_out": "found from the layers",
+    "loraplus_lr_embedding": "without loraplus_lr_ratio it does nothing",
+    "roles": "found from the data",
+    "chat_template_kwargs": "see render.template",
+    "loss_watchdog_threshold": "train.on_spike watches the loss by robust deviations; set it to stop",
+    "loss_watchdog_patience": "see loss_watchdog_threshold",
+    "plugins": "the fused losses and layers of the usual plugins are not needed; a plugin of your own is not run",
+    "enable_thinking": "render.thinking decides which answers keep their thoughts",
+    "use_logits_to_keep": "logits are computed for targets only",
+    "aligner_lr": "there is no aligner without images",
+    "vit_lr": "there is no image tower without images",
+    "model_author": "only for the self-cognition data of ms-swift",
+    "model_name": "only for the self-cognition data of ms-swift",
+    "resize_token_embeddings_to_32x": "model.vocab_multiple=32 adds rows that no token uses; not needed to train",
+}  # fmt: skip
+PREFIXES = {
+    "liger_": _FUSED,
+    "fsdp_": "weights are partitioned by deepspeed.stage",
+    "mlflow_": "metrics.jsonl holds every step; no such tracker",
+    "swanlab_": "metrics.jsonl holds every step; no such tracker",
+    "use_swanlab": "metrics.jsonl holds every step; no such tracker",
+    "comet_": "metrics.jsonl holds every step; no such tracker",
+    "wandb_": "wandb.* has what is used",
+    "ray_": "torchrun and Slurm start ranks",
+    "hub_": "sft-dist export RUN --push REPOSITORY does it, once the export is verified",
+    "vllm_": "evaluation generates with the exported model",
+}
+_IMAGES = "images and sound are not trained on; the text part of the model is"
+CANNOT: dict[str, str] = {
+    "fp16": "fp16 is not offered; model.dtype=bfloat16 or float32",
+    "float16": "fp16 is not offered; model.dtype=bfloat16 or float32",
+    **dict.fromkeys(
+        ("processor_type", "image_size", "image_resize_algorithm", "image_max_pixels", "video_max_pixels"),
+        _IMAGES,
+    ),
+    "megatron": "Megatron's parallel layouts and keys are not converted",
+    "added_tokens_overrides": "tokens cannot be renamed",
+    "lora_target_experts": "adapters sit on Linear modules only",
+    "qat": "training with quantised weights is not offered",
+    "fp8": "fp8 is not offered",
+    "loraplus_lr_ratio": "LoRA+ is not offered",
+    "lora_plus_lr_ratio": "LoRA+ is not offered",
+    "relora_steps": "ReLoRA is not offered",
+    "peft_layers_to_transform": "write the layers into lora.target_modules, as globs such as layers.[0-7].*",
+    "init_lora_weights": "other initial adapters are not offered",
+    "pipeline_parallel_size": "pipelines are not offered",
+    "lr_groups": "learning rates by group are not offered",
+    "embedding_lr": "learning rates by group are not offered",
+    "embedding_lr_scale": "learning rates by group are not offered",
+    "loss_scale": "losses by pattern are not offered; weights by turn are, in the data",
+    "mask_history": "set render.train_on=last_turn",
+    "reinit_weights": "set model.shape to start from random weights",
+    "diffusion": "diffusion models are not trained",
+    "use_eaft": "this loss is not offered",
+    "min_sample_len": "set data.filters.length",
+    "max_packed_sequence_len": "an old key; use pack.packing and pack.seq_len",
+    "lr_quadratic_warmup": "the warm-up is linear",
+    "use_galore": "GaLore is not offered",
+    "use_badam": "BAdam is not offered",
+    "use_apollo": "APOLLO is not offered",
+    "use_llama_pro": "LLaMA Pro is not offered",
+    "pissa_init": "other initial adapters are not offered",
+}
