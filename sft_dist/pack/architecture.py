@@ -24,6 +24,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 WITHOUT_ATTENTION = {"mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm"}
+PATTERN = "hybrid_override_pattern"
 BOTH = {"falcon_h1"}  # every layer attends and keeps a state
 CHUNK = 64  # tokens that gated delta nets compute at once
 
@@ -55,6 +56,8 @@ def size_of(config: Mapping[str, Any], name: str) -> int | None:
             value = max(value)
         if isinstance(value, int) and not isinstance(value, bool):
             return value
+    if name == "num_hidden_layers" and (kinds := config.get("layers_block_type") or config.get(PATTERN)):
+        return len(kinds)  # a letter or a word a layer
     return None
 
 
@@ -96,7 +99,7 @@ def _kinds(config: Mapping[str, Any], L: int) -> list[str]:
     listed = config.get("layer_types") or config.get("layers_block_type")
     if isinstance(listed, (list, tuple)) and listed:
         return [str(k) for k in listed]
-    if isinstance(pattern := config.get("hybrid_override_pattern"), str):
+    if isinstance(pattern := config.get(PATTERN), str):
         return [{"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}.get(c, "attention") for c in pattern]
     if isinstance(blocks := config.get("block_types"), (list, tuple)) and blocks:  # repeated over the layers
         return [str(blocks[i % len(blocks)]) for i in range(L)]

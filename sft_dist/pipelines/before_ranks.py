@@ -82,7 +82,7 @@ def _trained(config: RunConfig) -> Iterator[str]:
         return
     lora = config.lora
     if lora is None:
-        if config.model.freeze and not shape_of(config, model_config(config)).trained:
+        if config.model.freeze and not shape_of(config, model_config(config), count=False).trained:
             yield "model.trainable and model.freeze leave nothing to train, so every step would do nothing; narrow model.freeze"
         return
     if lora.adapter is not None:

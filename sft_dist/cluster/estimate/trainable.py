@@ -49,7 +49,8 @@ def partly(
     matrices = {n: size for n, size in known.items() if n.startswith("model.layers.") and size > shape.E}
     trained = replace(
         shape,
-        trained=sum(known[n] for n in chosen),
+        # of what the model has, which the sizes may not tell all of
+        trained=shape.parameters * sum(known[n] for n in chosen) // sum(known.values()),
         trains_head=(HEAD if HEAD in known else EMBEDDINGS) in chosen,
         passed=shape.L - lowest,
         trained_share=sum(s for n, s in matrices.items() if n in chosen) / max(1, sum(matrices.values())),

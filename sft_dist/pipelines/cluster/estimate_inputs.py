@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -90,19 +92,31 @@ def _check_sizes(text: Mapping[str, Any], file: Path) -> None:
         UserError: For a size that is no whole number, below 1, or far beyond every model that exists.
     """
     for name, most in LARGEST.items():
-        value = text.get(name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            raise UserError(
-                f"{file} says {name}={str(value)[:40]}, and a model has 1 to {most:,} of it, so nothing can be estimated; "
-                "the file is damaged or of another kind: fetch it again or correct model.path"
-            )
+        given = text.get(name)
+        for value in given if isinstance(given, list) else [given]:  # some families have a size a layer
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise UserError(
+                    f"{file} says {name}={str(value)[:40]}, and a model has 1 to {most:,} of it, so nothing can be estimated; "
+                    "the file is damaged or of another kind: fetch it again or correct model.path"
+                )
 
 
-def shape_of(config: RunConfig, text: Mapping[str, Any]) -> Shape:
-    """Return the shape and what of it is trained, adapters included."""
+def shape_of(config: RunConfig, text: Mapping[str, Any], *, count: bool = True) -> Shape:
+    """Return the shape and what of it is trained, adapters included.
+
+    Args:
+        config: The run's config.
+        text: The text part of the model's config.json.
+        count: Count the parameters on a model without weights, where transformers can build it; else they are calculated from
+            the sizes, which is exact for Llama, Qwen and their like only.
+    """
     shape, lora = Shape.of(text), config.lora
+    key = (str(config.model.path), config.model.trust_remote_code, json.dumps(dict(text), sort_keys=True))
+    if count and config.model.shape is None and (found := _counted(*key)):
+        whole, layers = found
+        shape = replace(shape, parameters=whole, trained=whole, layer_parameters=layers // shape.L)
     if lora is None:
         return partly(shape, text, config.model.trainable, config.model.freeze)[0]
     return adapted(
@@ -114,6 +128,30 @@ def shape_of(config: RunConfig, text: Mapping[str, Any]) -> Shape:
         dora=lora.dora,
         target_parameters=lora.target_parameters,
     )
+
+
+@cache
+def _counted(path: str, remote_code: bool, text: str) -> tuple[int, int] | None:
+    """Return the parameters of the model, and those of all its layers together; None where transformers cannot build it.
+
+    `text`: the text part of config.json, as JSON; what is built where `path` is no folder.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    from sft_dist.model.activation_memory import layers
+    from sft_dist.model.weight_files import meta_model
+
+    sizes = json.loads(text)
+    try:
+        if (Path(path) / "config.json").is_file():
+            found = AutoConfig.from_pretrained(path, trust_remote_code=remote_code)
+        else:
+            found = CONFIG_MAPPING[str(sizes["model_type"])].from_dict(sizes)
+        model = meta_model(found, trust_remote_code=remote_code)
+    except Exception:  # noqa: BLE001  each class fails in its own way; loading it says what is wrong
+        return None
+    inner = {id(p): p.numel() for layer in layers(model) for p in layer.parameters()}
+    return sum(p.numel() for p in model.parameters()), sum(inner.values())
 
 
 def setup_of(config: RunConfig, target_share: float, ranks: int, device: str) -> Setup:
