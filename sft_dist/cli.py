@@ -246,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="changes of eval or launch, such as eval.metric=auto",
+        help="changes of eval or launch, such as eval.metric=auto; harness=FILE.yaml asks task files of lm-evaluation-harness instead",
     )
     evaluate.add_argument(
         "--checkpoint",

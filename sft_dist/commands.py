@@ -224,8 +224,18 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
     """Evaluate a run, and report."""
     from sft_dist.core.runfolder import RunFolder
     from sft_dist.pipelines.evaluate.command import evaluate
+    from sft_dist.pipelines.evaluate.harness import KEY, evaluate_harness
 
     folder = RunFolder(options.run_dir)
+    asked = [o.partition("=")[2] for o in options.overrides if o.startswith(f"{KEY}=")]
+    if asked:
+        if options.checkpoint:
+            raise UserError(
+                "harness= asks one model, the export or --model, so --checkpoint has no place beside it; export the checkpoint and name its folder"
+            )
+        rest = [o for o in options.overrides if not o.startswith(f"{KEY}=")]
+        evaluate_harness(folder, ",".join(asked), console, rest, model=options.model)
+        return _show(options.run_dir, console)
     checkpoints = options.checkpoint
     if checkpoints == ["all"]:
         checkpoints = sorted(p.name for p in folder.checkpoints.glob("step-*"))

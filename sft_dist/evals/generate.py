@@ -56,7 +56,7 @@ def load_model(
     *,
     revision: str | None = None,
     device: str = "cpu",
-    dtype: str | None = None,
+    dtype: str = "float32",
     adapter: Path | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model for evaluation.
@@ -65,7 +65,8 @@ def load_model(
         path: An exported folder or a hub id.
         revision: Of a hub id.
         device: Such as "cpu" or "cuda:0".
-        dtype: "float32" or "bfloat16"; None takes bfloat16 on a GPU and float32 on a CPU.
+        dtype: "float32" or "bfloat16", best what the model was trained in (`model.dtype`): on a CPU that knows bfloat16 it is three
+            times as fast as float32.
         adapter: An adapter that will be put on it, which must have been trained on this model.
 
     Raises:
@@ -86,12 +87,11 @@ def load_model(
         _check_base(folder)
     if adapter is not None:
         _check_base(adapter, path)
-    name = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     try:
         model = AutoModelForCausalLM.from_pretrained(
             str(folder) if looks_local else path,
             revision=revision,
-            dtype=getattr(torch, name),
+            dtype=getattr(torch, dtype),
         )
     except (OSError, ValueError) as error:
         raise UserError(f"the model {path} cannot be loaded for evaluation: {error}") from error

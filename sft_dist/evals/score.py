@@ -207,15 +207,15 @@ def write_results(folder: Path, judged: Sequence[ScoredExample], result: Mapping
     """Write generations.jsonl and scores.json (last, so that scores never stand without their evidence)."""
     lines = (json.dumps(asdict(j), ensure_ascii=False) + "\n" for j in judged)
     write_text(folder / "generations.jsonl", "".join(lines))
-    write_checked(folder / "scores.json", _known(result))
+    write_checked(folder / "scores.json", finite(result))
 
 
-def _known(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Return a value with null for what is not a number: JSON has no NaN."""
     if isinstance(value, Mapping):
-        return {k: _known(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_known(v) for v in value]
+        return [finite(v) for v in value]
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     return value

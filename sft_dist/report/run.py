@@ -15,6 +15,7 @@ from sft_dist.config.changes import flatten
 from sft_dist.core.files import write_text
 from sft_dist.evals.metrics import title_of
 from sft_dist.evals.score import ANSWERERS
+from sft_dist.report.benchmarks import benchmark_lines, benchmarks_section
 from sft_dist.report.formatting import DASH, count, decimal, duration, esc, join, percent, points, short
 from sft_dist.report.html import page
 from sft_dist.report.results import probes_section, results_section, samples_section, tasks_section
@@ -43,6 +44,7 @@ class ReportSection:
 
 SECTIONS: tuple[ReportSection, ...] = (
     ReportSection("results", "Results", lambda run, _: results_section(run)),
+    ReportSection("benchmarks", "Benchmarks", lambda run, _: benchmarks_section(run)),
     ReportSection("probes", "What was learnt", lambda run, _: probes_section(run)),
     ReportSection("tasks", "Task by task", lambda run, _: tasks_section(run)),
     ReportSection("training", "Training", training_section),
@@ -112,6 +114,7 @@ def summary_table(run_dir: Path) -> Table:
         caption += "".join(f"\n{p['title']}: {p['sentence']}" for p in probes.values() if p.get("sentence"))
     else:
         caption += f"\nnot evaluated yet: sft-dist evaluate {run_dir}"
+    caption += "".join(f"\n{line}" for line in benchmark_lines(run))
     title = f"{run.name}: {title_of(run.metric)}, mean over tasks, %"
     table = Table(title=escape(title), caption=escape(caption), title_justify="left", caption_justify="left")
     heads = (

@@ -95,6 +95,7 @@ class RunFiles:
     scores: dict[str, Any]
     generations: tuple[dict[str, Any], ...]
     others: tuple[dict[str, Any], ...]
+    harness: tuple[dict[str, Any], ...]
     problems: Mapping[str, str]
     silent_s: float
 
@@ -165,6 +166,7 @@ def read_run_files(run_dir: Path) -> RunFiles:
         scores=_object(run_dir, "eval/scores.json", problems),
         generations=tuple(_lines(run_dir, "eval/generations.jsonl", problems)),
         others=tuple(_others(run_dir)),
+        harness=tuple(_harness(run_dir)),
         problems=problems,
         silent_s=time.time() - heartbeat.stat().st_mtime if heartbeat.exists() else math.nan,
     )
@@ -220,6 +222,14 @@ def _others(run_dir: Path) -> Iterable[dict[str, Any]]:
         found = _object(run_dir, str(path.relative_to(run_dir)), {})
         if isinstance(found.get("sets"), dict):
             yield {"name": path.parent.name, **found}
+
+
+def _harness(run_dir: Path) -> Iterable[dict[str, Any]]:
+    """Yield what lm-evaluation-harness found of the run's model, then of others; what is torn is left out."""
+    for path in (run_dir / "eval" / "harness.json", *sorted(run_dir.glob("eval/others/*/harness.json"))):
+        found = _object(run_dir, str(path.relative_to(run_dir)), {})
+        if isinstance(found.get("tasks"), dict):
+            yield found
 
 
 def _object(run_dir: Path, name: str, problems: dict[str, str]) -> dict[str, Any]:

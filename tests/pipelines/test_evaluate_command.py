@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -120,3 +121,102 @@ def test_another_model_is_judged_on_the_same_examples(run: RunFolder, tmp_path: 
 def test_what_would_judge_another_run_is_refused(run: RunFolder) -> None:
     with pytest.raises(UserError, match=r"'optim.lr=1' cannot change for an evaluation"):
         make_job(run, ["optim.lr=1"])
+
+
+TASK = """task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: items.json
+test_split: test
+output_type: {kind}
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+{more}
+metric_list:
+  - metric: {metric}
+    aggregation: mean
+    higher_is_better: true
+"""
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two local tasks of lm-evaluation-harness, their items beside them."""
+    folder = tmp_path_factory.mktemp("tasks")
+    items = [{"question": f"Is {i} even?", "answer": ("yes", "no")[i % 2]} for i in range(12)]
+    (folder / "items.json").write_text(json.dumps(items))
+    pick = {
+        "name": "toy_pick",
+        "kind": "multiple_choice",
+        "metric": "acc",
+        "more": 'doc_to_choice: ["yes", "no"]',
+    }
+    say = {
+        "name": "toy_say",
+        "kind": "generate_until",
+        "metric": "exact_match",
+        "more": "generation_kwargs: {max_gen_toks: 3, until: ['.']}",
+    }
+    for task in (pick, say):
+        (folder / f"{task['name']}.yaml").write_text(TASK.format(**task))
+    return folder
+
+
+def test_the_harness_asks_local_task_files_offline(
+    run: RunFolder, benchmark: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval", reason="the extra `harness` is not installed")
+    from sft_dist.core.files import read_object
+    from sft_dist.render.tokenizer import TextTokenizer
+    from sft_dist.report.run import summary_table, write_report
+
+    TextTokenizer.load(read_json(run.stores)["tokenizer"]).save(run.export)
+    monkeypatch.chdir(benchmark.parent)
+    assert main(["evaluate", str(run.path), f"harness={benchmark.name}"]) == 0
+    result = read_object(run.path / "eval" / "harness.json", "")
+    assert {t: (f["n"], f["metrics"][0]["metric"]) for t, f in result["tasks"].items()} == {
+        "toy_pick": (12, "acc"),
+        "toy_say": (12, "exact_match"),
+    }
+    acc = result["tasks"]["toy_pick"]["metrics"][0]
+    said = [
+        x
+        for x in read_jsonl(run.path / "eval" / "harness.jsonl")
+        if (x["task"], x["who"]) == ("toy_pick", "model")
+    ]
+    assert acc["score"]["model"]["mean"] == sum(x["scores"]["acc"] for x in said) / 12
+    assert acc["difference"]["difference"] == 0.0  # the base has the same weights
+    page = write_report(run.path).read_text()
+    assert "95 % over items" in page
+    assert "benchmark toy_pick (the export), acc:" in str(summary_table(run.path).caption)
+
+
+def test_without_the_extra_one_sentence_names_it(
+    run: RunFolder, benchmark: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    assert main(["evaluate", str(run.path), f"harness={benchmark}"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "install the extra: pip install 'sft-dist[harness]'" in said
+    assert "Traceback" not in said
+
+
+def test_a_task_file_that_the_harness_refuses_is_one_sentence(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lm_eval", reason="the extra `harness` is not installed")
+    (tmp_path / "bad.yaml").write_text(
+        "task: bad\ndataset_path: json\noutput_type: generate_until\ntest_split: test\n"
+    )
+    assert main(["evaluate", str(run.path), f"harness={tmp_path / 'bad.yaml'}"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "lm-evaluation-harness ended with an error" in said
+    assert "Traceback" not in said
+
+
+def test_checkpoints_have_no_place_beside_the_harness(
+    run: RunFolder, benchmark: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(run.path), f"harness={benchmark}", "--checkpoint", "step-00000001"]) == 2
+    assert "harness= asks one model" in " ".join(capsys.readouterr().err.split())

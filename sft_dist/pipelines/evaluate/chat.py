@@ -83,7 +83,7 @@ def open_talk(
 
     job = make_job(folder, model=model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = load_model(job.model, device=device)
+    loaded = load_model(job.model, device=device, dtype=job.config.model.dtype)
     limit = max_new_tokens or job.config.eval.max_new_tokens
     return Talk(loaded, job.renderer(), max_new_tokens=limit, system=system)
 

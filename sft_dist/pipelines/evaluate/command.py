@@ -293,7 +293,10 @@ def run_rank(folder: RunFolder) -> int:
             ):
                 continue  # another run over this data has asked it already
             loaded = load_model(
-                path, revision=config.model.revision if who == "base" else None, device=device
+                path,
+                revision=config.model.revision if who == "base" else None,
+                device=device,
+                dtype=config.model.dtype,
             )
             generate_part(
                 loaded,

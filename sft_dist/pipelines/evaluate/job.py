@@ -91,7 +91,7 @@ class Job:
             examples: What is asked.
         """
         limit = [self.config.eval.max_new_tokens] if kind == "generate" else []
-        options = [PARTS_FORMAT, renderer, *limit, [e.id for e in examples]]
+        options = [PARTS_FORMAT, self.config.model.dtype, renderer, *limit, [e.id for e in examples]]
         if who == "model":
             return part_folder(self.parts, kind, self.model, *options)
         from sft_dist.model.weight_files import base_fingerprint  # torch
