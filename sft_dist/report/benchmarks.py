@@ -31,7 +31,7 @@ def benchmarks_section(run: RunFiles) -> str:
         model, base, d = _parts(f)
         mean = number(model.get("mean"))
         rows.append((
-            Cell(f'<span title="{esc(task)}">{esc(task)}</span>', classes="task"), label, _metric(f), count(n), Cell(_interval(model), mean),
+            Cell(f"<span>{esc(task)}</span>", classes="task"), label, _metric(f), count(n), Cell(_interval(model), mean),
             decimal(number(model.get("stderr")), 4), _interval(base), _interval({**d, "mean": d.get("difference")}), decimal(number(d.get("p_holm")), 3),
         ))  # fmt: skip
     if not rows:

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 
 
 class Cell(NamedTuple):
-    """A table cell: its HTML, what it sorts by (None: its text), CSS classes."""
+    """A table cell: its HTML, what it sorts by (None: the number that its text begins with, else its text), CSS classes."""
 
     html: str
     value: float | None = None

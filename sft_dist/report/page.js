@@ -4,7 +4,12 @@ for (const table of document.querySelectorAll("table.sortable")) {
   heads.forEach((head, column) => {
     head.setAttribute("aria-sort", "none");
     head.tabIndex = 0;
-    const key = (row) => row.cells[column].dataset.v ?? row.cells[column].textContent.trim();
+    const key = (row) => {
+      const cell = row.cells[column], text = cell.textContent.trim();
+      const shown = /^[+−-]?[\d,]+(\.\d+)?(?=$| \[)/.exec(text);
+      if (cell.dataset.v !== undefined || !shown) return cell.dataset.v ?? (text === "–" ? "-1e12" : text);
+      return shown[0].replaceAll(",", "").replace("−", "-");
+    };
     const sort = () => {
       const down = head.getAttribute("aria-sort") !== "descending";
       heads.forEach((other) => other.setAttribute("aria-sort", "none"));
@@ -24,6 +29,9 @@ for (const box of document.querySelectorAll(".scroll")) {
   box.addEventListener("scroll", mark);
   addEventListener("resize", mark);
   mark();
+}
+for (const name of document.querySelectorAll("td.task span, .multiples figcaption")) {
+  name.addEventListener("mouseenter", () => { name.title = name.textContent; });
 }
 const tip = document.createElement("div");
 tip.className = "tip";

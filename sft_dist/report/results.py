@@ -240,9 +240,9 @@ def _task_table(run: RunFiles, name: str) -> str:
     for task, f in sorted(tasks.items(), key=lambda item: -score(item[1])):
         metric = str(f.get("metric"))
         row: list[Cell | str] = [
-            Cell(f'<span title="{esc(task)}">{esc(task)}</span>', classes="task"),
+            Cell(f"<span>{esc(task)}</span>", classes="task"),
             METRICS[metric].title if metric in METRICS else metric,
-            Cell(percent(score(f)), score(f)),
+            percent(score(f)),
             Cell(
                 f"[{percent(number(f.get('low')), 0)}, {percent(number(f.get('high')), 0)}]",
                 number(f.get("low")),
@@ -252,15 +252,14 @@ def _task_table(run: RunFiles, name: str) -> str:
             g = f.get("gain_over_base") or {}
             d = number(g.get("difference"))
             row += [
-                Cell(percent(score(f, "base")), score(f, "base")),
-                Cell(f"{points(d)} [{points(number(g.get('low')))}, {points(number(g.get('high')))}]", d),
+                percent(score(f, "base")),
+                f"{points(d)} [{points(number(g.get('low')))}, {points(number(g.get('high')))}]",
             ]
-        row += [Cell(percent(score(f, who)), score(f, who)) for who in BASELINES if who in contrasts]
-        row.append(Cell(count(number(f.get("n"))), number(f.get("n"))))
+        row += [percent(score(f, who)) for who in BASELINES if who in contrasts]
+        row.append(count(number(f.get("n"))))
         if trained:
-            examples = number(f.get("training_examples"))
             tokens = number((planned.get(task) or {}).get("drawn_target_tokens"))
-            row += [Cell(count(examples), examples), Cell(count(tokens), tokens)]
+            row += [count(number(f.get("training_examples"))), count(tokens)]
         if sparks:
             xs_ys = curves.get(task)
             spark = sparkline(*xs_ys, top=top, right=right, width=70, height=20, points=24) if xs_ys else ""

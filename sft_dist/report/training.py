@@ -32,7 +32,7 @@ from sft_dist.report.run_summary import CURVE_TITLES, RunSummary, edge_mean, smo
 MULTIPLES = 24
 """Tasks whose loss is drawn at once; further ones are folded away."""
 
-DRAWN = 120
+DRAWN = 80
 """Tasks whose loss is drawn at all; of the rest the first and last loss stand alone."""
 
 EVENTS_SHOWN = 60
@@ -165,8 +165,12 @@ def _grid_of(run: RunFiles, known: Mapping[str, tuple[Any, Any]], title: str, of
     cells: list[str] = []
     for task, (xs, ys) in sorted(curves.items(), key=lambda item: -edge_mean(item[1][1], last=True)):
         ends = f'<div class="ends"><span>{edge_mean(ys, last=False):.2f}</span><span>{edge_mean(ys, last=True):.2f}</span></div>'
-        svg = sparkline(xs, ys, top=top, right=right, width=150, height=44) if len(cells) < DRAWN else ""
-        cells.append(f'<figure><figcaption title="{esc(task)}">{esc(task)}</figcaption>{svg}{ends}</figure>')
+        svg = (
+            sparkline(xs, ys, top=top, right=right, width=150, height=44, points=28)
+            if len(cells) < DRAWN
+            else ""
+        )
+        cells.append(f"<figure><figcaption>{esc(task)}</figcaption>{svg}{ends}</figure>")
     out = (
         f'<h3>{title}</h3><p class="note">Of {of}. Same scale everywhere, from 0; the highest final loss comes first. '
         "Left the first 5 % of steps, right the last.</p>"

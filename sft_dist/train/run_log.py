@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,7 +20,7 @@ from sft_dist.train.tracker import Tracker
 log = logger(__name__)
 
 TASK_SERIES_BYTES = 16_000_000  # that the losses of all tasks take in metrics.jsonl, over the whole run
-TASK_BYTES = 44  # of one of them: a name, a number
+NUMBER_BYTES = 24  # of one of them beside its name: a number, quotes, a comma
 STATUS_S = 1.0  # status.json is made durable at each writing, which short steps on a network disk should not wait for
 
 
@@ -33,8 +34,8 @@ class RunLogger:
         steps: Optimizer steps of the whole run.
         log_every: Steps between lines that the tracker gets.
         remote: Where checkpoints are copied to, for the events.
-        tasks: Tasks in the mixture. With many of them, losses by task are written every few steps only, each the mean of the
-            steps since the last time in which the task occurred, so that metrics.jsonl stays small.
+        tasks: Names of the tasks in the mixture. With many of them, losses by task are written every few steps only, each the mean
+            of the steps since the last time in which the task occurred, so that metrics.jsonl stays small.
     """
 
     def __init__(
@@ -46,12 +47,13 @@ class RunLogger:
         steps: int,
         log_every: int,
         remote: str | None,
-        tasks: int = 0,
+        tasks: Sequence[str] = (),
     ) -> None:
         self._folder, self._tracker, self._is_main = folder, tracker, is_main
         self._steps, self._log_every, self._remote = steps, log_every, remote
         self._said = -math.inf
-        self._task_every = max(1, math.ceil(tasks * steps * TASK_BYTES / TASK_SERIES_BYTES))
+        line_bytes = sum(len(json.dumps(name)) + NUMBER_BYTES for name in tasks)
+        self._task_every = max(1, math.ceil(line_bytes * steps / TASK_SERIES_BYTES))
         self._task_sums: dict[str, tuple[float, int]] = {}
         self._identity = _identity(folder) if is_main else None
 

@@ -55,7 +55,8 @@ def test_many_tasks_over_many_steps_stay_small_and_lose_no_step(tmp_path: Path) 
     """800 tasks x 3,000 steps, a tenth of the tasks in each batch, were 180 MB with every task in every line."""
     tracker: Any = SimpleNamespace(log=lambda line: None)
     folder = RunFolder(tmp_path)
-    lines = RunLogger(folder, tracker, is_main=True, steps=3000, log_every=10_000, remote=None, tasks=800)
+    names = [f"task{i:04d}_of_a_long_name" for i in range(800)]
+    lines = RunLogger(folder, tracker, is_main=True, steps=3000, log_every=10_000, remote=None, tasks=names)
     for step in range(1, 3001):
         tasks = {f"task{i:04d}_of_a_long_name": float(step) for i in range(step % 10, 800, 10)}
         lines.step(replace(metrics(step), task_loss=tasks))

@@ -311,7 +311,7 @@ def _loop(
             steps=plan.steps,
             log_every=config.train.log_every_steps,
             remote=config.checkpoint.remote,
-            tasks=len(corpus.task_names),
+            tasks=corpus.task_names,
         )
 
         callbacks = Callbacks(plugins.CALLBACKS, folder.path, is_main=is_main)
