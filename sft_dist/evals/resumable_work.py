@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -57,7 +57,7 @@ def run_part(
         work: One batch -> a JSON-ready record with the key `id` for each example of it.
         rank: Of this process.
         world_size: Number of processes. An earlier try may have had another number.
-        batch_size: Examples a batch.
+        batch_size: Examples a batch at most.
         length: Cost of an example. Long ones come first: too large a batch fails at once, not after an hour.
         label: Of the progress bar, which rank 0 shows.
 
@@ -76,8 +76,7 @@ def run_part(
     todo = sorted((e for e in mine if e.id not in done), key=length, reverse=True)
     with _progress(visible=rank == 0 and bool(todo)) as progress:
         bar = progress.add_task(label, total=len(mine), completed=len(kept))
-        for at in range(0, len(todo), batch_size):
-            batch = todo[at : at + batch_size]
+        for batch in _batches(todo, length, batch_size):
             for record in work(batch):
                 append_jsonl(growing, sealed(record))
             progress.update(bar, advance=len(batch))
@@ -118,6 +117,21 @@ def is_done(folder: Path, examples: Sequence[HasId], *, world_size: int) -> bool
         return False
     done = _read_all(folder)
     return all(e.id in done for e in examples)
+
+
+def _batches(examples: Sequence[T], length: Callable[[T], int], batch_size: int) -> Iterator[list[T]]:
+    """Yield batches of neighbours none of which is shorter than half the first, so that less than half of a batch is padding.
+
+    One prompt of 1,300 tokens among ones of 400 made its batch cost three times what they cost apart.
+    """
+    batch: list[T] = []
+    for e in examples:
+        if batch and (len(batch) == batch_size or 2 * length(e) < length(batch[0])):
+            yield batch
+            batch = []
+        batch.append(e)
+    if batch:
+        yield batch
 
 
 def _names(folder: Path, rank: int, world_size: int) -> tuple[Path, Path]:

@@ -179,7 +179,7 @@ def test_a_killed_run_continues_where_it_was(model, tmp_path, monkeypatch):
     monkeypatch.setattr(subject, "generate_ids", counting)
     with pytest.raises(KeyboardInterrupt):
         run(model, tmp_path)
-    assert calls == [3, 3]
+    assert calls == [3, 1]  # the next is shorter than half of it, so the others would be padding
     growing = tmp_path / ".part-00000-of-00001.jsonl"
     with growing.open("ab") as f:
         f.write('{"id": "ä'.encode()[:-1])  # the crash came in the middle of a line, inside a character
@@ -200,6 +200,28 @@ def test_a_killed_run_continues_where_it_was(model, tmp_path, monkeypatch):
     assert sum(calls) == 0
 
 
+def test_a_batch_is_less_than_half_padding(tmp_path):
+    lengths = [100, 60, 50, 49, 10, 10, 0, 0]
+    examples = {ask(str(i), "x"): n for i, n in enumerate(lengths)}
+    seen = []
+
+    def work(batch):
+        seen.append([examples[e] for e in batch])
+        return [{"id": e.id} for e in batch]
+
+    run_part(
+        tmp_path,
+        list(examples),
+        work,
+        rank=0,
+        world_size=1,
+        batch_size=3,
+        length=examples.__getitem__,
+        label="",
+    )
+    assert seen == [[100, 60, 50], [49], [10, 10], [0, 0]]
+
+
 def test_long_examples_come_first(tmp_path):
     seen = []
 
@@ -217,7 +239,7 @@ def test_long_examples_come_first(tmp_path):
         length=lambda e: len(e.instruction),
         label="x",
     )
-    assert seen == [[14, 12, 10], [5, 2, 1], [1]]
+    assert seen == [[14, 12, 10], [5], [2, 1, 1]]
     assert list(collect(tmp_path, [EXAMPLES[2].id], world_size=1, timeout_s=0)) == [EXAMPLES[2].id]
 
 
