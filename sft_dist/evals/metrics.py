@@ -230,12 +230,19 @@ def xlingual_tokens_title() -> str:
 @cache
 def gpt2_tokenizer(path: str = GPT2) -> Any:
     """Return GPT-2's tokenizer from a local tokenizer.json, the hub's cache or the hub; None where it cannot be had."""
-    from huggingface_hub import hf_hub_download
+    import httpx
+    from huggingface_hub import constants, hf_hub_download
     from tokenizers import Tokenizer
 
+    if Path(path).is_file():
+        return Tokenizer.from_file(path)
     with suppress(Exception):
-        file = path if Path(path).is_file() else hf_hub_download(path, "tokenizer.json", etag_timeout=2)
-        return Tokenizer.from_file(file)
+        return Tokenizer.from_file(hf_hub_download(path, "tokenizer.json", local_files_only=True))
+    with suppress(Exception):
+        httpx.head(
+            constants.ENDPOINT, timeout=2
+        )  # without a network the hub's client tries for half a minute
+        return Tokenizer.from_file(hf_hub_download(path, "tokenizer.json"))
     return None
 
 

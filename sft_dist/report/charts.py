@@ -139,7 +139,7 @@ def dot_plot(
     *,
     description: str,
     width: int = 460,
-    labels: float = 170,
+    labels: float = 186,
     low: float = 0.0,
     high: float = 1.0,
 ) -> str:

@@ -42,7 +42,7 @@ def results_section(run: RunFiles) -> str:
         return out
     metrics = sorted({f["metric"] for s in run.sets.values() for f in s["tasks"].values()})
     judged_by = " ".join(
-        f"{METRICS[m].title[0].upper()}{METRICS[m].title[1:]}: {METRICS[m].note[0].lower()}{METRICS[m].note[1:]}"
+        f"{METRICS[m].title[0].upper()}{METRICS[m].title[1:]}: {METRICS[m].note}"
         for m in metrics
         if m in METRICS
     )
