@@ -120,7 +120,14 @@ class DataConfig(Section):
         description="Share of unreadable records above which the run stops.",
     )
     processes: PositiveInt | None = Field(
-        json_schema_extra=ANYTIME, default=None, description="Processes that tokenise; null: one a core."
+        json_schema_extra=ANYTIME,
+        default=None,
+        description="Processes that read, judge and tokenise; null: one a core.",
+    )
+    memory_gb: PositiveFloat = Field(
+        json_schema_extra=ANYTIME,
+        default=4.0,
+        description="Memory (GiB) that finding duplicates among all records may take; what needs more goes to disk, in data.dir.",
     )
     shard_examples: PositiveInt = Field(
         default=100_000, description="Records of a source that go into one shard."

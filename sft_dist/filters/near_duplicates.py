@@ -37,28 +37,41 @@ SEED = 42  # of the permutations; any will do, but always the same
 
 
 WITH_INPUT = 4  # stored sets of a record with an INPUT: its three parts and the whole prompt
-NO_CODES: Codes = np.empty(0, np.uint64)
 
 
 class Sketch(NamedTuple):
-    """What near duplicates of an example are found by.
+    """What candidates for near duplicates of an example are found by.
 
     Attributes:
-        parts: Shingles of instruction, INPUT, answers, or of prompt, answers; sorted.
-        whole: Shingles of the whole prompt.
+        has_input: Whether the record has an INPUT.
         bands: [B] of INPUT and answers, or of prompt and answers.
         whole_bands: [B] of the whole prompt and answers.
     """
 
-    parts: tuple[Codes, ...]
-    whole: Codes
+    has_input: bool
     bands: Codes
     whole_bands: Codes
+
+
+class _Compared(NamedTuple):
+    """What two examples are compared by.
+
+    Attributes:
+        parts: Shingles of instruction, INPUT, answers, or of prompt, answers; sorted.
+        whole: Shingles of the whole prompt.
+    """
+
+    parts: tuple[Codes, ...]
+    whole: Codes
 
     @property
     def has_input(self) -> bool:
         """Whether the record has an INPUT."""
         return len(self.parts) == WITH_INPUT - 1
+
+
+def _compared(sets: tuple[Codes, ...]) -> _Compared:
+    return _Compared(sets[:-1], sets[-1]) if len(sets) == WITH_INPUT else _Compared(sets, sets[0])
 
 
 def bands_of(threshold: float, permutations: int) -> tuple[int, int]:
@@ -90,20 +103,28 @@ class Sketcher:
 
         if not examples:
             return []
-        parts = [tuple(shingles(text, self.words) for text in parts_of(e)) for e in examples]
-        wholes = [
-            p[0] if len(p) == WITH_INPUT - 2 else shingles(whole_prompt(e), self.words)
-            for e, p in zip(examples, parts, strict=True)
-        ]
+        compared = [_compared(self._sets(e)) for e in examples]
         # INPUT and answers without the instruction: if each part reaches the threshold, so does their union.
-        own = self._bands_of([np.concatenate([p[-2], ~p[-1]]) for p in parts], RMinHash)
-        with_input = [i for i, p in enumerate(parts) if len(p) == WITH_INPUT - 1]
+        own = self._bands_of([np.concatenate([c.parts[-2], ~c.parts[-1]]) for c in compared], RMinHash)
+        with_input = [i for i, c in enumerate(compared) if c.has_input]
         whole_bands = list(own)
         if with_input:
-            sets = [np.concatenate([wholes[i], ~parts[i][-1]]) for i in with_input]
+            sets = [np.concatenate([compared[i].whole, ~compared[i].parts[-1]]) for i in with_input]
             for i, bands in zip(with_input, self._bands_of(sets, RMinHash), strict=True):
                 whole_bands[i] = bands
-        return [Sketch(*fields) for fields in zip(parts, wholes, own, whole_bands, strict=True)]
+        return [Sketch(c.has_input, *bands) for c, *bands in zip(compared, own, whole_bands, strict=True)]
+
+    def shingles(self, example: Example) -> bytes:
+        """Return what two examples are compared by, for `NearDuplicates.add`."""
+        sets = self._sets(example)
+        return np.concatenate([np.array([len(sets), *map(len, sets)], np.uint64), *sets]).tobytes()
+
+    def _sets(self, example: Example) -> tuple[Codes, ...]:
+        """Return the shingles of the parts, of a record with an INPUT those of the whole prompt behind them."""
+        parts = tuple(shingles(text, self.words) for text in parts_of(example))
+        return (
+            parts if len(parts) == WITH_INPUT - 2 else (*parts, shingles(whole_prompt(example), self.words))
+        )
 
     def _bands_of(self, sets: list[Codes], minhash: Any) -> list[Codes]:
         """Return the band codes of each set."""
@@ -170,32 +191,37 @@ class NearDuplicates:
         self._file = tempfile.TemporaryFile(prefix="sft-shingles-")  # noqa: SIM115  lives as long as the index
         self._written = 0
 
-    def add(self, sketch: Sketch, example_id: str, source: str) -> Drop | None:
+    def add(
+        self, compared: bytes, bands: Codes, whole_bands: Codes, example_id: str, source: str
+    ) -> Drop | None:
         """Keep an example unless one that was kept is its near duplicate; return why it is not kept.
 
         Args:
-            sketch: What it is found by.
+            compared: Its shingles (`Sketcher.shingles`).
+            bands: [B] of INPUT and answers, or of prompt and answers.
+            whole_bands: [B] of the whole prompt and answers.
             example_id: Its id, for the reports of later ones.
             source: Its source, likewise.
         """
+        sketch = _read(compared)
         own = self._with_input if sketch.has_input else self._without_input
         others = self._without_input if sketch.has_input else self._whole_with_input
-        found = np.union1d(own.find(sketch.bands), others.find(sketch.whole_bands))
+        found = np.union1d(own.find(bands), others.find(whole_bands))
         for other in found.tolist():
             if alike := self._alike(sketch, self._read(other)):
                 measured = ", ".join(f"{name} {value:.2f}" for name, value in alike.items())
                 return Drop("near_duplicate", f"like {self._name(other)}: {measured} >= {self.threshold}")
-        own.insert(sketch.bands, self._size)
+        own.insert(bands, self._size)
         if sketch.has_input:
-            self._whole_with_input.insert(sketch.whole_bands, self._size)
-        self._note(sketch, example_id, source)
+            self._whole_with_input.insert(whole_bands, self._size)
+        self._note(compared, example_id, source)
         return None
 
     def close(self) -> None:
         """Remove the temporary file."""
         self._file.close()
 
-    def _alike(self, sketch: Sketch, other: Sketch) -> dict[str, float] | None:
+    def _alike(self, sketch: _Compared, other: _Compared) -> dict[str, float] | None:
         """Return how like two examples are, part by part; None where a part is below the threshold.
 
         Where one has an INPUT and the other none, whole prompts are compared; as much as the threshold of what the INPUT adds to its
@@ -224,7 +250,7 @@ class NearDuplicates:
         high, low = self._ids[number].tolist()
         return f"example {high:016x}{low:016x} of {source}"
 
-    def _note(self, sketch: Sketch, example_id: str, source: str) -> None:
+    def _note(self, compared: bytes, example_id: str, source: str) -> None:
         """Remember what verification and reports need."""
         if self._size + 1 >= len(self._offsets):
             self._offsets = _grown(self._offsets, self._size + 2)
@@ -232,22 +258,22 @@ class NearDuplicates:
             self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
         self._ids[self._size] = int(example_id[:16], 16), int(example_id[16:], 16)
         self._source_of[self._size] = self._sources.setdefault(source, len(self._sources))
-        stored = (*sketch.parts, sketch.whole) if sketch.has_input else sketch.parts
-        lengths = np.array([len(stored), *map(len, stored)], np.uint64)
-        self._written += self._file.write(np.concatenate([lengths, *stored]).tobytes())
+        self._written += self._file.write(compared)
         self._size += 1
         self._offsets[self._size] = self._written
 
-    def _read(self, i: int) -> Sketch:
+    def _read(self, i: int) -> _Compared:
         self._file.flush()
         start, end = int(self._offsets[i]), int(self._offsets[i + 1])
-        data = np.frombuffer(os.pread(self._file.fileno(), end - start, start), np.uint64)
-        count = int(data[0])
-        cuts = 1 + count + np.cumsum([0, *data[1 : 1 + count].tolist()])
-        stored = tuple(data[cuts[k] : cuts[k + 1]] for k in range(count))
-        has_input = count == WITH_INPUT
-        parts, whole = (stored[:-1], stored[-1]) if has_input else (stored, stored[0])
-        return Sketch(parts, whole, NO_CODES, NO_CODES)
+        return _read(os.pread(self._file.fileno(), end - start, start))
+
+
+def _read(compared: bytes) -> _Compared:
+    """Return the sets that `Sketcher.shingles` put together."""
+    data = np.frombuffer(compared, np.uint64)
+    count = int(data[0])
+    cuts = 1 + count + np.cumsum([0, *data[1 : 1 + count].tolist()])
+    return _compared(tuple(data[cuts[k] : cuts[k + 1]] for k in range(count)))
 
 
 def whole_prompt(example: Example) -> str:

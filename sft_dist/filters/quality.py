@@ -12,14 +12,27 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sft_dist.core.errors import UserError
-from sft_dist.core.records import Drop, Example
+from sft_dist.core.records import Drop
 
 COMMAND = "sft-dist score"
+
+
+class Identified(Protocol):
+    """Anything that has the id and the task of an example."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+
+    @property
+    def task(self) -> str:
+        """Its task."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +49,7 @@ class Scores:
     ifd: NDArray[np.float32]
     tasks: dict[str, NDArray[np.float32]]
 
-    def of(self, example: Example) -> float | None:
+    def of(self, example: Identified) -> float | None:
         """Return the score of an example, None when it was never scored."""
         key = np.uint64(int(example.id[16:], 16))
         at = int(np.searchsorted(self.ids, key))
@@ -99,7 +112,7 @@ class Quality:
                 # The lowest score that is kept. Rounded up, so that a task of one example keeps it; ties are all kept.
                 self._least[task] = float(below[len(below) - math.ceil(round(keep_top * len(below), 9))])
 
-    def __call__(self, example: Example) -> Drop | None:
+    def __call__(self, example: Identified) -> Drop | None:
         """Return `ifd_too_high`, `ifd_low` or None.
 
         Raises:

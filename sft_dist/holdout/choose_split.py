@@ -25,10 +25,9 @@ from sft_dist.holdout.families import INSTRUCTIONS, near_tasks
 from sft_dist.holdout.holdout import (
     COMPARED_WORDS,
     DATASET,
+    Asked,
     Holdout,
-    answer_key,
     fold,
-    input_key,
     is_generated,
     shown_keys,
 )
@@ -46,6 +45,37 @@ class _Input:
     answers: set[str]
 
 
+class InstructionSample:
+    """Some instructions of a task that were written, not generated: those with the smallest hashes.
+
+    Attributes:
+        every: Of all examples.
+        before_inputs: Of those with an INPUT: without one, the text is the input itself.
+    """
+
+    def __init__(self, seed: int) -> None:
+        own = derive(seed, "holdout", "inputs")
+        self.every: Sample[str] = Sample(INSTRUCTIONS, own)
+        self.before_inputs: Sample[str] = Sample(INSTRUCTIONS, own)
+
+    def add(self, example: Example) -> None:
+        """Take the instruction of an example into account."""
+        if not is_generated(example):
+            self.every.add(example.instruction, example.instruction)
+            if example.input:
+                self.before_inputs.add(example.instruction, example.instruction)
+
+    def to_lists(self) -> tuple[list[str], list[str]]:
+        """Return what was kept: `every`, `before_inputs`."""
+        return self.every.items(), self.before_inputs.items()
+
+    def merge(self, lists: Sequence[Sequence[str]]) -> None:
+        """Take the sample of another part of the task into account, as `to_lists` gave it."""
+        for sample, texts in zip((self.every, self.before_inputs), lists, strict=True):
+            for text in texts:
+                sample.add(text, text)
+
+
 class _Task:
     """What the pass keeps of one task: how much of it each dataset gave, and the inputs with the smallest hashes."""
 
@@ -58,26 +88,18 @@ class _Task:
         self.heap: list[tuple[int, str]] = []  # (minus hash, input key): the largest kept hash is on top
         self.answered = array("Q")  # answer keys of all examples: 8 bytes each
         self.asked = array("Q")  # input keys of all examples
-        self.instructions: Sample[str] = Sample(INSTRUCTIONS, self.record_seed)
-        self.before_inputs: Sample[str] = Sample(
-            INSTRUCTIONS, self.record_seed
-        )  # without an INPUT, the text is the input itself
+        self.instructions = InstructionSample(seed)
 
-    def add(self, example: Example) -> None:
+    def add(self, asked: Asked) -> None:
         """Take one example into account; `keep` inputs are remembered, those of prompts without an answer are not."""
-        if not is_generated(example):
-            self.instructions.add(example.instruction, example.instruction)
-            if example.input:
-                self.before_inputs.add(example.instruction, example.instruction)
-        datasets = frozenset(o.removeprefix(DATASET) for o in example.origin if o.startswith(DATASET))
+        datasets = frozenset(o.removeprefix(DATASET) for o in asked.origin if o.startswith(DATASET))
         self.from_datasets[datasets] += 1
-        if example.is_prompt or example.form != "chat":
+        if asked.is_prompt or not asked.is_chat:
             return
-        key = input_key(example)
-        answered = answer_key(example, key)
-        self.answered.append(int(answered, 16))
+        key = asked.key
+        self.answered.append(int(asked.answered, 16))
         self.asked.append(int(key, 16))
-        record = next((o for o in example.origin if o.startswith(RECORD)), None)
+        record = next((o for o in asked.origin if o.startswith(RECORD)), None)
         if key not in self.inputs:
             # Tasks that ask the same records in other words choose the same ones: what any of them is evaluated on,
             # none of them may be trained on.
@@ -90,8 +112,8 @@ class _Task:
             else:
                 return
             self.inputs[key] = _Input(set(), set(), set(), set())
-        self.inputs[key].ids.add(example.id)
-        self.inputs[key].answers.add(answered)
+        self.inputs[key].ids.add(asked.id)
+        self.inputs[key].answers.add(asked.answered)
         if record:
             self.inputs[key].records.add(record)
         self.inputs[key].datasets |= datasets
@@ -115,6 +137,60 @@ class _Task:
         return [key for _, key in sorted(self.heap, reverse=True) if not self.inputs[key].datasets & without]
 
 
+class Candidates:
+    """What is asked of every source, taken in example by example; then the decision.
+
+    Args:
+        holdout: What judges.
+        validation: What chooses; None: nothing.
+        uses: Source -> the set that all of its examples go to; sources that are trained on are not named.
+        seed: The run's seed.
+    """
+
+    def __init__(
+        self,
+        holdout: HoldoutConfig,
+        validation: ValidationConfig | None = None,
+        *,
+        uses: Mapping[str, SetName] | None = None,
+        seed: int,
+    ) -> None:
+        self.holdout, self.validation = holdout, validation or ValidationConfig()
+        self.uses, self.seed = uses or {}, seed
+        asked = holdout.examples_per_task + self.validation.examples_per_task
+        by_share = holdout.share is not None or self.validation.share is not None
+        self.keep = None if by_share else max(2 * asked, holdout.max_eval_per_task)
+        self.seen: dict[str, _Task] = {}
+        self.given: dict[str, _Task] = {}  # tasks of sources that are evaluated whole
+        self.held_by_source: set[str] = set()
+
+    def add(self, asked: Asked) -> None:
+        """Take an example into account."""
+        self._task(asked.source, asked.task).add(asked)
+        if self.uses.get(asked.source) == "heldout":
+            self.held_by_source.add(asked.task)
+
+    def instructions(self, source: str, task: str) -> InstructionSample:
+        """Return the sample of instructions of a task, to be added to."""
+        return self._task(source, task).instructions
+
+    def _task(self, source: str, name: str) -> _Task:
+        whole = self.uses.get(source) in ("validation", "seen")
+        group, size = (self.given, None) if whole else (self.seen, self.keep)
+        return group.get(name) or group.setdefault(name, _Task(self.seed, name, size))
+
+    def decide(self) -> Holdout:
+        """Decide what is never trained on.
+
+        A task's `seen` inputs are those with the smallest hashes of seed, task and input; its validation inputs are the next ones. The
+        two together are at most half of a task's inputs.
+
+        Raises:
+            UserError: When a name matches nothing, or nothing is left to train on.
+        """
+        return _decide(self)
+
+
 def decide(
     examples: Iterable[tuple[str, Example]],
     holdout: HoldoutConfig,
@@ -123,36 +199,22 @@ def decide(
     uses: Mapping[str, SetName] | None = None,
     seed: int,
 ) -> Holdout:
-    """Decide what is never trained on.
-
-    A task's `seen` inputs are those with the smallest hashes of seed, task and input; its validation inputs are the next ones. The two
-    together are at most half of a task's inputs.
-
-    Args:
-        examples: (source, example) of every source, each once.
-        holdout: What judges.
-        validation: What chooses; None: nothing.
-        uses: Source -> the set that all of its examples go to; sources that are trained on are not named.
-        seed: The run's seed.
-
-    Raises:
-        UserError: When a name matches nothing, or nothing is left to train on.
-    """
-    validation, uses = validation or ValidationConfig(), uses or {}
-    asked = holdout.examples_per_task + validation.examples_per_task
-    by_share = holdout.share is not None or validation.share is not None
-    keep = None if by_share else max(2 * asked, holdout.max_eval_per_task)
-    seen: dict[str, _Task] = {}
-    given: dict[str, _Task] = {}  # tasks of sources that are evaluated whole
-    held_by_source: set[str] = set()
+    """Decide what is never trained on of (source, example) of every source, each once; see `Candidates`."""
+    candidates = Candidates(holdout, validation, uses=uses, seed=seed)
     for source, example in examples:
-        use = uses.get(source, "train")
-        group, size = (given, None) if use in ("validation", "seen") else (seen, keep)
-        task = group.get(example.task) or group.setdefault(example.task, _Task(seed, example.task, size))
-        task.add(example)
-        if use == "heldout":
-            held_by_source.add(example.task)
+        candidates.add(Asked.of(example)._replace(source=source))
+        candidates.instructions(source, example.task).add(example)
+    return candidates.decide()
 
+
+def _decide(candidates: Candidates) -> Holdout:
+    holdout, validation, uses, seed = (
+        candidates.holdout,
+        candidates.validation,
+        candidates.uses,
+        candidates.seed,
+    )
+    seen, given, held_by_source = candidates.seen, candidates.given, candidates.held_by_source
     held = _named(holdout.tasks, seen) | _listed(holdout.task_file, seen) | held_by_source
     refused = _matching(holdout.datasets, {d for task in seen.values() for d in task.datasets})
     held |= {name for name, task in seen.items() if refused and task.wholly_from(refused)}
@@ -181,7 +243,7 @@ def decide(
     drawn = [seen[n].inputs[key] for part in (inputs, chosen) for n, keys in part.items() for key in keys]
     drawn += [i for task in given.values() for i in task.inputs.values()]
     ids = taken.union(*(i.ids | i.records for i in drawn))
-    instructions = {name: task.instructions.items() for name, task in seen.items()}
+    instructions = {name: task.instructions.every.items() for name, task in seen.items()}
     return Holdout(
         tasks=frozenset(held),
         inputs=inputs,
@@ -201,7 +263,7 @@ def decide(
 
 def _instructions(tasks: Mapping[str, _Task], names: AbstractSet[str]) -> frozenset[str]:
     """Return the words of the instructions of these tasks that were written, not generated."""
-    texts = (text for n in names if n in tasks for text in tasks[n].instructions.items())
+    texts = (text for n in names if n in tasks for text in tasks[n].instructions.every.items())
     return frozenset(" ".join(found) for text in texts if (found := words(text)[:COMPARED_WORDS]))
 
 
@@ -220,7 +282,7 @@ def _draw_inputs(
     rest: dict[str, list[str]] = {}
     wanted: dict[str, int] = {}
     for name, task in trained.items():
-        shown = frozenset().union(*(shown_keys(text) for text in task.before_inputs.items()))
+        shown = frozenset().union(*(shown_keys(text) for text in task.instructions.before_inputs.items()))
         keys = [key for key in task.smallest(without=refused) if key not in shown]
         judged, chosen = _numbers(task.distinct, len(keys) // 2, holdout, validation)
         if judged:

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import xxhash
 
@@ -21,6 +21,7 @@ Side: TypeAlias = Literal["train"] | SetName
 
 TASK, DATASET = "task:", "dataset:"  # kinds of an origin; anything else is the id of a parent example
 SHORT_INPUT_WORDS = 3  # an input of fewer ("Cuba") is the same question only where the answer is the same too
+SHORT_INPUT_CHARS = 200  # in which a longer input shows more words than that
 COMPARED_WORDS = 200  # of an instruction: the beginning of a long definition says what it asks for
 SHOWN_WORDS = 3  # of an input, at least, that is looked for in prompts: "yes" stands in many
 SHOWN_LINES, SHOWN_RUN = 1000, 30  # lines of an instruction that is searched, and of an input in it, at most
@@ -117,6 +118,58 @@ def _sorted_keys(by_task: Mapping[str, frozenset[str]]) -> dict[str, list[str]]:
     return {task: sorted(by_task[task]) for task in sorted(by_task)}
 
 
+class Asked(NamedTuple):
+    """What holding out goes by of one example; all but the text of what stands beside its question.
+
+    Attributes:
+        id: Its id.
+        task: Its task.
+        source: Its source.
+        key: Key of its input (`input_key`).
+        answered: Key of input and answer (`answer_key`).
+        origin: What it derives from.
+        is_prompt: Whether it has no answer.
+        is_chat: Whether it asks at all.
+        short: Whether its input has too few words to be a question of its own: "Cuba" has a currency and a capital.
+        generated: Whether it was made from others by `construct`.
+        turns: Keys of the single turns of several.
+        shows: Whether lines stand beside its question that may show other inputs.
+    """
+
+    id: str
+    task: str
+    source: str
+    key: str
+    answered: str
+    origin: tuple[str, ...] = ()
+    is_prompt: bool = False
+    is_chat: bool = True
+    short: bool = False
+    generated: bool = False
+    turns: tuple[str, ...] = ()
+    shows: bool = False
+
+    @classmethod
+    def of(cls, example: Example) -> Asked:
+        """Return what holding out goes by of an example."""
+        key = input_key(example)
+        beside = beside_question(example)
+        return cls(
+            id=example.id,
+            task=example.task,
+            source=example.source,
+            key=key,
+            answered=answer_key(example, key),
+            origin=example.origin,
+            is_prompt=example.is_prompt,
+            is_chat=example.form == "chat",
+            short=_is_short(example),
+            generated=is_generated(example),
+            turns=() if beside else tuple(_turn_keys(example)),
+            shows=len(beside.splitlines()) > 1,
+        )
+
+
 def split(example: Example, holdout: Holdout, *, drop_eval_inputs: bool = True) -> Side | Drop:
     """Return the side of an example, or why it is on none.
 
@@ -136,41 +189,55 @@ def split(example: Example, holdout: Holdout, *, drop_eval_inputs: bool = True) 
         `eval_input`: another task or source is evaluated on that input, or this is a prompt without an answer.
         `heldout_copy`: question and answer of a held-out task.
     """
-    key = input_key(example)
-    if example.task in holdout.tasks:
-        chosen = holdout.heldout_inputs.get(example.task, frozenset())
+    side = split_asked(Asked.of(example), holdout, example, drop_eval_inputs=drop_eval_inputs)
+    assert side is not None
+    return side
+
+
+def split_asked(
+    asked: Asked, holdout: Holdout, example: Example | None, *, drop_eval_inputs: bool = True
+) -> Side | Drop | None:
+    """Return what `split` returns; without the example None where its text decides."""
+    key = asked.key
+    if asked.task in holdout.tasks:
+        chosen = holdout.heldout_inputs.get(asked.task, frozenset())
         if key in chosen:
-            return _asked(example, "heldout", key)
+            return _evaluated(asked, "heldout")
         return Drop(
             "eval_surplus",
-            f"task {example.task} is held out and {len(chosen)} other inputs of it are evaluated",
+            f"task {asked.task} is held out and {len(chosen)} other inputs of it are evaluated",
         )
     # records come last: an evaluation example comes from a record that is evaluated, itself
-    for origin in (o for o in example.origin if not o.startswith(RECORD)):
+    for origin in (o for o in asked.origin if not o.startswith(RECORD)):
         if why := _refused(origin, holdout):
             return Drop("heldout_origin", why)
-    if holdout.instructions and is_generated(example) and (asked := _held_instruction(example, holdout)):
-        return Drop(
-            "heldout_instruction", f"generated with the instruction of a held-out task: {asked[:80]!r}"
-        )
-    if use := holdout.uses.get(example.source):
-        return _asked(example, use, key)
-    if key in holdout.inputs.get(example.task, frozenset()):
-        return _asked(example, "seen", key)
-    if key in holdout.validation_inputs.get(example.task, frozenset()):
-        return _asked(example, "validation", key)
-    if record := next((o for o in example.origin if o.startswith(RECORD) and o in holdout.ids), None):
+    if holdout.instructions and asked.generated:
+        if example is None:
+            return None
+        if instruction := _held_instruction(example, holdout):
+            return Drop(
+                "heldout_instruction",
+                f"generated with the instruction of a held-out task: {instruction[:80]!r}",
+            )
+    if use := holdout.uses.get(asked.source):
+        return _evaluated(asked, use)
+    if key in holdout.inputs.get(asked.task, frozenset()):
+        return _evaluated(asked, "seen")
+    if key in holdout.validation_inputs.get(asked.task, frozenset()):
+        return _evaluated(asked, "validation")
+    if record := next((o for o in asked.origin if o.startswith(RECORD) and o in holdout.ids), None):
         return Drop("eval_record", f"another example made from {record} is evaluated")
-    if drop_eval_inputs and (shown := next((k for k in shown_by(example) if k in holdout.evaluated), None)):
-        return Drop("eval_shown", f"the prompt shows input {shown}, which is evaluated")
-    answered = answer_key(example, key)
-    if (
-        drop_eval_inputs
-        and key in holdout.evaluated
-        and (answered in holdout.answers or not _is_short(example))
-    ):
-        return Drop("eval_input", f"input {key} is an evaluation input of another task or source")
-    if answered in holdout.copies:
+    if drop_eval_inputs and holdout.evaluated:
+        shown_in_text: Iterable[str] = ()
+        if asked.shows:
+            if example is None:
+                return None
+            shown_in_text = shown_keys(beside_question(example))
+        if shown := next((k for k in (*shown_in_text, *asked.turns) if k in holdout.evaluated), None):
+            return Drop("eval_shown", f"the prompt shows input {shown}, which is evaluated")
+        if key in holdout.evaluated and (asked.answered in holdout.answers or not asked.short):
+            return Drop("eval_input", f"input {key} is an evaluation input of another task or source")
+    if asked.answered in holdout.copies:
         return Drop("heldout_copy", f"an example of a held-out task asks input {key} and has the same answer")
     return "train"
 
@@ -190,7 +257,10 @@ def _held_instruction(example: Example, holdout: Holdout) -> str | None:
 
 def _is_short(example: Example) -> bool:
     """Return whether an input has too few words to be a question of its own: "Cuba" has a currency and a capital."""
-    return len(words(asked_text(example))) < SHORT_INPUT_WORDS
+    text = asked_text(example)
+    if sum(map(str.isalnum, text[:SHORT_INPUT_CHARS].split())) > SHORT_INPUT_WORDS:
+        return False  # each of these is a word, at least; the last one may go on
+    return len(words(text)) < SHORT_INPUT_WORDS
 
 
 def descend(parents: Iterable[Example]) -> tuple[str, ...]:
@@ -212,12 +282,10 @@ def _key_of(folded: str) -> str:
     return xxhash.xxh3_64_hexdigest(folded.encode("utf-8", "surrogatepass"))
 
 
-def shown_by(example: Example) -> Iterator[str]:
-    """Yield the keys of what a prompt shows beside its own question: demonstrations in the instruction, single turns of several."""
+def _turn_keys(example: Example) -> Iterator[str]:
+    """Yield the keys of the user turns of several that have words enough to be a question."""
     turns = [m.content for m in example.messages if m.role == "user"]
-    if beside := beside_question(example):
-        yield from shown_keys(beside)
-    elif len(turns) > 1:
+    if len(turns) > 1:
         for text in turns:
             if len(words(text)) >= SHOWN_WORDS:
                 yield _key_of(" ".join(fold(text).split()))
@@ -267,11 +335,11 @@ def fold(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold().strip()
 
 
-def _asked(example: Example, side: Side, key: str) -> Side | Drop:
+def _evaluated(asked: Asked, side: Side) -> Side | Drop:
     """Return the side of what is evaluated; a prompt that asks the same goes nowhere: it has no answer to compare with."""
-    if example.is_prompt:
-        return Drop("eval_input", f"input {key} is evaluated, and this is only a prompt")
-    if example.form != "chat":
+    if asked.is_prompt:
+        return Drop("eval_input", f"input {asked.key} is evaluated, and this is only a prompt")
+    if not asked.is_chat:
         return Drop(
             "eval_input", "its task is evaluated, and a text without a question has nothing to compare with"
         )

@@ -1,7 +1,9 @@
 """Example -> where it goes: trained on, evaluated, or dropped with a reason. Next: render, shards.
 
-per_record      applies the hold-out and the rules that need one record
+facts           what can be said of each record alone: a table for each block of a source, made once, in parallel
+joins           which records have a key in common with another one, by DuckDB
+judge           facts and the hold-out -> the side of each record, block by block; texts are read again where they decide
 across_records  applies the rules that need several: contamination, duplicates, quality scores
-assign          runs both over every source and decides each record's place; files: the decision on disk
+assign          runs all of it over every source; files: the decision on disk; tables, workers: what blocks are written and made with
 tokenize        renders the kept records of a source into its store
 """

@@ -12,7 +12,8 @@ from sft_dist.filters import Seen
 from sft_dist.filters.decontamination import Overlap
 from sft_dist.filters.near_duplicates import NearDuplicates, bands_of
 from sft_dist.filters.quality import Quality, read_scores
-from sft_dist.selection.per_record import Verdict
+from sft_dist.selection.facts import Ranked
+from sft_dist.selection.judge import Verdict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,12 +49,12 @@ class ContaminationLog:
         self._counts: Counter[int] = Counter()
         self._worst: dict[int, tuple[Overlap, str, str]] = {}
 
-    def add(self, leaks: tuple[Overlap, ...], source: str, example: Example) -> Drop:
+    def add(self, leaks: tuple[Overlap, ...], source: str, example_id: str) -> Drop:
         """Note what a training example gives away; return why it is dropped."""
         for leak in leaks:
             self._counts[leak.item] += 1
             if leak.item not in self._worst or leak.coverage > self._worst[leak.item][0].coverage:
-                self._worst[leak.item] = (leak, source, example.id)
+                self._worst[leak.item] = (leak, source, example_id)
         first = leaks[0]
         item = self.examples[first.item]
         return Drop(
@@ -91,19 +92,19 @@ class CrossRecordFilter:
     def __post_init__(self) -> None:
         self._seen = Seen()
 
-    def __call__(self, example: Example, verdict: Verdict) -> Drop | None:
+    def __call__(self, record: Ranked, verdict: Verdict) -> Drop | None:
         """Return why a training example is dropped, or None."""
         if verdict.leaks:
-            return self.contamination.add(verdict.leaks, self.source, example)
-        if self.exact and (first := self._seen.first(verdict.key, example.id)):
+            return self.contamination.add(verdict.leaks, self.source, record.id)
+        if self.exact and record.equal is not None and (first := self._seen.first(record.equal, record.id)):
             return Drop(
                 "exact_duplicate", f"like example {first} of {self.source}: the same prompt and answer"
             )
-        if self.near is not None and verdict.sketch is not None:
-            drop = self.near.add(verdict.sketch, example.id, self.source)
+        if self.near is not None and record.bands is not None and verdict.shingles is not None:
+            drop = self.near.add(verdict.shingles, *record.bands, record.id, self.source)
             if drop:
                 return drop
-        return self.quality(example) if self.quality and not example.is_prompt else None
+        return self.quality(record) if self.quality and not record.is_prompt else None
 
 
 def near_index(data: DataConfig) -> NearDuplicates:

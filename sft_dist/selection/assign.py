@@ -1,42 +1,59 @@
 """Sources -> which record goes where: trained on, evaluated, dropped, unreadable, a prompt. One byte a record.
 
-Streaming passes. The first decides what is held out (it needs to see every task); with `filters.leakage` the next one
-collects what is evaluated; the last applies everything, writes the evaluation sets, and keeps every rejected record
-with its reason. A store's key holds the selection of its own source only, so a new source leaves the stores of the
+Facts of every block come first (facts.py: in parallel, kept on disk). From them it is decided what is held out, and which
+records may be duplicates (joins.py); blocks are judged, in parallel (judge.py); one pass in order decides between
+duplicates, writes the evaluation sets, and keeps every rejected record with its reason. A store's key holds the selection of its own source only, so a new source leaves the stores of the
 others valid (leakage aside: a new source may bring new evaluation examples).
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import shutil
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sft_dist.config.data import DataConfig
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import atomic_path, checksum, fingerprint, write_json
+from sft_dist.core.locks import take_lock
 from sft_dist.core.process import logger
-from sft_dist.core.records import BadRecord, Drop, Example, example_to_dict
+from sft_dist.core.records import BadRecord, Drop, Example
 from sft_dist.core.rng import derive
 from sft_dist.core.sample import Sample
 from sft_dist.core.sets import NEAR, SETS, SetName
-from sft_dist.filters import build_filters, filters_fingerprint
+from sft_dist.filters import filters_fingerprint
 from sft_dist.filters.decontamination import ContaminationIndex
-from sft_dist.filters.near_duplicates import NearDuplicates, Sketcher
-from sft_dist.holdout import Holdout, decide, split
-from sft_dist.holdout.holdout import Side
+from sft_dist.filters.near_duplicates import NearDuplicates
+from sft_dist.holdout import Candidates, Holdout, Side
 from sft_dist.selection.across_records import (
     ContaminationLog,
     CrossRecordFilter,
     near_index,
     quality_of,
     scores_path,
+)
+from sft_dist.selection.facts import (
+    FOLDER,
+    BlockFacts,
+    FactMaker,
+    MakeFacts,
+    Wanted,
+    bytes_of,
+    fact_rows,
+    number_lines,
+    ranked,
+    read_block_facts,
+    sketcher_of,
 )
 from sft_dist.selection.files import (
     DROPPED,
@@ -54,12 +71,24 @@ from sft_dist.selection.files import (
     write_codes,
     write_selected,
 )
-from sft_dist.selection.per_record import FilterPool, RecordFilter
+from sft_dist.selection.joins import Common, common_rows
+from sft_dist.selection.judge import (
+    SAMPLED,
+    FindEvaluated,
+    Judge,
+    Judged,
+    ReadBodies,
+    ReadExamples,
+    read_verdicts,
+)
+from sft_dist.selection.workers import Workers
 from sft_dist.sources import Source
+from sft_dist.sources.base import blocks_of
 from sft_dist.sources.task_files import read_task_list
 
 VERSION = 5
-SAMPLED = 2000  # training examples of each source that show what is template
+JUDGED = "judged"  # folder of verdicts, as long as the selection is being made
+MANY_ROWS = 1 << 20  # from which on equal records are looked for on disk, not in memory
 LEFTOVER_S = 6 * 3600.0  # since its last write: nobody writes this file any more
 
 
@@ -71,11 +100,23 @@ def select(
     *,
     seed: int,
     write: bool = True,
+    facts: Path | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> Selected:
     """Decide and select, or read back what an earlier call decided on the same input.
 
     With `write`, writes <folder>/selection.json, selection-<source>.npy, eval/{validation,seen,heldout}.jsonl,
     eval/near.json and rejects/<source>.jsonl.
+
+    Args:
+        data: The config's section.
+        sources: By name, in the order of the config.
+        folder: Where the selection goes.
+        progress: Told what is being done.
+        seed: The run's seed.
+        write: False: refuse what is not there.
+        facts: Folder of the facts; None: in data.dir, where every command finds them.
+        part: (i, n): one of n slices of an array, which make the facts together; one of them decides, the others wait for it.
 
     Raises:
         UserError: When a held-out name matches nothing, a source has too many unreadable records, a score file is
@@ -91,62 +132,97 @@ def select(
             "of its own"
         )
     make_folder(folder)
-    options = data.filters
-    progress("deciding what is held out")
-    sizes: Counter[str] = Counter()
-    holdout = decide(
-        _counted(sources, sizes), data.holdout, data.validation, uses=evaluation_sources(data), seed=seed
-    )
-    for note in holdout.notes:
-        logger().warning("%s", note)
-    contamination = ContaminationLog()
-    index = None
-    if options.leakage is not None and holdout.evaluated:
-        progress("collecting what is evaluated")
-        evaluated, training = _sides(sources, holdout, seed)
-        contamination = ContaminationLog(evaluated)
-        index = ContaminationIndex(evaluated, training=training, **options.leakage.model_dump())
-    record_filter = RecordFilter(
-        holdout=holdout,
-        drop_eval_inputs=options.eval_inputs,
-        rules={name: build_filters(data.filters_of(name)) for name in sources},
-        leaks=index,
-        sketcher=Sketcher(**options.near_duplicates.model_dump(exclude={"across_sources"}))
-        if options.near_duplicates
-        else None,
-    )
-    selections: dict[str, Selection] = {}
-    # From here on the files of an earlier pass are replaced one by one: until all are, none of them counts.
-    (folder / STATE).unlink(missing_ok=True)
-    _remove_leftovers(folder)
-    with ExitStack() as stack:
-        sets: dict[Side, IO[str]] = {name: _open(stack, folder / "eval" / f"{name}.jsonl") for name in SETS}
-        filter_pool = stack.enter_context(
-            FilterPool(record_filter, records=sizes.total(), processes=data.processes)
+    facts = facts or facts_folder(data)
+    with Workers(data, sources) as workers:
+        blocks = make_facts(data, sources, facts, workers, progress, seed=seed, part=part)
+        if part[1] > 1:
+            progress("waiting for the slice that selects")
+            take_lock(workers.enter_context((folder / ".selecting").open("a")), fcntl.LOCK_EX)
+            if found := read_selected(folder, key):
+                return found
+        progress("deciding what is held out")
+        holdout = _hold_out(data, blocks, seed)
+        for note in holdout.notes:
+            logger().warning("%s", note)
+        contamination, index = _evaluated(data, blocks, holdout, workers, progress, seed)
+        judged = folder / JUDGED
+        judge = Judge(
+            holdout=holdout,
+            drop_eval_inputs=data.filters.eval_inputs,
+            leaks=index,
+            sketcher=sketcher_of(data),
+            folder=judged / key,
         )
-        written: set[str] = set()
-        near: NearDuplicates | None = None
-        for name, source in sources.items():
-            progress(f"selecting from {name}")
-            if options.near_duplicates and (near is None or not options.near_duplicates.across_sources):
-                near = stack.enter_context(closing(near_index(data)))
-            with ExitStack() as own:
-                rejects = _open(own, folder / "rejects" / f"{name}.jsonl")
-                quality = quality_of(data, name)
-                cross_filter = CrossRecordFilter(
-                    source.name, contamination, near, quality, exact=options.exact_duplicates
-                )
-                selections[name], first_bad = _apply(
-                    source, filter_pool, cross_filter, sets, written, rejects
-                )
-            _check_source(
-                data, source, selections[name], first_bad
-            )  # after the rejects are written: they show why
-            write_codes(folder, name, selections[name].codes)
-    write_json(folder / "eval" / NEAR, dict(sorted(holdout.near.items())))
-    selected = Selected(holdout=holdout, sources=selections, contaminated=contamination.contaminated())
-    write_selected(folder, key, selected)
+        selection = _Selecting(data, sources, folder, workers, contamination, judge)
+        selected = selection.run(blocks, holdout, key, progress)
+        shutil.rmtree(judged, ignore_errors=True)  # the selection says it now
+    _remove_stale(facts, blocks)
     return selected
+
+
+def facts_folder(data: DataConfig) -> Path:
+    """Return where every command looks for the facts of this config's sources."""
+    return Path(data.dir) / FOLDER
+
+
+def make_facts(
+    data: DataConfig,
+    sources: Mapping[str, Source],
+    folder: Path,
+    workers: Workers,
+    progress: Callable[[str], None],
+    *,
+    seed: int,
+    part: tuple[int, int] = (0, 1),
+) -> dict[str, list[BlockFacts]]:
+    """Make the facts that are missing; return those of every source, in order.
+
+    Slices of an array begin with blocks of their own; one that is done goes on with what is missing then.
+
+    Args:
+        data: The config's section.
+        sources: By name.
+        folder: Of the facts.
+        workers: Do it.
+        progress: Told what is being done.
+        seed: The run's seed.
+        part: (i, n): begin with every n-th block, from the i-th.
+    """
+    maker = FactMaker.of(data, seed=seed)
+    wanted = [
+        Wanted(name, block, maker.path(folder, source, block), number)
+        for name, source in sources.items()
+        for number, block in enumerate(blocks_of(source))
+    ]
+    found: dict[Path, BlockFacts] = {}
+    turns = [(part[0] + turn) % part[1] for turn in range(part[1])]
+    for own in turns:
+        missing = []
+        for w in wanted[own :: part[1]]:
+            if facts := read_block_facts(w.source, w.block, w.path):
+                found[w.path] = facts
+            else:
+                missing.append(w)
+        size = sum(bytes_of(w.block) for w in missing)
+        for done, (w, facts) in enumerate(workers(MakeFacts(maker), missing, size=size), 1):
+            progress(f"reading {w.source}: block {done} of {len(missing)}")
+            found[w.path] = facts
+    out: dict[str, list[BlockFacts]] = {name: [] for name in sources}
+    for w in wanted:
+        out[w.source].append(found[w.path]._replace(block=w.block))
+    return {name: number_lines(blocks) for name, blocks in out.items()}
+
+
+def _hold_out(data: DataConfig, blocks: Mapping[str, list[BlockFacts]], seed: int) -> Holdout:
+    candidates = Candidates(data.holdout, data.validation, uses=evaluation_sources(data), seed=seed)
+    for name, found in blocks.items():
+        for facts in found:
+            for row in fact_rows(facts):
+                if row.asked:
+                    candidates.add(row.asked)
+            for task, lists in facts.about["instructions"].items():
+                candidates.instructions(name, task).merge(lists)
+    return candidates.decide()
 
 
 def evaluation_sources(data: DataConfig) -> dict[str, SetName]:
@@ -154,84 +230,233 @@ def evaluation_sources(data: DataConfig) -> dict[str, SetName]:
     return {name: s.use for name, s in data.sources.items() if s.use != "train"}
 
 
-def _counted(sources: dict[str, Source], sizes: Counter[str]) -> Iterator[tuple[str, Example]]:
-    for name, source in sources.items():
-        for record in source:
-            sizes[name] += 1
-            if isinstance(record, Example):
-                yield name, record
-
-
-def _sides(
-    sources: dict[str, Source], holdout: Holdout, seed: int
-) -> tuple[list[Example], list[list[Example]]]:
-    """Return every evaluation example once, and a sample of each source's training examples."""
+def _evaluated(
+    data: DataConfig,
+    blocks: Mapping[str, list[BlockFacts]],
+    holdout: Holdout,
+    workers: Workers,
+    progress: Callable[[str], None],
+    seed: int,
+) -> tuple[ContaminationLog, ContaminationIndex | None]:
+    """Return every evaluation example once, and their index with a sample of each source's training examples."""
+    options = data.filters.leakage
+    if options is None or not holdout.evaluated:
+        return ContaminationLog(), None
+    progress("collecting what is evaluated")
     evaluated: dict[str, Example] = {}
-    samples = []
-    for name, source in sources.items():
-        sample: Sample[Example] = Sample(SAMPLED, derive(seed, "leakage", name))
-        for record in source:
-            if isinstance(record, BadRecord):
+    samples: list[list[Example]] = []
+    for name, found in blocks.items():
+        size = sum(bytes_of(f.block) for f in found)
+        sample: Sample[tuple[int, int]] = Sample(SAMPLED, derive(seed, "leakage", name))
+        whole: list[Example] = []
+        items = [(f, len(found) == 1) for f in found]
+        for number, (_, collected) in enumerate(
+            workers(FindEvaluated(holdout=holdout, seed=seed), items, size=size)
+        ):
+            for example in collected.evaluated:
+                evaluated.setdefault(example.id, example)
+            for example_id, row in collected.sampled:
+                sample.add(example_id, (number, row))
+            whole += collected.examples
+        samples.append(whole or _sampled(found, sample.items(), workers, size))
+    log = ContaminationLog(list(evaluated.values()))
+    return log, ContaminationIndex(log.examples, training=samples, **options.model_dump())
+
+
+def _sampled(
+    blocks: Sequence[BlockFacts], places: Sequence[tuple[int, int]], workers: Workers, size: int
+) -> list[Example]:
+    """Return the examples at (block, row), in that order."""
+    rows: dict[int, list[int]] = defaultdict(list)
+    for number, row in places:
+        rows[number].append(row)
+    numbers = sorted(rows)
+    examples: dict[tuple[int, int], Example] = {}
+    read = workers(ReadExamples(), [(blocks[n], rows[n]) for n in numbers], size=size)
+    for number, (_, found) in zip(numbers, read, strict=True):
+        examples.update({(number, row): e for row, e in zip(rows[number], found, strict=True)})
+    return [examples[place] for place in places]
+
+
+class _Decided(NamedTuple):
+    """What becomes of a block: a code a record, why and by which text records are left out, texts that are to be read yet."""
+
+    facts: BlockFacts
+    codes: bytearray
+    sides: dict[int, tuple[Side | Drop | None, str, str | None]]  # row -> side (None: unreadable), id, body
+    tasks: set[str]
+
+
+class _Selecting:
+    """One pass over all verdicts, in order."""
+
+    def __init__(
+        self,
+        data: DataConfig,
+        sources: Mapping[str, Source],
+        folder: Path,
+        workers: Workers,
+        contamination: ContaminationLog,
+        judge: Judge,
+    ) -> None:
+        self.data, self.sources, self.folder = data, sources, folder
+        self.workers, self.contamination, self.judge = workers, contamination, judge
+        self.written: set[str] = set()
+
+    def run(
+        self,
+        blocks: Mapping[str, list[BlockFacts]],
+        holdout: Holdout,
+        key: str,
+        progress: Callable[[str], None],
+    ) -> Selected:
+        """Write everything, the state last."""
+        data, rule = self.data, self.data.filters.near_duplicates
+        common = self._common(blocks)
+        # From here on the files of an earlier pass are replaced one by one: until all are, none of them counts.
+        (self.folder / STATE).unlink(missing_ok=True)
+        _remove_leftovers(self.folder)
+        selections: dict[str, Selection] = {}
+        first = 0
+        with ExitStack() as stack:
+            sets: dict[Side, IO[str]] = {n: _open(stack, self.folder / "eval" / f"{n}.jsonl") for n in SETS}
+            near: NearDuplicates | None = None
+            for name, found in blocks.items():
+                progress(f"selecting from {name}")
+                if rule and (near is None or not rule.across_sources):
+                    near = stack.enter_context(closing(near_index(data)))
+                with ExitStack() as own:
+                    rejects = _open(own, self.folder / "rejects" / f"{name}.jsonl")
+                    cross_filter = CrossRecordFilter(
+                        name,
+                        self.contamination,
+                        near,
+                        quality_of(data, name),
+                        exact=data.filters.exact_duplicates,
+                    )
+                    selections[name], first_bad = self._source(
+                        found, common, first, cross_filter, sets, rejects
+                    )
+                first += sum(f.rows for f in found)
+                # after the rejects are written: they show why
+                _check_source(data, self.sources[name], selections[name], first_bad)
+                write_codes(self.folder, name, selections[name].codes)
+        write_json(self.folder / "eval" / NEAR, dict(sorted(holdout.near.items())))
+        selected = Selected(
+            holdout=holdout, sources=selections, contaminated=self.contamination.contaminated()
+        )
+        write_selected(self.folder, key, selected)
+        return selected
+
+    def _common(self, blocks: Mapping[str, list[BlockFacts]]) -> Common:
+        rule = self.data.filters.near_duplicates
+        every = [facts for found in blocks.values() for facts in found]
+        return common_rows(
+            every,
+            equal=self.data.filters.exact_duplicates and sum(f.rows for f in every) >= MANY_ROWS,
+            bands=self.judge.sketcher.bands if self.judge.sketcher else 0,
+            across_sources=bool(rule and rule.across_sources),
+            memory_gb=self.data.memory_gb,
+            threads=self.data.processes or len(os.sched_getaffinity(0)),
+            folder=self.folder,
+        )
+
+    def _source(
+        self,
+        blocks: Sequence[BlockFacts],
+        common: Common,
+        first: int,
+        cross_filter: CrossRecordFilter,
+        sets: Mapping[Side, IO[str]],
+        rejects: IO[str],
+    ) -> tuple[Selection, BadRecord | None]:
+        """Return the selection of a source, and its first record that cannot be read."""
+        size = sum(bytes_of(f.block) for f in blocks)
+        starts = np.cumsum([first, *(f.rows for f in blocks)]).tolist()
+        items = [
+            Judged(f, None if common.banded is None else common.banded[start : start + f.rows])
+            for f, start in zip(blocks, starts, strict=False)
+        ]
+        judged = (
+            self._decide(item, path, common.equal[start:] if common.equal is not None else None, cross_filter)
+            for (item, path), start in zip(self.workers(self.judge, items, size=size), starts, strict=False)
+        )
+        codes = bytearray()
+        tasks: set[str] = set()
+        dropped: Counter[str] = Counter()
+        first_bad: BadRecord | None = None
+        decided: deque[_Decided] = deque()
+
+        def unread() -> Iterator[tuple[BlockFacts, list[int]]]:
+            for block in judged:
+                decided.append(block)
+                yield block.facts, [row for row, (_, _, body) in block.sides.items() if body is None]
+
+        for _, bodies in self.workers(ReadBodies(), unread(), size=size):
+            block = decided.popleft()
+            codes += block.codes
+            tasks |= block.tasks
+            for row, (side, example_id, known) in block.sides.items():
+                body = bodies[row] if known is None else known
+                if side is None:
+                    bad = BadRecord(**json.loads(body))
+                    first_bad = first_bad or bad
+                    reject(rejects, Drop("unreadable", f"{bad.file}, line {bad.line}: {bad.reason}"), body)
+                elif isinstance(side, Drop):
+                    dropped[side.reason] += 1
+                    reject(rejects, side, body)
+                elif example_id not in self.written:  # a repeated record is one evaluation example
+                    self.written.add(example_id)
+                    sets[side].write(body + "\n")
+        array = np.frombuffer(bytes(codes), np.uint8)
+        selection = Selection(
+            codes=array,
+            tasks=tuple(sorted(tasks)),
+            read=len(array),
+            evaluation=int((array == EVALUATE).sum()),
+            unreadable=int((array == UNREADABLE).sum()),
+            prompts=int((array == PROMPT).sum()),
+            dropped=dict(dropped),
+            skipped=_skipped(blocks),
+            fingerprint=selection_fingerprint(array, tasks),
+        )
+        return selection, first_bad
+
+    def _decide(
+        self,
+        item: Judged,
+        path: Path,
+        equal: NDArray[np.bool_] | None,
+        cross_filter: CrossRecordFilter,
+    ) -> _Decided:
+        out = _Decided(item.facts, bytearray(), {}, set())
+        bands = self.judge.sketcher.bands if self.judge.sketcher else 0
+        found = ranked(item.facts, bands=bands, banded=item.rows, equal=equal)
+        for row, (record, verdict) in enumerate(zip(found, read_verdicts(path), strict=True)):
+            side = verdict.side
+            if side is None or record is None:
+                out.codes.append(UNREADABLE)
+                out.sides[row] = None, "", verdict.body
                 continue
-            side = split(record, holdout)
             if side == "train":
-                sample.add(record.id, record)
-            elif not isinstance(side, Drop):
-                evaluated.setdefault(record.id, record)
-        samples.append(sample.items())
-    return list(evaluated.values()), samples
+                side = cross_filter(record, verdict) or side
+            if side == "train":
+                out.codes.append(PROMPT if record.is_prompt else TRAIN)
+                if not record.is_prompt:
+                    out.tasks.add(record.task)
+            else:
+                out.codes.append(DROPPED if isinstance(side, Drop) else EVALUATE)
+                out.sides[row] = side, record.id, verdict.body
+        return out
 
 
-def _apply(
-    source: Source,
-    filter_pool: FilterPool,
-    cross_filter: CrossRecordFilter,
-    sets: dict[Side, IO[str]],
-    written: set[str],
-    rejects: IO[str],
-) -> tuple[Selection, BadRecord | None]:
-    """Return the selection of a source, and its first record that cannot be read."""
-    codes = bytearray()
-    tasks: set[str] = set()
-    dropped: Counter[str] = Counter()
-    first_bad: BadRecord | None = None
-    for record, verdict in filter_pool(source):
-        if isinstance(record, BadRecord):
-            codes.append(UNREADABLE)
-            first_bad = first_bad or record
-            reject(rejects, Drop("unreadable", f"{record.file}, line {record.line}: {record.reason}"), record)
-            continue
-        side = verdict.side
-        assert side is not None
-        if side == "train":
-            side = cross_filter(record, verdict) or side
-        if isinstance(side, Drop):
-            codes.append(DROPPED)
-            dropped[side.reason] += 1
-            reject(rejects, side, record)
-        elif side == "train" and record.is_prompt:
-            codes.append(PROMPT)
-        elif side == "train":
-            codes.append(TRAIN)
-            tasks.add(record.task)
-        else:
-            codes.append(EVALUATE)
-            if record.id not in written:  # a repeated record is one evaluation example
-                written.add(record.id)
-                sets[side].write(json.dumps(example_to_dict(record), ensure_ascii=False) + "\n")
-    array = np.frombuffer(bytes(codes), np.uint8)
-    selection = Selection(
-        codes=array,
-        tasks=tuple(sorted(tasks)),
-        read=len(array),
-        evaluation=int((array == EVALUATE).sum()),
-        unreadable=int((array == UNREADABLE).sum()),
-        prompts=int((array == PROMPT).sum()),
-        dropped=dict(dropped),
-        skipped={reason: dict(sorted(tasks.items())) for reason, tasks in sorted(source.skipped.items())},
-        fingerprint=selection_fingerprint(array, tasks),
-    )
-    return selection, first_bad
+def _skipped(blocks: Sequence[BlockFacts]) -> dict[str, dict[str, int]]:
+    """Return what the reader made no record of, by reason and task."""
+    out: dict[str, Counter[str]] = defaultdict(Counter)
+    for facts in blocks:
+        for reason, tasks in facts.about["skipped"].items():
+            out[reason].update(tasks)
+    return {reason: dict(sorted(tasks.items())) for reason, tasks in sorted(out.items())}
 
 
 def _check_source(
@@ -263,6 +488,16 @@ def _remove_leftovers(folder: Path) -> None:
         for path in place.glob(".*.tmp"):
             with suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > LEFTOVER_S:
+                    path.unlink()
+
+
+def _remove_stale(folder: Path, blocks: Mapping[str, list[BlockFacts]]) -> None:
+    """Remove facts of these sources that were of other content or settings; what is young another launch may be reading."""
+    for name, found in blocks.items():
+        used = {facts.path.name for facts in found}
+        for path in (folder / name).iterdir():
+            with suppress(FileNotFoundError):
+                if path.name.split(".")[0] not in used and time.time() - path.stat().st_mtime > LEFTOVER_S:
                     path.unlink()
 
 

@@ -5,9 +5,9 @@ selection.json is written last and removed first, so that what it says and what 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from json.encoder import encode_basestring
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import atomic_path, checksum, fingerprint, read_object, write_checked
-from sft_dist.core.records import BadRecord, Drop, Example, example_to_dict
+from sft_dist.core.records import Drop, Example
 from sft_dist.core.sets import NEAR, SETS
 from sft_dist.holdout import Holdout
 from sft_dist.selection.across_records import Contaminated
@@ -179,8 +179,8 @@ def make_folder(folder: Path) -> None:
         ) from None
 
 
-def reject(file: IO[str], drop: Drop, record: Example | BadRecord) -> None:
-    """Keep a record that is not trained on, with its reason."""
-    body = example_to_dict(record) if isinstance(record, Example) else asdict(record)
-    line = json.dumps({"reason": drop.reason, "detail": drop.detail, "record": body}, ensure_ascii=False)
-    file.write(line.encode("utf-8", "backslashreplace").decode() + "\n")
+def reject(file: IO[str], drop: Drop, body: str) -> None:
+    """Keep a record (as JSON) that is not trained on, with its reason."""
+    reason, detail = encode_basestring(drop.reason), encode_basestring(drop.detail)
+    line = f'{{"reason": {reason}, "detail": {detail}, "record": {body}}}\n'
+    file.write(line if line.isascii() else line.encode("utf-8", "backslashreplace").decode())

@@ -19,7 +19,8 @@ from sft_dist.core.files import atomic_path
 from sft_dist.core.records import BadRecord, Drop, Example, Tokens
 from sft_dist.render.renderer import Renderer
 from sft_dist.selection.files import TRAIN, Selection, reject
-from sft_dist.selection.per_record import AHEAD, work_ahead
+from sft_dist.selection.judge import body_of
+from sft_dist.selection.workers import AHEAD, work_ahead
 from sft_dist.shards import ShardWriter, finish_store, open_build, token_dtype
 from sft_dist.sources import Source
 
@@ -174,7 +175,7 @@ class StoreBuild:
                 for example, tokens in zip(chunk, outcomes, strict=True):
                     if isinstance(tokens, Drop):
                         dropped[tokens.reason] += 1
-                        reject(file, tokens, example)
+                        reject(file, tokens, body_of(example))
                     else:
                         for k, document in enumerate(tokens):
                             writer.add(document_id(example.id, k), code[example.task], 0, document)

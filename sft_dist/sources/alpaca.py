@@ -5,12 +5,13 @@ Also prompts without an output: records, or a plain list of them (a text file; a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sft_dist.core.records import BadRecord, Example, Message, make_example, single_turn
 from sft_dist.sources.base import FileSource, RecordError, kind_of, license_of, optional_text, text_field
-from sft_dist.sources.files.data_files import RawRecord, data_files, read_records
+from sft_dist.sources.files.blocks import Part
+from sft_dist.sources.files.data_files import RawRecord, data_files, read_wanted
 from sft_dist.sources.marks import record_weight
 from sft_dist.sources.messages import as_prompt
 
@@ -46,7 +47,7 @@ class AlpacaReader(FileSource):
         self._table_columns = columns
         self._unescape = unescape
         self._instances = instances_field
-        self._prompts = prompts
+        self.texts = prompts
         self._fields = AlpacaFields(
             instruction_field,
             input_field,
@@ -66,10 +67,16 @@ class AlpacaReader(FileSource):
             unescape=unescape,
         )
 
-    def records(self) -> Iterator[RawRecord | BadRecord]:
+    def records(
+        self, parts: Sequence[Part] | None = None, wanted: Container[int] | None = None
+    ) -> Iterator[RawRecord | BadRecord | None]:
         """Yield the records of the files."""
-        return read_records(
-            self._files, columns=self._table_columns, unescape=self._unescape, texts=self._prompts
+        return read_wanted(
+            self._files if parts is None else parts,
+            wanted,
+            columns=self._table_columns,
+            unescape=self._unescape,
+            texts=self.texts,
         )
 
     def convert(self, fields: Mapping[str, Any]) -> Iterable[Example]:

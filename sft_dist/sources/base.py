@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from os.path import commonpath
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from sft_dist.core.files import checksum, fingerprint
 from sft_dist.core.records import BadRecord, Example
-from sft_dist.sources.files.data_files import TEXT_CHARS, RawRecord, file_kind, read_records
+from sft_dist.sources.files.blocks import LEAST_BYTES, Block, Part, grouped, part_bytes
+from sft_dist.sources.files.data_files import BINARY, TEXT_CHARS, RawRecord, cut_file, file_kind, read_wanted
 
 READER_VERSION = 4  # raised when a reader makes other examples of the same records
 
@@ -46,6 +47,20 @@ class Source(Protocol):
         """Yield examples, and a `BadRecord` in place of each record that cannot be read."""
 
 
+class Read(NamedTuple):
+    """What became of one record.
+
+    Attributes:
+        number: Of the record in its block, from 0.
+        raw: The record; None: not even its fields can be read.
+        made: Its examples, or one `BadRecord`.
+    """
+
+    number: int
+    raw: RawRecord | None
+    made: Sequence[Example | BadRecord]
+
+
 class RecordError(ValueError):
     """Why one record cannot become an example; readers turn it into a `BadRecord`."""
 
@@ -55,8 +70,13 @@ class FileSource(ABC):
 
     Attributes:
         name: The source's name in the config.
-        skipped: Reason -> task -> records that the latest whole pass made no example of, by design.
+        skipped: Reason -> task -> records that the latest pass (of the source, or of a block) made no example of, by design.
+        divisible: Whether a record is read without the files before it.
+        texts: Whether a JSON string is a record too.
     """
+
+    divisible: ClassVar[bool] = True
+    texts: bool = False
 
     def __init__(
         self, name: str, files: list[Path], *, task: str | None, dataset: str | None, **options: Any
@@ -95,27 +115,61 @@ class FileSource(ABC):
 
     def __iter__(self) -> Iterator[Example | BadRecord]:
         """Yield the examples of every record; a record that cannot be read gives one `BadRecord` instead."""
-        for _, made in self.read():
-            yield from made
+        for read in self.read():
+            yield from read.made
 
-    def read(self) -> Iterator[tuple[RawRecord | None, Sequence[Example | BadRecord]]]:
-        """Yield (record, what became of it), record by record; None: not even its fields can be read."""
+    def blocks(self) -> list[Block]:
+        """Return the blocks of the source, in reading order; each can be read by itself."""
+        if not self.divisible:
+            return [()]
+        return grouped((part, _bytes_of(part)) for file in self._files for part in self.cut(file))
+
+    def cut(self, file: Path) -> list[Part]:
+        """Return the parts of a file that can be read by themselves."""
+        return cut_file(file, part_bytes(file.stat().st_size), texts=self.texts)
+
+    def block_fingerprint(self, block: Block) -> str:
+        """Return 32 hex digits over the options and the content of a block."""
+        if not block:
+            return self.fingerprint()
+        names = dict(zip(self._files, names_of(self._files), strict=True))
+        return fingerprint(
+            {
+                "version": READER_VERSION,
+                "name": self.name,
+                "options": self._options,
+                "parts": [(names[part.path], _part_checksum(part)) for part in block],
+            }
+        )
+
+    def read(self, block: Block = (), wanted: Container[int] | None = None) -> Iterator[Read]:
+        """Yield what became of each record.
+
+        Args:
+            block: One of `blocks`; empty: the whole source. Lines are counted as its parts say.
+            wanted: Numbers of the records that are to be read; None: all.
+        """
         self.skipped = {}
-        for raw in self.records():
+        for number, raw in enumerate(self.records(block or None, wanted)):
+            if raw is None or (wanted is not None and number not in wanted):
+                continue
             if isinstance(raw, BadRecord):
-                yield None, [raw]
+                yield Read(number, None, [raw])
                 continue
             fields = {**raw.fields, FILE_FIELD: data_name(raw.file)} if self._names_file else raw.fields
             try:
                 # as a list: a record is taken whole or not at all
-                yield raw, list(self.convert(fields))
+                yield Read(number, raw, list(self.convert(fields)))
             except RecordError as error:
                 text = repr(raw.fields)[:TEXT_CHARS]
-                yield raw, [BadRecord(file=raw.file, line=self.line_of(raw), reason=str(error), text=text)]
+                bad = BadRecord(file=raw.file, line=self.line_of(raw), reason=str(error), text=text)
+                yield Read(number, raw, [bad])
 
-    def records(self) -> Iterator[RawRecord | BadRecord]:
-        """Yield the records of the files."""
-        return read_records(self._files)
+    def records(
+        self, parts: Sequence[Part] | None = None, wanted: Container[int] | None = None
+    ) -> Iterator[RawRecord | BadRecord | None]:
+        """Yield the records of `parts` (None: of all files); of one whose number is not `wanted`, None will do."""
+        return read_wanted(self._files if parts is None else parts, wanted, texts=self.texts)
 
     @abstractmethod
     def convert(self, fields: Mapping[str, Any]) -> Iterable[Example]:
@@ -136,6 +190,26 @@ class FileSource(ABC):
     def origin_of(self, fields: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the names of the datasets that a record comes from."""
         return () if self._dataset is None else (f"dataset:{fill_in(self._dataset, fields, 'dataset')}",)
+
+
+def blocks_of(source: Source) -> list[Block]:
+    """Return the blocks of any source; one that is not made of files is one block."""
+    return source.blocks() if isinstance(source, FileSource) else [()]
+
+
+def block_fingerprint(source: Source, block: Block) -> str:
+    """Return 32 hex digits over what the records of a block depend on."""
+    return source.block_fingerprint(block) if isinstance(source, FileSource) else source.fingerprint()
+
+
+def read_block(source: Source, block: Block, wanted: Container[int] | None = None) -> Iterator[Read]:
+    """Yield what became of the records of a block, of those in `wanted` only; None: of all."""
+    if isinstance(source, FileSource):
+        yield from source.read(block, wanted)
+        return
+    for number, record in enumerate(source):
+        if wanted is None or number in wanted:
+            yield Read(number, None, [record])
 
 
 def record_origin(fields: Any) -> str:
@@ -204,17 +278,31 @@ def kind_of(value: object) -> str:
 
 def content_of(files: list[Path]) -> list[tuple[str, str]]:
     """Return (name below the common folder, xxh3) of each file."""
+    return [(name, _part_checksum(Part(f))) for name, f in zip(names_of(files), files, strict=True)]
+
+
+def names_of(files: list[Path]) -> list[str]:
+    """Return the name of each file below their common folder."""
     if not files:
         return []
     root = Path(commonpath([f.resolve().parent for f in files]))
-    return [(f.resolve().relative_to(root).as_posix(), _checksum_of(f)) for f in files]
+    return [f.resolve().relative_to(root).as_posix() for f in files]
 
 
-def _checksum_of(path: Path) -> str:
-    stat = path.stat()
-    return _checksum(path.resolve(), stat.st_size, stat.st_mtime_ns)
+def _bytes_of(part: Part) -> int:
+    """Return the size of a part; rows of a table are a block of their own."""
+    if part.end is None:
+        return part.path.stat().st_size
+    return LEAST_BYTES if file_kind(part.path)[0] in BINARY else part.end - part.start
+
+
+def _part_checksum(part: Part) -> str:
+    stat = part.path.stat()
+    rows = f"{part.start}-{part.end} of " if part.end and file_kind(part.path)[0] in BINARY else ""
+    start, end = (0, None) if rows else (part.start, part.end)
+    return rows + _checksum(part.path.resolve(), start, end, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=100_000)
-def _checksum(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001  size and time are the cache's key
-    return checksum(path)
+def _checksum(path: Path, start: int, end: int | None, size: int, mtime_ns: int) -> str:  # noqa: ARG001  size and time are the cache's key
+    return checksum(path, start, end)

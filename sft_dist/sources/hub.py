@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from sft_dist.core.records import BadRecord, Example
 from sft_dist.sources.alpaca import AlpacaFields
 from sft_dist.sources.base import READER_VERSION, FileSource
 from sft_dist.sources.chat import conversation, conversation_format
+from sft_dist.sources.files.blocks import Block, Part, part_bytes
 from sft_dist.sources.files.data_files import TEXT_CHARS, RawRecord
 from sft_dist.sources.files.json_record import as_object
 from sft_dist.sources.text import text_document
@@ -93,9 +94,29 @@ class HubReader(FileSource):
             {"version": READER_VERSION, "name": self.name, "options": self._options, "content": content}
         )
 
-    def records(self) -> Iterator[RawRecord | BadRecord]:
+    def blocks(self) -> list[Block]:
+        """Return ranges of rows."""
+        size = sum(file.stat().st_size for file in self._files if file.is_file())
+        step = max(1, len(self._rows) * part_bytes(size) // size) if size else max(1, len(self._rows))
+        where = Path(self._where)
+        ends = [*range(step, len(self._rows), step), len(self._rows)]
+        return [(Part(where, start, end),) for start, end in zip([0, *ends], ends, strict=False)]
+
+    def block_fingerprint(self, block: Block) -> str:
+        """Return 32 hex digits over the options, the dataset's fingerprint and which rows these are."""
+        return fingerprint([self.fingerprint(), [(part.start, part.end) for part in block]])
+
+    def records(
+        self, parts: Sequence[Part] | None = None, wanted: Container[int] | None = None
+    ) -> Iterator[RawRecord | BadRecord]:
         """Yield the rows, our fields first; the line is the number of the row, from 1."""
-        for number, row in enumerate(self._rows, 1):
+        del wanted  # a row of a table costs as much to pass over
+        for part in [Part(Path(self._where))] if parts is None else parts:
+            rows = self._rows if part.whole else self._rows.select(range(part.start, part.end or 0))
+            yield from self._of(rows, part.start)
+
+    def _of(self, rows: Any, before: int) -> Iterator[RawRecord | BadRecord]:
+        for number, row in enumerate(rows, before + 1):
             fields = {
                 **{ours: row[column] for ours, column in self._columns.items()},
                 **_others(row, self._columns),

@@ -8,7 +8,7 @@ shows an example that is the instance itself, which would give its answer away (
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
@@ -17,6 +17,7 @@ from typing import Any
 
 from sft_dist.core.records import BadRecord, Example, single_turn
 from sft_dist.sources.base import FileSource, RecordError, kind_of
+from sft_dist.sources.files.blocks import Part
 from sft_dist.sources.files.data_files import TEXT_CHARS, RawRecord, open_data
 from sft_dist.sources.files.json_array import read_array
 from sft_dist.sources.task_files import chosen_files, load_task, task_files, task_name
@@ -73,9 +74,17 @@ class NaturalInstructionsReader(FileSource):
         options = (definition, positive_examples, negative_examples, explanations, max_per_task)
         super().__init__(name, files, task=task, dataset=dataset, encoding=options)
 
-    def records(self) -> Iterator[RawRecord | BadRecord]:
+    def cut(self, file: Path) -> list[Part]:
+        """Return a task file whole: its definition belongs to every instance."""
+        return [Part(file)]
+
+    def records(
+        self,
+        parts: Sequence[Part] | None = None,
+        wanted: Container[int] | None = None,  # noqa: ARG002  a task file is parsed whole
+    ) -> Iterator[RawRecord | BadRecord | None]:
         """Yield a record an instance: its own fields, those of its task, and the `instruction` it is asked with."""
-        for path in self._files:
+        for path in self._files if parts is None else [part.path for part in parts]:
             task = load_task(path)
             if isinstance(task, BadRecord):
                 yield task

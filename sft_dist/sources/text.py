@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sft_dist.core.records import BadRecord, Example, Form, Message, TextWeight, make_example
+from sft_dist.core.records import Example, Form, Message, TextWeight, make_example
 from sft_dist.sources.base import FileSource, RecordError, kind_of, license_of, text_field
-from sft_dist.sources.files.data_files import RawRecord, data_files, read_records
+from sft_dist.sources.files.data_files import data_files
 from sft_dist.sources.marks import record_weight, weight_of
 
 IGNORED = -100  # what `labels` hold where a token carries no loss
@@ -32,13 +32,10 @@ class TextReader(FileSource):
             UserError: When `path` names no data file.
         """
         self._text, self._segments = text_field, segments_field
+        self.texts = True
         super().__init__(
             name, data_files(path), task=task, dataset=dataset, text=text_field, segments=segments_field
         )
-
-    def records(self) -> Iterator[RawRecord | BadRecord]:
-        """Yield the records of the files; a JSON string is one, too."""
-        return read_records(self._files, texts=True)
 
     def convert(self, fields: Mapping[str, Any]) -> Iterable[Example]:
         """Return the one document of a record."""

@@ -40,8 +40,8 @@ def kept(examples, **options):
     ids = [f"{i:032x}" for i in range(len(examples))]
     return {
         i: d.detail.replace("0" * 30, "")
-        for i, s in enumerate(sketcher(examples))
-        if (d := index.add(s, ids[i], "src"))
+        for i, (e, s) in enumerate(zip(examples, sketcher(examples), strict=True))
+        if (d := index.add(sketcher.shingles(e), s.bands, s.whole_bands, ids[i], "src"))
     }
 
 

@@ -14,9 +14,7 @@ from sft_dist.config.filters import RecordRules
 from sft_dist.config.load import validate
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import BadRecord
-from sft_dist.filters.near_duplicates import Sketcher
-from sft_dist.holdout import Holdout
-from sft_dist.selection import per_record
+from sft_dist.selection import assign, judge, tables, workers
 from sft_dist.selection.assign import select
 from sft_dist.selection.files import DROPPED, EVALUATE, TRAIN, UNREADABLE, training_examples
 from sft_dist.sources import open_source
@@ -201,7 +199,7 @@ def test_a_relaunch_keeps_counts_and_a_change_decides_anew(tmp_path: Path, monke
     _, first = run(config)
     files = {p: p.read_bytes() for p in Path(config.data.dir).rglob("*") if p.is_file()}
     with monkeypatch.context() as patched:  # what is there is read back, not decided again
-        patched.setattr("sft_dist.selection.assign.decide", None)
+        patched.setattr("sft_dist.selection.assign.make_facts", None)
         _, again = run(config)
     assert again.contaminated == first.contaminated != ()
     for name in first.sources:
@@ -246,58 +244,157 @@ def test_every_record_is_accounted_for(tmp_path: Path):
     assert selected.sources["other"].unreadable == 1
 
 
-def test_a_pool_decides_what_one_process_decides(tmp_path: Path, monkeypatch):
+def outcome(config: RunConfig) -> dict[str, bytes]:
+    out = Path(config.data.dir)
+    return {
+        str(p.relative_to(out)): p.read_bytes()
+        for p in sorted(out.rglob("*"))
+        if p.is_file() and p.name != "selection.json" and not p.name.startswith(".")
+    }
+
+
+def small_blocks(monkeypatch, least: int = 4096) -> None:
+    """Cut files into many blocks, and never think them too small for a pool."""
+    monkeypatch.setattr("sft_dist.sources.files.blocks.LEAST_BYTES", least)
+    monkeypatch.setattr(workers, "POOL_BYTES", 1)
+    monkeypatch.setattr(tables, "GROUP_ROWS", 7)
+    monkeypatch.setattr(judge, "SMALL_ROWS", 3)
+
+
+def planted() -> dict[str, list[dict[str, str]]]:
+    """Duplicates, near ones and leaks that lie in other blocks than what they are like."""
     data = rows()
+    held = [r for r in data["main"] if r["task"] == "held"]
     data["other"] *= 3
+    data["other"] += [{"instruction": f"Consider: {r['input']}", "output": "nothing"} for r in held[:3]]
+    data["other"] += [dict(r, instruction=r["instruction"] + " please") for r in data["other"][5:9]]
+    return data
+
+
+def with_processes(config: RunConfig, processes: int) -> RunConfig:
+    return config.model_copy(update={"data": config.data.model_copy(update={"processes": processes})})
+
+
+def test_a_pool_decides_what_one_process_decides_and_blocks_what_the_whole_does(tmp_path: Path, monkeypatch):
     files = []
-    for name, processes in (("one", 1), ("two", 2)):
+    for name, processes, least in (("whole", 1, 0), ("one", 1, 4096), ("two", 2, 4096), ("three", 3, 900)):
         (tmp_path / name).mkdir()
-        config = write(tmp_path / name, data, leakage={}, near_duplicates={})
-        config = config.model_copy(update={"data": config.data.model_copy(update={"processes": processes})})
-        monkeypatch.setattr(per_record, "POOL_RECORDS", 1)
-        monkeypatch.setattr(per_record, "CHUNK", 7)
-        run(config)
-        out = Path(config.data.dir)
-        files.append(
-            {
-                p.relative_to(out): p.read_bytes()
-                for p in out.rglob("*")
-                if p.is_file() and p.name != "selection.json"
-            }
+        rule = {"threshold": 0.7, "across_sources": True}
+        config = write(tmp_path / name, planted(), leakage={}, near_duplicates=rule)
+        with monkeypatch.context() as patched:
+            if least:
+                small_blocks(patched, least)
+            path = tmp_path / name / "other.jsonl"
+            lines = path.read_text().splitlines()
+            path.write_text(
+                "\n".join([*lines[:3], '{"instruction": 5}', "", *lines[3:70], "no json", *lines[70:]])
+            )
+            config = config.model_copy(update={"data": config.data.model_copy(update={"max_bad_share": 0.5})})
+            _, selected = run(with_processes(config, processes))
+        found = {n: v.replace(bytes(path.parent), b"") for n, v in outcome(config).items()}
+        bad = [r["record"]["line"] for r in rejects(config, "other").values() if r["reason"] == "unreadable"]
+        assert bad == [4, 73]
+        facts = {n for n in found if n.startswith("facts/other/") and n.endswith(".parquet")}
+        assert (len(facts) > 3) == bool(least)
+        files.append({n: v for n, v in found.items() if not n.startswith("facts/")})
+        assert {"leakage", "exact_duplicate", "near_duplicate"} <= set(selected.sources["other"].dropped)
+    assert files[0] == files[1] == files[2] == files[3]
+
+
+def test_slices_make_the_facts_together_and_decide_the_same(tmp_path: Path, monkeypatch):
+    small_blocks(monkeypatch)
+    for name in ("whole", "slices"):
+        (tmp_path / name).mkdir()
+    whole, sliced = (
+        write(tmp_path / n, planted(), leakage={}, near_duplicates={}) for n in ("whole", "slices")
+    )
+    run(whole)
+    made = []
+    real = assign.MakeFacts.__call__
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            assign.MakeFacts,
+            "__call__",
+            lambda self, s, item: (made.append(item.number), real(self, s, item))[1],
         )
-    assert files[0] == files[1]
+        for part in ((2, 3), (0, 3), (1, 3)):
+            sources = {n: open_source(n, c) for n, c in sliced.data.sources.items()}
+            select(sliced.data, sources, Path(sliced.data.dir), lambda _: None, seed=sliced.seed, part=part)
+    found = outcome(sliced)
+    assert found == outcome(whole)
+    assert len(made) == sum(n.endswith(".parquet") for n in found)  # none twice
+    assert made[0] == 2  # the first slice began with its own
+
+
+@pytest.mark.parametrize("damage", ["torn table", "torn record", "no table", "flipped"])
+def test_facts_that_are_damaged_are_made_again_and_the_others_are_not(tmp_path: Path, monkeypatch, damage):
+    small_blocks(monkeypatch)
+    config = write(tmp_path, planted(), near_duplicates={})
+    run(config)
+    before = outcome(config)
+    table = sorted((tmp_path / "data/facts/other").glob("*.parquet"))[1]
+    data = table.read_bytes()
+    if damage == "no table":
+        table.unlink()
+    elif damage == "torn record":
+        table.with_suffix(".json").write_text("{")
+    else:
+        table.write_bytes(
+            data[:-9] if damage == "torn table" else data[:50] + bytes([data[50] ^ 1]) + data[51:]
+        )
+    inodes = {p: p.stat().st_ino for p in (tmp_path / "data/facts").rglob("*.parquet") if p != table}
+    (tmp_path / "data/selection.json").unlink()
+    run(config)
+    assert outcome(config) == before
+    assert {p: p.stat().st_ino for p in inodes} == inodes
+
+
+class KilledError(Exception):
+    """As if the process ended."""
+
+
+def test_a_launch_that_ends_at_a_block_loses_that_block_alone(tmp_path: Path, monkeypatch):
+    small_blocks(monkeypatch)
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    whole, killed = (
+        write(tmp_path / n, planted(), leakage={}, near_duplicates={}) for n in ("whole", "killed")
+    )
+    run(whole)
+    made: list[str] = []
+    for job in (assign.MakeFacts, judge.Judge):
+        real = job.__call__
+
+        def dies(self, sources, item, real=real):
+            if isinstance(self, judge.Judge) and self.path(item.facts).with_suffix(".json").exists():
+                return real(self, sources, item)
+            if len(made) % 3 == 2:
+                made.append("killed")
+                raise KilledError
+            made.append(type(self).__name__)
+            return real(self, sources, item)
+
+        monkeypatch.setattr(job, "__call__", dies)
+    launches = 0
+    while launches < 50:
+        launches += 1
+        try:
+            run(killed)
+        except KilledError:
+            assert not (tmp_path / "killed/data/selection.json").exists()
+        else:
+            break
+    assert launches > 3
+    found = outcome(killed)
+    assert found == outcome(whole)
+    blocks = sum(n.startswith("facts/") and n.endswith(".parquet") for n in found)
+    assert (made.count("MakeFacts"), made.count("Judge")) == (blocks, blocks)  # none twice
 
 
 def test_missing_scores_name_the_command(tmp_path: Path):
     with pytest.raises(UserError, match="sft-dist score"):
         run(write(tmp_path, rows(), quality={}))
     assert not (tmp_path / "data" / "selection.json").exists()
-
-
-def test_records_are_read_a_few_chunks_ahead(tmp_path: Path, monkeypatch):
-    """Memory does not grow with the input: what is read and not yet taken stays small, with a pool too."""
-    monkeypatch.setattr(per_record, "CHUNK", 5)
-    monkeypatch.setattr(per_record, "POOL_RECORDS", 1)
-    config = write(tmp_path, rows())
-    examples = list(open_source("other", config.data.sources["other"])) * 10
-    sketcher = Sketcher(threshold=0.8, shingle_words=5, permutations=16)
-    judge = per_record.RecordFilter(
-        holdout=Holdout(), drop_eval_inputs=True, rules={}, leaks=None, sketcher=sketcher
-    )
-    for processes, most in ((1, 5), (2, 5 * per_record.AHEAD * 2)):
-        counts = Counter[str]()
-
-        def stream(counts=counts):
-            for example in examples:
-                counts["read"] += 1
-                counts["ahead"] = max(counts["ahead"], counts["read"] - counts["taken"])
-                yield example
-
-        with per_record.FilterPool(judge, records=400, processes=processes) as judges:
-            for _ in judges(stream()):
-                counts["taken"] += 1
-        assert (counts["read"], counts["taken"]) == (400, 400)
-        assert counts["ahead"] <= most + 1
 
 
 def test_a_source_sets_its_own_rules(tmp_path: Path):

@@ -225,7 +225,7 @@ def _labels(source: Source, field: str) -> dict[str, bool]:
         return {}  # the demo set, whose examples are no records
     return {
         " ".join(example.instruction.split()): raw.fields[field]
-        for raw, made in source.read()
+        for _, raw, made in source.read()
         if raw is not None and isinstance(raw.fields.get(field), bool)
         for example in made
         if isinstance(example, Example)

@@ -1,5 +1,6 @@
 """Raw sources -> one token store a source, evaluation sets, rejects. Builds only what is missing.
 
+<data.dir>/facts/<source>/            what is known of each record alone (selection/facts.py)
 <data.dir>/selection*                 which record goes where (selection/assign.py)
 <data.dir>/eval/<set>.jsonl           examples of the sets validation, seen, heldout; eval/near.json: held-out tasks that are near
 <data.dir>/eval/stores/<curve>/       the same, tokenised, a store for each curve of the training log
@@ -31,7 +32,7 @@ from sft_dist.pipelines.data.lineage import Lineage, check_stage, lineage_of
 from sft_dist.pipelines.data.lost_answers import lost_answers
 from sft_dist.pipelines.data.renderer import make_renderer
 from sft_dist.render.renderer import Renderer
-from sft_dist.selection.assign import select
+from sft_dist.selection.assign import facts_folder, select
 from sft_dist.selection.files import Selected, Selection, make_folder, training_examples
 from sft_dist.selection.tokenize import ExampleList, SelectedExamples, StoreBuild
 from sft_dist.shards import Store, remove_manifest
@@ -90,6 +91,9 @@ def prepare(
     Raises:
         UserError: For anything wrong with sources, tokenizer, template, or a store that is out of date.
     """
+    facts = facts_folder(config.data)
+    if folder is not None and not facts.is_dir():
+        facts = folder / facts.name  # a dry run leaves nothing behind
     folder = folder or Path(config.data.dir)
     if not config.data.sources:
         raise UserError(
@@ -99,7 +103,7 @@ def prepare(
     check_stage(config)
     sources = {name: open_source(name, c) for name, c in config.data.sources.items()}
     with _turn(folder, slices=part[1] > 1, progress=progress) if build else nullcontext():
-        selected = select(config.data, sources, folder, progress, seed=config.seed)
+        selected = select(config.data, sources, folder, progress, seed=config.seed, facts=facts, part=part)
         _refuse_only_prompts(selected)
         renderer = make_renderer(
             config, folder, lambda: _texts(sources, selected), rebuild=rebuild, command=command

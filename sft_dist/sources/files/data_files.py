@@ -13,14 +13,17 @@ import gzip
 import io
 import json
 import lzma
+import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import BadRecord
+from sft_dist.sources.files.blocks import Part
 from sft_dist.sources.files.json_array import Damaged, read_array, read_values
 from sft_dist.sources.files.json_record import (
     MAX_RECORD_BYTES,
@@ -121,7 +124,7 @@ def data_files(path: str) -> list[Path]:
 
 
 def read_records(
-    files: Sequence[Path],
+    files: Sequence[Path | Part],
     *,
     columns: Sequence[str] | None = None,
     unescape: bool = False,
@@ -130,7 +133,7 @@ def read_records(
     """Yield the records of `files`, in order.
 
     Args:
-        files: Data files, as `data_files` returns them.
+        files: Data files, as `data_files` returns them, or parts of them.
         columns: Column names of CSV and TSV files that have no header line.
         unescape: In CSV and TSV fields, a backslash with n or t stands for a line end or a tab.
         texts: A JSON string is a record too: its field `text`, as a line of a text file is.
@@ -138,16 +141,85 @@ def read_records(
     Raises:
         UserError: When a file cannot be opened or its compression is broken.
     """
-    for path in files:
-        kind, _ = file_kind(path)
+    yield from (r for r in read_wanted(files, None, columns=columns, unescape=unescape, texts=texts) if r)
+
+
+def read_wanted(
+    files: Sequence[Path | Part],
+    wanted: Container[int] | None,
+    *,
+    columns: Sequence[str] | None = None,
+    unescape: bool = False,
+    texts: bool = False,
+) -> Iterator[RawRecord | BadRecord | None]:
+    """Yield the records of `files`, in order, and None for one whose number, from 0, is not in `wanted` and that was not parsed.
+
+    Lines that are not wanted are passed over; elements of other layouts are read all the same, and may come unasked.
+    """
+    first = 0
+    for file in files:
+        part = file if isinstance(file, Part) else Part(file)
+        kind, _ = file_kind(part.path)
+        found: Iterator[RawRecord | BadRecord | None]
         if kind in BINARY:
-            yield from _read_columns(path, kind)
+            found = _read_columns(part, kind)
         elif kind in TABLES:
-            yield from _read_table(path, TABLES[kind], columns, unescape=unescape)
+            found = _read_table(part.path, TABLES[kind], columns, unescape=unescape)
         elif kind == TEXT:
-            yield from _read_text(path)
+            found = _read_text(part, wanted, first)
+        elif (layout := _layout(part.path, texts=texts)) == "lines":
+            found = _read_lines(part, wanted, first, texts=texts)
         else:
-            yield from _JSON[_layout(path, texts=texts)](path, texts=texts)
+            found = _VALUES[layout](part.path, texts=texts)
+        for record in found:
+            yield record
+            first += 1
+
+
+def cut_file(path: Path, step: int, *, texts: bool = False) -> list[Part]:
+    """Cut a file into parts of about `step` bytes that can be read by themselves: plain lines, and Parquet between row groups.
+
+    Args:
+        path: The file. One of another layout, or compressed, is one part.
+        step: Bytes.
+        texts: As in `read_records`.
+    """
+    kind, compression = file_kind(path)
+    size = path.stat().st_size
+    if size <= step or compression:
+        return [Part(path)]
+    if kind == ".parquet":
+        return _cut_groups(path, step)
+    lines = kind == TEXT or (kind not in (*TABLES, *BINARY) and _layout(path, texts=texts) == "lines")
+    if not lines:
+        return [Part(path)]
+    cuts = [0]
+    with path.open("rb") as stream:
+        for near in range(step, size, step):
+            stream.seek(near - 1)
+            while (read := stream.readline(MAX_RECORD_BYTES)) and not read.endswith(b"\n"):
+                pass
+            if cuts[-1] < stream.tell() < size:
+                cuts.append(stream.tell())
+    return [Part(path, start, end) for start, end in zip(cuts, [*cuts[1:], size], strict=True)]
+
+
+def _cut_groups(path: Path, step: int) -> list[Part]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        about = pq.read_metadata(path)
+    except (pa.ArrowException, OSError):
+        return [Part(path)]  # reading it says what is wrong
+    out, row, start, size = [], 0, 0, 0
+    for group in range(about.num_row_groups):
+        size += about.row_group(group).total_byte_size
+        row += about.row_group(group).num_rows
+        if size >= step or group + 1 == about.num_row_groups:
+            out.append(Part(path, start, row))
+            start, size = row, 0
+    return out or [Part(path)]
 
 
 @contextmanager
@@ -188,31 +260,44 @@ def _bad(path: Path, line: int | None, reason: str, data: bytes | str) -> BadRec
     return BadRecord(file=str(path), line=line, reason=reason, text=text[:TEXT_CHARS])
 
 
-def _lines(stream: IO[bytes]) -> Iterator[bytes | None]:
-    """Yield the lines of a stream without their ends, None for one that is longer than a record may be."""
-    first = True
-    while raw := stream.readline(MAX_RECORD_BYTES + 1):
+def _lines(stream: IO[bytes], start: int = 0, end: int | None = None) -> Iterator[bytes | None]:
+    """Yield the lines of a stream without their ends, None for one that is longer than a record may be.
+
+    Of a part only those that begin at bytes `start` to `end` - 1; a line begins at `start`.
+    """
+    place = stream.seek(start) if start else 0
+    while (end is None or place < end) and (raw := stream.readline(MAX_RECORD_BYTES + 1)):
+        line = raw if place else raw.removeprefix(_BOM)
+        place += len(raw)
         rest = raw
         while len(raw) > MAX_RECORD_BYTES and rest and not rest.endswith(b"\n"):
             rest = stream.readline(MAX_RECORD_BYTES)
-        line = raw.removeprefix(_BOM) if first else raw
+            place += len(rest)
         yield line.rstrip(b"\r\n") if len(raw) <= MAX_RECORD_BYTES else None
-        first = False
 
 
-def _read_text(path: Path) -> Iterator[RawRecord | BadRecord]:
+def _read_text(
+    part: Part, wanted: Container[int] | None, first: int
+) -> Iterator[RawRecord | BadRecord | None]:
+    path, record = part.path, first - 1
     with open_data(path) as stream:
-        for number, raw in enumerate(_lines(stream), 1):
-            if raw is None:
-                yield _bad(path, number, TOO_LONG, "")
-                continue
+        for number, raw in enumerate(_lines(stream, part.start, part.end), part.line):
             try:
-                line = decoded(raw)
+                line = None if raw is None else decoded(raw)
             except NotTextError as error:
-                yield _bad(path, number, str(error), raw)
+                record += 1
+                yield _bad(path, number, str(error), raw or b"")
                 continue
-            if line.strip():
-                yield RawRecord(str(path), number, {"text": line})
+            if line is None:
+                record += 1
+                yield _bad(path, number, TOO_LONG, "")
+            elif line.strip():
+                record += 1
+                yield (
+                    RawRecord(str(path), number, {"text": line})
+                    if wanted is None or record in wanted
+                    else None
+                )
 
 
 def _layout(path: Path, *, texts: bool) -> str:
@@ -242,12 +327,20 @@ def _is_json(data: bytes) -> bool:
     return True
 
 
-def _read_lines(path: Path, *, texts: bool) -> Iterator[RawRecord | BadRecord]:
+def _read_lines(
+    part: Part, wanted: Container[int] | None, first: int, *, texts: bool
+) -> Iterator[RawRecord | BadRecord | None]:
+    path, record = part.path, first - 1
     with open_data(path) as stream:
-        for number, data in enumerate(_lines(stream), 1):
+        for number, data in enumerate(_lines(stream, part.start, part.end), part.line):
             if data is None:
+                record += 1
                 yield _bad(path, number, TOO_LONG, "")
             elif data.strip():
+                record += 1
+                if wanted is not None and record not in wanted:
+                    yield None
+                    continue
                 value = parse_object(data, texts=texts)
                 if isinstance(value, str):
                     yield _bad(path, number, value, data)
@@ -277,7 +370,7 @@ def _elements(
             yield RawRecord(str(path), line, found)
 
 
-_JSON = {"lines": _read_lines, "array": _read_array, "values": _read_values}
+_VALUES = {"array": _read_array, "values": _read_values}
 
 
 def _read_table(
@@ -351,13 +444,13 @@ def _distinct(names: list[str], path: Path) -> list[str]:
     return names
 
 
-def _read_columns(path: Path, kind: str) -> Iterator[RawRecord | BadRecord]:
+def _read_columns(part: Part, kind: str) -> Iterator[RawRecord | BadRecord]:
     """Read a table of columns: Parquet, or Arrow as a file or as the stream that `save_to_disk` writes."""
     import pyarrow as pa
 
-    row = 0
+    path, row = part.path, part.start
     try:
-        for batch in _batches(path, kind):
+        for batch in _batches(part, kind):
             for fields in batch.to_pylist():
                 row += 1
                 found = as_object(fields, table=True)
@@ -373,16 +466,19 @@ def _read_columns(path: Path, kind: str) -> Iterator[RawRecord | BadRecord]:
         ) from error
 
 
-def _batches(path: Path, kind: str) -> Iterator[Any]:
+def _batches(part: Part, kind: str) -> Iterator[Any]:
     """Yield the rows of a table, a few at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if kind == ".parquet":
-        with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(batch_size=BATCH_ROWS)
+        with pq.ParquetFile(part.path) as file:
+            ends = list(accumulate(file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)))
+            last = part.end if part.end is not None else math.inf
+            groups = [g for g, end in enumerate(ends) if part.start < end <= last]
+            yield from file.iter_batches(batch_size=BATCH_ROWS, row_groups=groups)
         return
-    with pa.memory_map(str(path)) as source:
+    with pa.memory_map(str(part.path)) as source:
         is_file = source.read(6) == b"ARROW1"
         source.seek(0)
         reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)

@@ -12,7 +12,7 @@ names its exemplars in `origin`, it is refused where their dataset or task is he
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from sft_dist.core.process import logger
 from sft_dist.core.records import BadRecord, Example, single_turn
 from sft_dist.core.rng import derive
 from sft_dist.sources.base import FILE_FIELD, FileSource, RecordError, data_name
+from sft_dist.sources.files.blocks import Part
 from sft_dist.sources.files.data_files import TEXT_CHARS, RawRecord, data_files, read_records
 from sft_dist.sources.flan.patterns import ANSWER, COT, EXPLAIN, FEW_SHOT, INVERSION, FewShot, Pattern
 from sft_dist.sources.flan.questions import Question, draw_layout, read_question
@@ -36,6 +37,8 @@ _SUFFIX = {"cot": "/cot", "cot_few_shot": "/cot", "explain": "/explain", "invers
 
 class FlanReader(FileSource):
     """Reads records and asks each through one pattern. Records that serve as exemplars, or repeat one, count as `exemplar`."""
+
+    divisible = False  # the exemplars are the first records
 
     def __init__(
         self,
@@ -96,7 +99,11 @@ class FlanReader(FileSource):
             seed=seed,
         )
 
-    def records(self) -> Iterator[RawRecord | BadRecord]:
+    def records(
+        self,
+        parts: Sequence[Part] | None = None,  # noqa: ARG002  it is one block
+        wanted: Container[int] | None = None,  # noqa: ARG002  any may be an exemplar
+    ) -> Iterator[RawRecord | BadRecord | None]:
         """Yield the records that are not exemplars, each with the exemplars of its task."""
         pools: dict[str, dict[str, _Exemplar]] = {}
         asked: set[str] = set()

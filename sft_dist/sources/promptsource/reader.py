@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from sft_dist.core.files import fingerprint
 from sft_dist.core.records import BadRecord, Example, single_turn
 from sft_dist.core.rng import derive
 from sft_dist.sources.base import FileSource, RecordError
+from sft_dist.sources.files.blocks import Block, Part
 from sft_dist.sources.files.data_files import RawRecord, data_files, file_kind, read_records
 from sft_dist.sources.promptsource.environment import PromptEnvironment
 from sft_dist.sources.promptsource.render import CompiledTemplate, PromptRecord
@@ -26,6 +28,9 @@ from sft_dist.sources.promptsource.template_files import (
     read_templates,
     template_file,
 )
+
+if TYPE_CHECKING:
+    from sft_dist.sources.hub import HubReader
 
 TEMPLATE_FIELD = "__template__"  # in `task`, the template's name
 
@@ -83,9 +88,13 @@ class PromptsourceReader(FileSource):
             rows=self._rows.fingerprint,
         )
 
-    def records(self) -> Iterator[RawRecord | BadRecord]:
+    def records(
+        self,
+        parts: Sequence[Part] | None = None,
+        wanted: Container[int] | None = None,  # noqa: ARG002  several come of one record
+    ) -> Iterator[RawRecord | BadRecord | None]:
         """Yield each record once for each template, or once with all templates in an order drawn for it."""
-        for raw in self._rows.read():
+        for raw in self._rows.read(parts):
             if isinstance(raw, BadRecord):
                 yield raw
                 continue
@@ -98,6 +107,16 @@ class PromptsourceReader(FileSource):
                 candidates = [[c] for c in self._compiled]
             for group in candidates:
                 yield raw._replace(fields={**raw.fields, _ASKED: _Asked(record, group)})
+
+    def blocks(self) -> list[Block]:
+        """Return the blocks of its records."""
+        return super().blocks() if self._rows.hub is None else self._rows.hub.blocks()
+
+    def block_fingerprint(self, block: Block) -> str:
+        """Return 32 hex digits over options, templates and the content of a block."""
+        if self._rows.hub is None:
+            return super().block_fingerprint(block)
+        return fingerprint([self.fingerprint(), self._rows.hub.block_fingerprint(block)])
 
     def convert(self, fields: Mapping[str, Any]) -> Iterable[Example]:
         """Return the example by the first of the record's templates that does not skip it."""
@@ -163,18 +182,20 @@ class _Rows:
         self.dataset: str | None = None  # the name that the template folder has it under, if known
         self.fingerprint = ""
         self._columns = columns
-        self._hub: FileSource | None = None
+        self.hub: HubReader | None = None
         if not _is_dataset(path):
             self.files = data_files(path)
             return
         from sft_dist.sources.hub import HubReader  # imports `datasets`, which takes seconds
 
         hub = HubReader(name, path=path, subset=subset, split=split, revision=revision, format="alpaca")
-        self._hub, self.files, self.fingerprint = hub, hub.files(), hub.fingerprint()
+        self.hub, self.files, self.fingerprint = hub, hub.files(), hub.fingerprint()
         self.dataset = f"{path}/{subset}" if subset else path
 
-    def read(self) -> Iterator[RawRecord | BadRecord]:
-        return read_records(self.files, columns=self._columns) if self._hub is None else self._hub.records()
+    def read(self, parts: Sequence[Part] | None) -> Iterator[RawRecord | BadRecord]:
+        if self.hub is not None:
+            return self.hub.records(parts)
+        return read_records(self.files if parts is None else parts, columns=self._columns)
 
 
 def _texts(value: Any) -> Iterator[str]:
