@@ -11,6 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sft_dist.core.records import Tokens, single_turn
+from sft_dist.evals.extraction import collect_continuations, continuation_part
 from sft_dist.evals.loss import answer_losses
 from sft_dist.evals.probe_material import Answers, Material
 from sft_dist.evals.probes import asked_of, judge_probes
@@ -146,3 +147,53 @@ def test_a_model_that_knows_its_examples_by_heart_is_told_from_one_that_learnt_t
     gap = {name: getattr(found, name)["memorisation"]["gap"]["model"] for name in ("normal", "memorised")}
     assert gap["normal"]["high"] < 1 < gap["memorised"]["low"]
     assert "more likely than unseen ones" in found.memorised["memorisation"]["sentence"]
+
+
+@pytest.mark.slow
+def test_answers_known_by_heart_are_gone_on_with_and_those_of_one_that_saw_them_briefly_are_not(tmp_path):
+    """48 answers of random words: nothing but memory gives their second half. Both models are trained transformers."""
+    torch.set_num_threads(1)
+    tokenizer = train_tokenizer([" ".join([instruction(n), CLASSES[n]]) for n in NAMES] * 3, 600)
+    renderer = Renderer(tokenizer, template="chatml")
+    rng = random.Random(3)
+    every = [w for words in WORDS.values() for w in words]
+
+    def made_up(number):
+        return [
+            example(n, " ".join(rng.sample(every, 4)), " ".join(rng.sample(every, 7)))
+            for n in NAMES
+            for _ in range(number)
+        ]
+
+    known, unseen = made_up(4), made_up(4)
+    by_task = {}
+    for e in known:
+        by_task.setdefault(e.task, []).append(e)
+    material = Material(sets={"seen": unseen}, trained=by_task)
+    variants, asked = asked_of(("extraction", "shift"), material)
+
+    def answered(name, model):
+        continuation_part(model, asked["continue"], renderer, tmp_path / name, batch_size=48)
+        rendered = renderer.render(unseen)
+        losses = {
+            e.id: AnswerLoss(
+                id=e.id, nats=n, tokens=sum(s.length for s in r.spans), top=tuple(map(tuple, top))
+            )
+            for e, (n, top), r in zip(unseen, answer_losses(model, rendered), rendered, strict=True)
+        }
+        said = collect_continuations(tmp_path / name, asked["continue"])
+        return Answers(generations={}, losses=losses, continuations=said)
+
+    heart = answered("heart", trained(renderer, known, steps=200))
+    brief = answered("brief", trained(renderer, known, steps=6))
+    found = judge_probes(variants, material, heart, brief)
+    own = found["extraction"]
+    assert own["model"]["trained"]["mean"] == 1.0
+    assert own["model"]["unseen"]["mean"] == own["base"]["trained"]["mean"] == 0.0
+    assert own["difference"]["low"] > 0.8
+    assert (
+        found["shift"]["sets"]["seen"]["lower"]["low"] > 0.2
+    )  # it says what it knows, which the other never ranks high
+    same = judge_probes(variants, material, brief, brief)
+    assert same["extraction"]["difference"]["difference"] == 0.0
+    assert same["shift"]["sets"]["seen"]["first"]["mean"] == 1.0
