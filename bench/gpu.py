@@ -13,6 +13,8 @@ Started again with the same `--out`, it passes over the cases that are in it and
 - `attention`: outputs and gradients of every backend beside `sdpa_dense` in fp32. `error_over_dense` is the error over that
   of `sdpa_dense` in bf16 (in fp32, `--reduced`: over four roundings): about 1 is as right as the dtype can be. `tflops`: of long documents, forward and backward.
 - `loss`: projection and cross-entropy of each implementation beside the plain one: error, milliseconds, peak memory.
+- `state`: layers with state on whole rows, by the kernels that are installed (causal-conv1d, flash-linear-attention, mamba-ssm), beside each
+  document alone: what the check before the first step says, differences of loss and gradients, milliseconds forward and backward.
 - `resume`: ZeRO-3 stopped in the middle and continued, beside two undisturbed runs: what of a difference is the device's own.
 - `SHAPE ROW DOCUMENTS VARIANT`: the trainer's own step (prefetch, meter, update): tokens a second, MFU by useful FLOPs, host
   milliseconds (nothing waited for) and device milliseconds of a micro-step, peak memory; of two variants a profile as well:
@@ -72,6 +74,21 @@ REDUCED = {
         "tie_word_embeddings": True, "max_position_embeddings": 1024,
     },
 }  # fmt: skip
+# families with layers with state, four layers each
+MAMBA2 = {
+    "mamba_n_heads": 32, "mamba_d_head": 64, "mamba_d_state": 128, "mamba_expand": 2, "mamba_n_groups": 1,
+    "layer_types": ["mamba", "mamba", "mamba", "attention"], "num_local_experts": 0, "shared_intermediate_size": 2048,
+}  # fmt: skip
+STATES = {
+    "qwen3_5_text": {"layer_types": ["linear_attention"] * 3 + ["full_attention"]},
+    "kimi_linear": {"layer_types": ["linear_attention"] * 3 + ["full_attention"], "num_experts": 4},
+    "lfm2": {"layer_types": ["conv"] * 3 + ["full_attention"]},
+    "granitemoehybrid": MAMBA2,
+}
+STATE_SIZES = {
+    "vocab_size": 4096, "hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+}  # fmt: skip
 WARM_UP, STEPS, MICRO_STEPS = 3, 4, 2
 LENGTH_MEDIAN, LENGTH_SIGMA, TARGET_SHARE = (
     149,
@@ -126,6 +143,7 @@ def cases(reduced, work):
         "machine": machine,
         "attention": lambda: attention_errors(reduced),
         "loss": lambda: loss_errors(reduced),
+        "state": lambda: state_errors(work, reduced),
         "resume": lambda: resumed(work),
     }
     for shape, row, mix, side_by_side, variant in speed_cases(reduced):
@@ -259,6 +277,57 @@ def loss_errors(reduced):
             "peak_gib": gib,
         }  # fmt: skip
     return facts
+
+
+def state_errors(work, reduced):
+    """Whole rows beside each document alone, for each family of which the kernels are here."""
+    import torch
+
+    from sft_dist.model import isolation_check
+    from sft_dist.model.load import load_packed
+    from sft_dist.model.packed import to_inputs
+
+    cuda = torch.cuda.is_available()
+    device, dtype = ("cuda", "bfloat16") if cuda else ("cpu", "float32")
+    tokens = 512 if reduced else 8192
+    sizes = STATE_SIZES | ({"hidden_size": 64, "intermediate_size": 64, "vocab_size": 512} if reduced else {})
+    found = {}
+    for family in ("lfm2",) if reduced else STATES:
+        folder = work / family
+        make_model({"model_type": family, **sizes, **STATES[family]}, folder)
+        loaded = load_packed(
+            str(folder), dtype=dtype, backend="auto", device=device, zero_config=None, gradient_checkpointing=False
+        )  # fmt: skip
+        module = loaded.module.to(device).eval()
+        said = isolation_check.settle_kernels(
+            loaded, lambda b, module=module: module(*to_inputs(b, device))[1], "auto", tokens
+        )
+        found[family] = entry = {"state": said}
+        batch = make_rows(tokens, True, 1, 1, sizes["vocab_size"])[0]
+        module.train()
+        passed, results = module.borders.by_kernel, {}
+        for way in ("kernel", "per_document") if passed else ("per_document",):
+            module.borders.by_kernel = way == "kernel"
+            for _ in range(1 if reduced else 3):
+                module.zero_grad()
+                _wait()
+                began = time.perf_counter()
+                total, losses = module(*to_inputs(batch, device))
+                total.backward()
+                _wait()
+                entry[f"{way}_ms"] = round(1000 * (time.perf_counter() - began), 1)
+            gradients = {
+                n: p.grad.float().clone() for n, p in module.named_parameters() if p.grad is not None
+            }
+            results[way] = (losses.detach().float(), gradients)
+        if passed:
+            (ours, own), (theirs, alone) = results["kernel"], results["per_document"]
+            entry["loss_mean_difference"] = float((ours - theirs).abs().mean())
+            off = {n: float((own[n] - g).norm() / g.norm().clamp(min=1e-20)) for n, g in alone.items()}
+            entry["gradient_worst"] = sorted(((round(x, 5), n) for n, x in off.items()), reverse=True)[:5]
+        del module, loaded
+        _empty()
+    return found
 
 
 def make_rows(seq_len, mix, micro_steps, micro_rows, vocabulary):

@@ -80,6 +80,11 @@ class ModelConfig(Section):
         default="auto",
         description="Packed attention backend; auto takes the fastest that is present and right.",
     )
+    recurrent: Literal["auto", "kernel", "per_document"] = Field(
+        json_schema_extra=RESUMABLE,
+        default="auto",
+        description="Layers with state (linear attention, Mamba, short convolutions) on packed rows: kernel runs them on the whole row and tells their kernels where documents begin; per_document runs each document alone; auto: kernel where it is installed and passes the check before the first step, else per_document.",
+    )
     gradient_checkpointing: bool | PositiveInt | Literal["selective", "auto"] = Field(
         json_schema_extra=RESUMABLE,
         default="auto",

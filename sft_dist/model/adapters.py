@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,7 +127,10 @@ def _targets(hf: Any, wanted: tuple[str, ...]) -> str:
     linear = [n for n, m in decoder.named_modules() if isinstance(m, nn.Linear)]
     last = {n.rpartition(".")[2] for n in linear}
     names: list[str] = sorted(last)
-    if wanted:
+    refused = _refused_by_peft(hf, last)
+    if not wanted:
+        names = sorted(last - refused)
+    else:
         names = sorted({found for entry in wanted for found in targets(entry, linear)})
     for entry in wanted:
         if not targets(entry, linear):
@@ -137,8 +140,29 @@ def _targets(hf: Any, wanted: tuple[str, ...]) -> str:
                 f"it has: {', '.join(near)}, in names such as {linear[0]} (the output projection and embeddings go into "
                 "lora.modules_to_save)"
             )
+    if unfit := [n for n in names if n.rpartition(".")[2] in refused]:
+        raise UserError(
+            f"lora.target_modules has {unfit[0]}, which peft refuses to adapt in {hf.config.model_type}, because fused kernels would pass "
+            "the adapter by; leave it out"
+        )
     some = "|".join(name.replace(".", "[.]") for name in names)
     return f"{prefix.replace('.', '[.]')}[.](?:.*[.])?(?:{some})" if prefix else f"(?:.*[.])?(?:{some})"
+
+
+def _refused_by_peft(hf: Any, names: Iterable[str]) -> set[str]:
+    """Return the Linear modules that peft does not adapt in this family: in some, layers with state call them by a fused kernel."""
+    import peft
+    from peft.tuners import tuners_utils
+
+    check = getattr(tuners_utils, "_check_lora_target_modules_mamba", None)  # peft 0.17 to 0.21 have it
+    refused = set()
+    for name in names:
+        try:
+            if check is not None:
+                check(peft.LoraConfig(), hf, name)
+        except ValueError:
+            refused.add(name)
+    return refused
 
 
 def _parameters(hf: Any, wanted: tuple[str, ...]) -> list[str] | None:

@@ -29,6 +29,7 @@ from sft_dist.model import (
     vocabulary,
 )
 from sft_dist.model.packed import PackedLM
+from sft_dist.model.recurrent_kernels import Borders
 from sft_dist.model.trainable import set_trainable
 from sft_dist.model.ulysses import SequenceGroup
 from sft_dist.model.weight_files import BaseFiles, auto_class, commit_of, meta_model
@@ -43,13 +44,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loaded:
-    """A model ready for the engine, and how it attends.
+    """A model ready for the engine, and how it keeps documents apart.
 
     Attributes:
         module: The model.
         backend: The attention backends of its kinds of layers, joined by a plus sign.
         reason: Why those.
         state: The kinds of layers with state that it has.
+        recurrent: What kernels of theirs can be told of the borders of a row (`isolation_check` decides whether they are called), or
+            why each document is run alone; empty: it has no such layers.
         commit: Of the hub repository that was read; None for a folder.
     """
 
@@ -57,6 +60,7 @@ class Loaded:
     backend: str
     reason: str
     state: tuple[str, ...]
+    recurrent: str
     commit: str | None
 
 
@@ -136,6 +140,7 @@ def load_packed(
     freeze: Sequence[str] = (),
     lora: LoraConfig | None = None,
     seed: int = 0,
+    recurrent_by: str = "auto",
 ) -> Loaded:
     """Load a model for packed training.
 
@@ -158,6 +163,7 @@ def load_packed(
         freeze: Parts of those that are not.
         lora: Train adapters instead.
         seed: Of the adapters' initial values.
+        recurrent_by: `model.recurrent`. Each document is run alone until `isolation_check.kernel_fault` has found nothing.
 
     Raises:
         UserError: For a missing or unfit model, missing weights, or a tokenizer with ids beyond the embedding.
@@ -178,11 +184,16 @@ def load_packed(
     # saw, and a class that was decorated meanwhile (fused experts) would lose its decoration
     skeleton = meta_model(config, trust_remote_code=trust_remote_code)
     way = separation.packed_way(
-        skeleton, backend, attention_needs(skeleton, torch_dtype, device), shared=shared
+        skeleton,
+        backend,
+        attention_needs(skeleton, torch_dtype, device),
+        shared=shared,
+        recurrent_by=recurrent_by,
+        device=device,
     )
     quantisation = adapters.quantisation(lora, torch_dtype, device)
     source = None if zero_config is None else partition.find_weights(path, skeleton, zero_config, revision)
-    borders = recurrent.Borders() if way.alone else None
+    borders = Borders() if way.alone else None
     with _partitioned(zero_config):
         hf = _weights(
             path,
@@ -203,9 +214,11 @@ def load_packed(
             adapters.add(hf, lora, seed)
         alone: list[nn.Module] = []
         if borders is not None:
-            alone = [m for n, m in hf.named_modules() if adapters.base_name(n) in way.alone]
+            named = [(adapters.base_name(n), m) for n, m in hf.named_modules()]
+            alone = [m for n, m in named if n in way.alone]
             assert len(alone) == len(way.alone), "layers of the skeleton are those of the model"
-            recurrent.run_alone(alone, borders)
+            fast = [m for n, m in named if n in way.fast]
+            recurrent.keep_apart(alone, borders, fast=fast, device=device)
         if zero_config is not None:
             _partition_rest(hf, zero_config, {type(m) for m in alone})
     _tell_untrained(hf, min_vocab_size - old_rows)
@@ -218,6 +231,7 @@ def load_packed(
         backend=way.backends,
         reason=way.reason,
         state=way.state,
+        recurrent=way.recurrent,
         commit=commit_of(path, revision),
     )
 

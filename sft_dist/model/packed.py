@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from sft_dist.core.records import Batch
 from sft_dist.model import parts
 from sft_dist.model.loss import LossHead
-from sft_dist.model.recurrent import Borders
+from sft_dist.model.recurrent_kernels import Borders, Row
 from sft_dist.model.router_balance import RouterBalance
 
 
@@ -52,8 +52,8 @@ class PackedLM(nn.Module):
         `by_model` takes the logits of all tokens from the model's own forward pass, whatever it does between decoder and
         logits: the slow twin, for the check before the first step.
         """
-        if self.borders is not None:  # for layers that see one document at a time
-            self.borders.lengths = tuple(cu_seqlens_S1.diff().tolist())
+        if self.borders is not None:  # for layers that begin anew at every document
+            self.borders.row = Row(cu_seqlens_S1, input_ids_1T.size(1))
         inputs = {
             "input_ids": input_ids_1T,
             "position_ids": position_ids_1T,

@@ -4,8 +4,8 @@ In: the skeleton or the loaded model, and where the documents of the current row
 state see one document at a time.
 
 A layer with state (a causal convolution, a recurrence over the tokens) reads what came before in the row, so the end of one
-document would leak into the next. The slow path calls such a layer once for each document: exact for any layer, on any device. The
-fast path hands the borders to the layer's own kernel, where the kernel takes them.
+document would leak into the next. The slow twin calls such a layer once for each document: exact for any layer, on any device. The
+fast path (recurrent_kernels.py) hands the borders to the layer's kernels, where they take them.
 
 Shapes: T tokens of the row, S documents.
 """
@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import partial
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sft_dist.core.errors import UserError
+from sft_dist.model import recurrent_kernels
 from sft_dist.model.activation_memory import layers
+from sft_dist.model.recurrent_kernels import HANDED_DOWN, Borders
 
 
 class Kind(NamedTuple):
@@ -32,23 +32,19 @@ class Kind(NamedTuple):
 
     Attributes:
         title: What the field calls it.
-        kernels: Name of the kernel that transformers calls -> the argument that tells it the borders (`cu_seqlens`,
-            `seq_idx`); empty where the layer calls none, so that it always runs on each document alone.
+        kernels: What transformers calls in such a layer (`KERNELS` of recurrent_kernels.py); empty: no kernel, so that each
+            document is always run alone.
     """
 
     title: str
-    kernels: Mapping[str, str] = MappingProxyType({})
+    kernels: tuple[str, ...] = ()
 
 
-SPLIT = "split"  # the kernel knows no borders
-CONVOLUTION = {"causal_conv1d_fn": "seq_idx"}
-DELTA = Kind("gated delta net", {"chunk_gated_delta_rule": "cu_seqlens", **CONVOLUTION})
-KDA = Kind("Kimi delta attention", {"chunk_kda": "cu_seqlens", **CONVOLUTION})
-MAMBA1 = Kind("Mamba", {"selective_scan_fn": SPLIT, "mamba_inner_fn": SPLIT, **CONVOLUTION})
-MAMBA2 = Kind(
-    "Mamba-2",
-    {"mamba_chunk_scan_combined": "seq_idx", "mamba_split_conv1d_scan_combined": "seq_idx", **CONVOLUTION},
-)
+CONVOLUTION = ("causal_conv1d_fn",)
+DELTA = Kind("gated delta net", ("chunk_gated_delta_rule", *CONVOLUTION))
+KDA = Kind("Kimi delta attention", ("chunk_kda", *CONVOLUTION))
+MAMBA1 = Kind("Mamba", ("selective_scan_fn", "mamba_inner_fn", *CONVOLUTION))
+MAMBA2 = Kind("Mamba-2", ("mamba_chunk_scan_combined", "mamba_split_conv1d_scan_combined", *CONVOLUTION))
 SHORT = Kind("short convolution", CONVOLUTION)
 
 # how the name of a layer's class ends -> what it is; one entry adds a kind of layer; a new word in a config's
@@ -92,15 +88,6 @@ TOKENS_AT = {
     "key_hidden_states": 1, "value_hidden_states": 1,
 }  # fmt: skip
 SQUARE = {"attention_mask", "relative_distance"}  # [.., T, T]
-# what a model hands down about the borders of the row, which is none of the business of a layer that sees one document
-NOT_FOR_ONE = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
-
-
-@dataclass(slots=True)
-class Borders:
-    """Where the documents of the current row lie; one object, shared by a model and its layers with state."""
-
-    lengths: tuple[int, ...] = ()
 
 
 def kind_of(module: nn.Module) -> Kind | None:
@@ -148,10 +135,28 @@ def _asks_registry(attention: nn.Module) -> bool:
     return "ALL_ATTENTION_FUNCTIONS" in forward.__code__.co_names or kind_of(attention) is not None
 
 
-def run_alone(modules: Iterable[nn.Module], borders: Borders) -> None:
-    """Let modules see one document of the row at a time, in place."""
+def keep_apart(
+    modules: Iterable[nn.Module], borders: Borders, *, fast: Iterable[nn.Module] = (), device: str = "cpu"
+) -> None:
+    """Let modules begin anew at every document of the row, in place.
+
+    Args:
+        modules: What sees one document of the row at a time.
+        borders: Of the model; `borders.by_kernel` chooses between the two ways at each call.
+        fast: Those of `modules` that have a fast path too.
+        device: Where the kernels run.
+    """
+    borders.layers = list(fast)
+    with_kernels = {id(m) for m in borders.layers}
+    rows = recurrent_kernels.WholeRows(device, borders)
     for module in modules:
-        module.forward = partial(_each_alone, module.forward, borders)
+        kind = kind_of(module)
+        kernels = kind.kernels if kind else ()
+        alone = partial(_each_alone, recurrent_kernels.by_document(module, kernels), borders)
+        if id(module) in with_kernels:
+            module.forward = partial(_either, rows.of(module, kernels), alone, borders)
+        else:
+            module.forward = alone
 
 
 def keep_for_recomputation(hf: nn.Module, borders: Borders) -> None:
@@ -163,13 +168,19 @@ def keep_for_recomputation(hf: nn.Module, borders: Borders) -> None:
 
 
 def _as_before(run: Callable[..., Any], borders: Borders, layer: Callable[..., Any], *inputs: Any) -> Any:
-    lengths = borders.lengths
+    row = borders.row
 
     def again(*inputs: Any) -> Any:
-        borders.lengths = lengths
+        borders.row = row
         return layer(*inputs)
 
     return run(again, *inputs)
+
+
+def _either(
+    whole: Callable[..., Any], alone: Callable[..., Any], borders: Borders, *positional: Any, **named: Any
+) -> Any:
+    return (whole if borders.by_kernel else alone)(*positional, **named)
 
 
 @torch.compiler.disable
@@ -178,14 +189,15 @@ def _each_alone(forward: Callable[..., Any], borders: Borders, *positional: Any,
     parameters = inspect.signature(forward).parameters
     arguments = {**dict(zip(parameters, positional, strict=False)), **named}
     first = next(iter(parameters))
-    lengths = list(borders.lengths)
+    assert borders.row is not None, "the borders of a row are set before its forward pass"
+    lengths = list(borders.row.lengths)
     assert sum(lengths) == arguments[first].size(1), (
         f"a row of {arguments[first].size(1)} tokens with documents of {lengths}"
     )
     cut = {
         n: _cut(n, x, lengths, dim=1 if n == first else TOKENS_AT.get(n))
         for n, x in arguments.items()
-        if n not in NOT_FOR_ONE
+        if n not in HANDED_DOWN
     }
     return _joined([forward(**{n: parts[i] for n, parts in cut.items()}) for i in range(len(lengths))])
 

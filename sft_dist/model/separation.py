@@ -1,16 +1,18 @@
 """How the documents of a packed row are kept apart in a model, decided on its skeleton before any weight is read.
 
-In: a model without weights, `model.attention`. Out: the attention backends, and the modules that see one document at a time;
-or a refusal with its reason.
+In: a model without weights, `model.attention`, `model.recurrent`. Out: the attention backends, the modules that see one document at a
+time, and those of them whose kernels can be told of the borders instead; or a refusal with its reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from sft_dist.core.errors import UserError
-from sft_dist.model import attention, parts, recurrent
+from sft_dist.model import attention, parts, recurrent, recurrent_kernels
 
 # model types whose own attention code is measured exact on each document alone (tests/model/matrix.json)
 PROVED = {
@@ -29,6 +31,8 @@ class Way(NamedTuple):
         reason: Why those.
         alone: Names of the modules that see one document at a time.
         state: Titles of the kinds of layers with state.
+        fast: Those of `alone` that can see the whole row instead, because their kernels take its borders.
+        recurrent: What the layers with state call there, or why each document is run alone.
     """
 
     attention: str
@@ -36,9 +40,19 @@ class Way(NamedTuple):
     reason: str
     alone: frozenset[str]
     state: tuple[str, ...]
+    fast: frozenset[str] = frozenset()
+    recurrent: str = ""
 
 
-def packed_way(model: Any, backend: str, kinds: Sequence[attention.Needs], *, shared: bool) -> Way:
+def packed_way(
+    model: Any,
+    backend: str,
+    kinds: Sequence[attention.Needs],
+    *,
+    shared: bool,
+    recurrent_by: str = "auto",
+    device: str = "cpu",
+) -> Way:
     """Return how a model's documents are kept apart.
 
     Args:
@@ -46,6 +60,8 @@ def packed_way(model: Any, backend: str, kinds: Sequence[attention.Needs], *, sh
         backend: `model.attention`.
         kinds: What its kinds of attention layers ask for.
         shared: Several ranks share each row.
+        recurrent_by: `model.recurrent`.
+        device: cuda or cpu.
 
     Raises:
         UserError: When they cannot be.
@@ -61,8 +77,10 @@ def packed_way(model: Any, backend: str, kinds: Sequence[attention.Needs], *, sh
             f"train.sequence_parallel shares rows among ranks, and {model.config.model_type} has layers ({what}) that need the whole row "
             "of a document on one rank; use train.sequence_parallel=1"
         )
-    alone = {n: m for n, m in state.items() if not any(n.startswith(f"{o}.") for o in own)} | own
-    names = frozenset(prefix + n for n in alone)
+    free = {n: m for n, m in state.items() if not any(n.startswith(f"{o}.") for o in own)}
+    names = frozenset(prefix + n for n in free | own)
+    fast, how = _fast_path(model.config.model_type, free, recurrent_by, device)
+    fast = frozenset(prefix + n for n in fast)
     if own:
         if model.config.get_text_config().model_type not in PROVED:
             raise UserError(
@@ -75,8 +93,36 @@ def packed_way(model: Any, backend: str, kinds: Sequence[attention.Needs], *, sh
                 "offers no way to replace; use model.attention=auto, which calls it once for each document"
             )
         reason = "its attention code cannot be replaced, so it is called once for each document"
-        return Way(attention.ALONE, attention.ALONE, reason, names, titles)
+        return Way(attention.ALONE, attention.ALONE, reason, names, titles, fast, how)
     if not kinds:
-        return Way("auto", "none", "no attention layers", names, titles)
+        return Way("auto", "none", "no attention layers", names, titles, fast, how)
     backends, reason = attention.choose_backend(backend, kinds)
-    return Way(backend, backends, reason, names, titles)
+    return Way(backend, backends, reason, names, titles, fast, how)
+
+
+def _fast_path(
+    family: str, state: Mapping[str, nn.Module], asked: str, device: str
+) -> tuple[frozenset[str], str]:
+    """Return which layers with state can see the whole row, and by which kernels or why not.
+
+    Raises:
+        UserError: For `kernel` where some cannot.
+    """
+    if asked == "per_document":
+        return frozenset(), "as configured" if state else ""
+    lacking: dict[str, str] = {}
+    called: dict[str, None] = {}
+    for name, layer in state.items():
+        kind = recurrent.kind_of(layer)
+        assert kind is not None, "it was found by its kind"
+        if why := recurrent_kernels.missing(layer, kind.kernels, device):
+            lacking[name] = why
+        else:
+            called |= dict.fromkeys(recurrent_kernels.titles(kind.kernels, device))
+    reason = "; ".join(dict.fromkeys(lacking.values()))
+    if asked == "kernel" and (lacking or not state):
+        raise UserError(
+            f"model.recurrent=kernel cannot run here: {reason or f'{family} has no layers with state'}; nothing was started. Use "
+            "model.recurrent=auto, which runs such layers on each document alone where no kernel takes the borders"
+        )
+    return frozenset(state) - lacking.keys(), "; ".join(x for x in (", ".join(called), reason) if x)

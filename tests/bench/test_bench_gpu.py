@@ -42,8 +42,8 @@ def test_a_second_call_passes_over_what_is_done_and_not_over_what_failed(bench, 
 
 def test_most_valuable_first_and_nothing_twice(bench):
     names = list(bench.cases(False, Path("work")))
-    assert names[:4] == ["machine", "attention", "loss", "resume"]
-    assert len(names) == len(set(names)) == 4 + len(bench.speed_cases(False)) + 1
+    assert names[:4] == ["machine", "attention", "loss", "state"]
+    assert len(names) == len(set(names)) == 5 + len(bench.speed_cases(False)) + 1
     assert {case[-1] for case in bench.speed_cases(False)} == set(bench.VARIANTS)
 
 
@@ -62,6 +62,8 @@ def test_every_case_of_the_reduced_form_runs_to_its_end(tmp_path):
     errors = [e for case in found["attention"]["backends"]["sdpa_per_doc"]["relative_errors"] for e in case]
     assert max(errors) < 1e-5
     assert max(found["loss"]["ours"]["relative_errors"]) < 1e-5
+    assert found["state"]["lfm2"]["state"].startswith("per_document (")
+    assert found["state"]["lfm2"]["per_document_ms"] > 0
     resumed = found["resume"]
     assert resumed["losses"][-1] < resumed["losses"][0]
     assert max(v for k, v in resumed.items() if k.startswith(("loss_", "weights_"))) == 0.0

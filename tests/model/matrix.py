@@ -20,15 +20,18 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "equivalence"))
 
 import cases
+import reference_kernels
 import tiny
 
 from sft_dist.core.errors import UserError
+from sft_dist.model import isolation_check
 from sft_dist.model.load import load_packed
 from sft_dist.model.packed import to_inputs
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- table: python tests/model/matrix.py --page -->", "<!-- end of the table -->"
 RESULTS = HERE / "matrix.json"
+KNOWN: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
 LOSS, GRADIENT = (
     5e-5,
     1e-4,
@@ -47,6 +50,7 @@ class Result(NamedTuple):
     detail: str
     backends: str = ""
     kinds: tuple[str, ...] = ()
+    fast: str = ""  # of layers with state, by CPU reference kernels
 
 
 def alone(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -103,6 +107,7 @@ def measure(model_type: str) -> Result:
             loaded = load(Path(scratch))
             module = loaded.module.train(model_type not in AT_RANDOM)
             loss, gradient, worst = differences(module, losses, gradients)
+            fast = whole_rows(Path(scratch), losses, gradients) if loaded.state else ""
         except UserError as error:
             return Result("refused", str(error))
         except Exception as error:  # noqa: BLE001  a traceback is what the matrix looks for
@@ -111,17 +116,37 @@ def measure(model_type: str) -> Result:
     detail = f"loss {loss:.0e}, gradient {gradient:.0e}" + ("" if state == "exact" else f" ({worst})")
     if model_type in AT_RANDOM:
         detail += "; its router draws experts at random in training, which no order of documents repeats"
-    return Result(state, detail, loaded.backend, loaded.state)
+    return Result(state, detail, loaded.backend, loaded.state, fast)
+
+
+def whole_rows(folder: Path, losses: torch.Tensor, gradients: dict[str, torch.Tensor]) -> str:
+    """Return how layers with state do that see the whole row, by reference kernels that honour its borders; or why none does."""
+    with reference_kernels.installed():
+        loaded = load(folder)
+        if not loaded.module.borders.layers:
+            return f"none: {loaded.recurrent or 'inside attention that sees one document'}"
+        said = isolation_check.settle_kernels(
+            loaded, lambda batch: loaded.module(*to_inputs(batch, "cpu"))[1], "auto", tiny.ROW
+        )
+        if not said.startswith("kernel"):
+            return f"wrong: {said}"
+        reference_kernels.CALLED.clear()
+        loss, gradient, worst = differences(loaded.module.train(), losses, gradients)
+        called = ", ".join(sorted(set(reference_kernels.CALLED)))
+    if loss < LOSS and gradient < GRADIENT:
+        return f"exact: {called}: loss {loss:.0e}, gradient {gradient:.0e}"
+    return f"wrong: {called}: loss {loss:.0e}, gradient {gradient:.0e} ({worst})"
 
 
 def table() -> str:
     """Return the table of docs/models.md."""
-    known, classes = json.loads(RESULTS.read_text()), tiny.causal_types()
-    rows = [
-        "| type | class | layers with state | slow path, measured on a CPU | fast path | GPU kernel |",
-        "|---|---|---|---|---|---|",
-    ]
-    for model_type, result in sorted(known.items()):
+    classes = tiny.causal_types()
+    columns = (
+        "type", "class", "layers with state", "slow path, measured on a CPU", "attention on a GPU",
+        "whole rows for layers with state, measured with CPU reference kernels", "GPU kernels",
+    )  # fmt: skip
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for model_type, result in sorted(KNOWN.items()):
         if model_type in classes:
             state = {"unbuilt": "cannot be made tiny", "exact": f"exact by `{result['backends']}`"}.get(
                 result["state"], result["state"]
@@ -133,19 +158,24 @@ def table() -> str:
             )
             rows.append(
                 f"| {model_type} | `{classes[model_type]}` | {', '.join(result['kinds']) or '–'} | {state}: {detail} | "
-                f"{_fast(result)} | never run |"
+                f"{_attention(result)} | {_state(result)} | never run |"
             )
     return "\n".join(rows)
 
 
-def _fast(result: dict[str, Any]) -> str:
-    if result["state"] != "exact":
+def _attention(result: dict[str, Any]) -> str:
+    if result["state"] != "exact" or result["backends"] == "none":
         return "–"
     if result["backends"] == "own_per_doc":
         return "none: each document alone"
-    attention = "`flash`, `varlen` or `flex`, by head and features" if result["backends"] != "none" else ""
-    state = "state: each document alone" if result["kinds"] else ""
-    return "; ".join(x for x in (attention, state) if x)
+    return "`flash`, `varlen` or `flex`, by head and features"
+
+
+def _state(result: dict[str, Any]) -> str:
+    if result["state"] != "exact" or not result["kinds"]:
+        return "–"
+    state, _, detail = result["fast"].partition(": ")
+    return f"{state}: {detail}" if state != "none" else "none: each document alone"
 
 
 def write_page() -> None:
@@ -167,14 +197,13 @@ def main(arguments: list[str]) -> None:
     keep = "--measure" in arguments
     named = [a for a in arguments if not a.startswith("--")]
     types = named or sorted(tiny.causal_types())
-    known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for model_type in types:
         began = time.monotonic()
         result = measure(model_type)
-        known[model_type] = result._asdict()
+        KNOWN[model_type] = result._asdict()
         print(model_type, *result, f"{time.monotonic() - began:.1f}s", flush=True)
         if keep:
-            RESULTS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+            RESULTS.write_text(json.dumps(KNOWN, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

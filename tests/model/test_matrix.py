@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,14 @@ OFTEN = [
     "deepseek_v3", "deepseek_v32", "falcon", "falcon_h1", "gemma4_text", "glm4_moe", "gpt_oss", "granite_swa", "granitemoehybrid", "jamba",
     "kimi_linear", "lfm2", "llama4_text", "minimax", "nemotron_h", "olmo_hybrid", "phi", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next",
 ]  # fmt: skip
-KNOWN = json.loads(matrix.RESULTS.read_text())
+KNOWN = matrix.KNOWN
 
 
 @pytest.mark.parametrize("model_type", OFTEN)
 def test_families_of_weight_are_exact(model_type: str) -> None:
     result = matrix.measure(model_type)
     assert result.state == "exact", result
+    assert not result.fast.startswith("wrong"), result
 
 
 @pytest.mark.slow
@@ -36,6 +36,7 @@ def test_families_of_weight_are_exact(model_type: str) -> None:
 def test_every_other_family_is_what_the_page_says(model_type: str) -> None:
     result = matrix.measure(model_type)
     assert result.state == KNOWN[model_type]["state"], result
+    assert result.fast.partition(": ")[0] == KNOWN[model_type]["fast"].partition(": ")[0], result
 
 
 def test_the_table_holds_no_wrong_type_and_none_that_is_gone() -> None:
@@ -64,7 +65,7 @@ def test_the_page_shows_the_table() -> None:
 
 
 def _whole_row(forward: Any, borders: Any, *positional: Any, **named: Any) -> Any:
-    return forward(*positional, **{n: x for n, x in named.items() if n not in recurrent.NOT_FOR_ONE})
+    return forward(*positional, **{n: x for n, x in named.items() if n not in recurrent.HANDED_DOWN})
 
 
 def _loss_of(module: Any, batch: Any) -> Tensor:

@@ -14,7 +14,10 @@ from ranks import torchrun
 HERE = Path(__file__).parent
 GRADIENT = 1e-4  # as in matrix.py
 # modules that see one document at a time: called by keyword, nothing trained below them, computed again; an attention of its own
-OFTEN = ("qwen3_5_text:lora-recomputed", "nemotron_h:frozen", "deepseek_v32:full")
+# and layers with state that see the whole row
+OFTEN = (
+    "qwen3_5_text:lora-recomputed", "nemotron_h:frozen", "deepseek_v32:full", "nemotron_h:lora-recomputed-kernels",
+)  # fmt: skip
 KINDS = (
     "bailing_hybrid", "falcon", "falcon_h1", "granitemoehybrid", "jamba", "kimi_linear", "lfm2_moe", "minimax", "qwen3_5_moe_text", "qwen4_exp",
     "recurrent_gemma", "rwkv", "xlstm", "zamba2",
@@ -23,6 +26,10 @@ MODES = ("full", "lora", "recomputed", "frozen", "lora-recomputed")
 # every kind of layer and every mode, each kind with one mode
 SELDOM = (
     *(f"{kind}:{MODES[i % len(MODES)]}" for i, kind in enumerate(KINDS)),
+    "qwen3_5_text:full-kernels",
+    "lfm2_moe:frozen-kernels",
+    "granitemoehybrid:recomputed-kernels",
+    "falcon_h1:lora-kernels",
     "qwen3_moe:experts",
     "gpt_oss:experts",
 )

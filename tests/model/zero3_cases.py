@@ -7,6 +7,7 @@ DeepSpeed records the order of modules in the second and relies on it from the t
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "equivalence"))
 import cases
 import deepspeed
 import model_cases
+import reference_kernels
 import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad
 
 from sft_dist.config.model import LoraConfig
+from sft_dist.model import isolation_check
 from sft_dist.model.load import load_packed
 from sft_dist.model.packed import to_inputs
 
@@ -57,8 +60,30 @@ def off(ours: torch.Tensor, theirs: torch.Tensor | None) -> float:
     return max(0.0, float((ours - theirs).norm()) - ROUNDING) / max(float(theirs.norm()), 1e-30)
 
 
+def settle(engine: Any, folder: Path) -> None:
+    """Let layers with state see whole rows: first kernels that raise in the middle of a forward pass, then those that do not."""
+    module = engine.module
+
+    def fault() -> str:
+        def loss_of(batch: Any) -> torch.Tensor:
+            return engine(*to_inputs(batch, "cpu"))[1]
+
+        return isolation_check.kernel_fault(loss_of, module.borders, cases.VOCAB, 64, torch.float32)
+
+    right, reference_kernels._convolve = reference_kernels._convolve, None
+    assert "TypeError" in fault(), folder
+    reference_kernels._convolve = right
+    assert fault() == "", folder
+    module.borders.by_kernel = True
+
+
 def largest_difference(folder: Path, mode: str) -> tuple[float, str]:
-    """Return the largest relative difference of a parameter's gradient, and where it is."""
+    """Return the largest relative difference of a parameter's gradient, and where it is.
+
+    A mode that ends in `-kernels` runs the partitioned model on whole rows, by reference kernels that honour the borders of documents.
+    """
+    kernels = mode.endswith("-kernels")
+    mode = mode.removesuffix("-kernels")
     options = {
         "dtype": "float32",
         "backend": "auto",
@@ -69,7 +94,8 @@ def largest_difference(folder: Path, mode: str) -> tuple[float, str]:
     options |= MODES[mode]
     whole = load_packed(str(folder), zero_config=None, **options).module.train()
     config = model_cases.ds_config()
-    module = load_packed(str(folder), zero_config=config, **options).module
+    with reference_kernels.installed() if kernels else nullcontext():
+        module = load_packed(str(folder), zero_config=config, **options).module
     trained = [p for p in module.parameters() if p.requires_grad]
     with torch.no_grad():  # the half of an adapter that starts at zero would hide the other
         for name, p in whole.named_parameters():
@@ -80,6 +106,9 @@ def largest_difference(folder: Path, mode: str) -> tuple[float, str]:
                 ):
                     ours.copy_(p)
     engine = deepspeed.initialize(model=module, optimizer=torch.optim.SGD(trained, lr=0.0), config=config)[0]
+    if kernels:
+        engine.eval()
+        settle(engine, folder)
     engine.train()
     worst = (0.0, "")
     for step in range(STEPS):

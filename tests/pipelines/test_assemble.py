@@ -151,6 +151,8 @@ def test_a_run_with_adapters_ends_in_a_folder_that_is_evaluated(
         "path": str(base_model),
         "commit": None,
         "fingerprint": trained_from,
+        "attention": "sdpa_per_doc",
+        "recurrent": None,
     }
     assert read_json(run / "export/base_model.json") == {"fingerprint": trained_from}
     index = read_json(run / "checkpoints/step-00000004/index.json")

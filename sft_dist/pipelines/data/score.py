@@ -157,10 +157,16 @@ class _Losses:
             seq_len=config.pack.seq_len,
             rope_scaling=rope_scaling(config),
             vocab_multiple=config.model.vocab_multiple,
+            recurrent_by=config.model.recurrent,
         )
         module = loaded.module.to(device).eval()
-        vocab = module.hf.config.get_text_config().vocab_size
-        moved = isolation_check.measure_isolation(lambda batch: module(*to_inputs(batch, device))[1], vocab)
+        vocab = isolation_check.tokens_of(module.hf)
+
+        def loss_of(batch: Batch) -> torch.Tensor:
+            return module(*to_inputs(batch, device))[1]
+
+        isolation_check.settle_kernels(loaded, loss_of, config.model.recurrent, config.pack.seq_len)
+        moved = isolation_check.measure_isolation(loss_of, vocab)
         if not moved <= isolation_check.TOLERANCE[module.hf.dtype]:  # NaN must not pass
             raise UserError(
                 f"packed documents see one another with model.attention={loaded.backend} (by {moved:.2g}), so scores would be "

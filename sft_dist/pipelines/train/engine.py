@@ -62,6 +62,7 @@ class TrainingSetup:
     parameters: int
     backend: str
     reason: str
+    recurrent: str
     sequence: SequenceGroup
     ema: Ema | None
     base: str | None
@@ -103,16 +104,17 @@ def build_engine(config: RunConfig, folder: RunFolder, tokenizer: TextTokenizer)
         freeze=config.model.freeze,
         lora=config.lora,
         seed=derive(config.seed, "lora"),
+        recurrent_by=config.model.recurrent,
     )
     _set_loss(loaded.module, config)
     _save_memory(loaded.module, config, device)
     base = None if config.model.shape else _base_of(model_path, config.model.revision)
     if config.lora is not None:
         check_base(config.lora, base)
-    _note(folder, loaded, model_path, base)
     groups = parameter_groups(loaded.module, config.optim)
     engine = zero.make_engine(loaded.module, settings, groups, config.optim)
-    _check_leak(engine, loaded.backend, device, sequence)
+    recurrent = _check_documents(engine, loaded, config, device, sequence)
+    _note(folder, loaded, model_path, base, recurrent)
     optim = config.optim
     ema = (
         Ema(engine, decay=optim.ema_decay, every=optim.ema_every_steps)
@@ -125,6 +127,7 @@ def build_engine(config: RunConfig, folder: RunFolder, tokenizer: TextTokenizer)
         parameters=sum(numel(p) for p in engine.module.parameters()),
         backend=loaded.backend,
         reason=loaded.reason,
+        recurrent=recurrent,
         sequence=sequence,
         ema=ema,
         base=base,
@@ -147,15 +150,21 @@ def _base_of(model_path: str, revision: str | None) -> str:
     return from_rank_0(weight_files.base_fingerprint(model_path, revision) if dist.get_rank() == 0 else "")
 
 
-def _note(folder: RunFolder, loaded: Loaded, model_path: str, base: str | None) -> None:
-    """Write which base it is into env.json, and log what of it is trained."""
+def _note(folder: RunFolder, loaded: Loaded, model_path: str, base: str | None, recurrent: str) -> None:
+    """Write which base it is and how its documents are kept apart into env.json, and log what of it is trained."""
     if dist.get_rank():
         return
     env = folder.path / "env.json"
     known: dict[str, Any] = {}
     with suppress(UserError):
         known = read_object(env, "")
-    model = {"path": model_path, "commit": loaded.commit, "fingerprint": base}
+    model = {
+        "path": model_path,
+        "commit": loaded.commit,
+        "fingerprint": base,
+        "attention": loaded.backend,
+        "recurrent": recurrent or None,
+    }
     write_json(env, {**known, "model": model})
     sizes = [(numel(p), p.requires_grad) for p in loaded.module.parameters()]
     trained = sum(n for n, trains in sizes if trains)
@@ -251,26 +260,35 @@ def _share_rows(config: RunConfig, model_path: str) -> SequenceGroup:
     return ulysses.join(config.train.sequence_parallel, config.deepspeed.timeout_minutes)
 
 
-def _check_leak(engine: Any, backend: str, device: str, sequence: SequenceGroup) -> None:
-    """Refuse to train when a packed document can see another, or the loss is not the model's own."""
+def _check_documents(
+    engine: Any, loaded: Loaded, config: RunConfig, device: str, sequence: SequenceGroup
+) -> str:
+    """Refuse to train when a packed document can see another, or the loss is not the model's own; choose for layers with state.
+
+    Returns:
+        How layers with state begin anew at every document; empty: there are none. Collective.
+    """
     where = (
         torch.device(device, int(os.environ.get("LOCAL_RANK", "0")))
         if device == "cuda"
         else torch.device(device)
     )
     engine.eval()
-    vocab = engine.module.hf.config.get_text_config().vocab_size
+    vocab = isolation_check.tokens_of(engine.module.hf)
 
     def loss_of(batch: Batch, *, by_model: bool = False) -> torch.Tensor:
         mine = sequence_shard(batch, sequence.place, sequence.size)
         return engine(*to_inputs(mine, where), by_model=by_model)[1]
 
+    recurrent = isolation_check.settle_kernels(
+        loaded, loss_of, config.model.recurrent, config.pack.seq_len, gather=gather
+    )
     own = isolation_check.head_error(loss_of, partial(loss_of, by_model=True), vocab)
     moved, off = zip(*gather((isolation_check.measure_isolation(loss_of, vocab), own)), strict=True)
     engine.train()
     if not all(m <= isolation_check.TOLERANCE[engine.module.hf.dtype] for m in moved):  # NaN must not pass
         raise UserError(
-            f"packed documents see one another with model.attention={backend} (replacing one document moved the loss of "
+            f"packed documents see one another with model.attention={loaded.backend} (replacing one document moved the loss of "
             f"another by {max(moved):.2g}), so training would be wrong; use model.attention=sdpa_dense, or another model"
         )
     if not all(e <= isolation_check.HEAD_TOLERANCE[engine.module.hf.dtype] for e in off):
@@ -278,3 +296,4 @@ def _check_leak(engine: Any, backend: str, device: str, sequence: SequenceGroup)
             f"the loss differs from that of the model's own forward pass by {max(off):.2g} at a token, so this family does something "
             "between decoder and logits that is not known here, and training would be wrong; use another model"
         )
+    return recurrent

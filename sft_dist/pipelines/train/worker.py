@@ -133,6 +133,8 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat) -> str:
     if check.small:
         check.wait()
     log.info("attention: %s (%s)", parts.backend, parts.reason)
+    if parts.recurrent:
+        log.info("layers with state: %s", parts.recurrent)
     plan = _Plan.of(config, corpus, parts, stores["read"])
     resumed = resume(config, folder, parts.engine, remote, plan_hash=plan.hash, base=parts.base)
     if rank == 0:
