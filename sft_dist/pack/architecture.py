@@ -1,7 +1,7 @@
 """config.json of a decoder -> its sizes under one name each, and which of its layers attend, keep a state, or do neither.
 
 Families give one thing many names, and a hybrid has layers of several kinds: only those that attend cost the square of a
-document's length. No torch. What a family does beyond this (latent attention, shared layers) counts as plain layers.
+document's length. No torch. What a family does beyond this (shared layers, indexers) counts as plain layers.
 
 Letters: E width, K and V widths of keys and values of a recurrence, S size of its state, C tokens that it computes at once.
 """
@@ -20,11 +20,17 @@ NAMES: dict[str, tuple[str, ...]] = {
     "intermediate_size": ("n_inner", "ffn_dim", "ffn_hidden_size"),
     "vocab_size": (),
     "head_dim": (),
-    "num_key_value_heads": (),
+    "num_key_value_heads": ("num_kv_heads",),
+    "num_experts_per_tok": ("num_experts_per_token",),
+    "n_shared_experts": ("num_shared_experts",),
 }
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+# families whose feed-forward part has no gate: two matrices in the place of three
+WITHOUT_GATE = {
+    "arcee", "bloom", "codegen", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "mpt", "nemotron", "nemotron_h", "opt",
+    "phi", "starcoder2",
+}  # fmt: skip
 WITHOUT_ATTENTION = {"mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm"}
-PATTERN = "hybrid_override_pattern"
 BOTH = {"falcon_h1"}  # every layer attends and keeps a state
 CHUNK = 64  # tokens that gated delta nets compute at once
 
@@ -56,9 +62,66 @@ def size_of(config: Mapping[str, Any], name: str) -> int | None:
             value = max(value)
         if isinstance(value, int) and not isinstance(value, bool):
             return value
-    if name == "num_hidden_layers" and (kinds := config.get("layers_block_type") or config.get(PATTERN)):
-        return len(kinds)  # a letter or a word a layer
+    if name == "num_hidden_layers":  # of a config that lists them only
+        return len(_listed(config)) or None
     return None
+
+
+def key_value_heads(config: Mapping[str, Any]) -> int | None:
+    """Return the heads of keys and values; None: as many as of queries."""
+    if config.get("multi_query") and not config.get("new_decoder_architecture"):
+        return 1
+    return size_of(config, "num_key_value_heads")
+
+
+def latent_attention(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return elements of the matrices of a layer of latent attention, and widths of queries and values together; None: another kind."""
+    rank, turned = size_of(config, "kv_lora_rank"), size_of(config, "qk_rope_head_dim")
+    if not rank or not turned:
+        return None
+    E, H = size_of(config, "hidden_size") or 0, size_of(config, "num_attention_heads") or 1
+    plain = size_of(config, "qk_nope_head_dim") or 0
+    value = size_of(config, "v_head_dim") or plain
+    queries = H * (plain + turned)
+    low = size_of(config, "q_lora_rank")
+    weights = (E * low + low * queries) if low else E * queries
+    weights += E * (rank + turned) + rank * H * (plain + value) + H * value * E
+    return weights, queries + H * value
+
+
+def dense_width(config: Mapping[str, Any]) -> int:
+    """Return the width of a feed-forward part that is no expert."""
+    width = size_of(config, "intermediate_size") or 4 * (size_of(config, "hidden_size") or 0)
+    if config.get("model_type") == "recurrent_gemma":  # its config counts both halves
+        return width // 2
+    if config.get("block_auto_adjust_ff_dim") and config.get("model_type") in ("lfm2", "lfm2_vl"):
+        multiple = int(config.get("block_multiple_of") or 1)
+        width = int(float(config.get("block_ffn_dim_multiplier") or 1.0) * int(2 * width / 3))
+        return -(-width // multiple) * multiple
+    return width
+
+
+def mlp_matrices(config: Mapping[str, Any]) -> int:
+    """Return how many matrices a feed-forward part has."""
+    return 2 if config.get("model_type") in WITHOUT_GATE else 3
+
+
+def dense_layers(config: Mapping[str, Any]) -> int:
+    """Return how many feed-forward layers of a mixture of experts have no experts."""
+    L = size_of(config, "num_hidden_layers") or 0
+    if isinstance(kinds := config.get("mlp_layer_types"), (list, tuple)):
+        return kinds.count("dense")
+    if alone := _kinds(config, L).count("mlp"):
+        return alone
+    if every := config.get("expert_layer_period"):
+        return sum(i % every != (config.get("expert_layer_offset") or 0) for i in range(L))
+    only, step = config.get("mlp_only_layers") or (), config.get("decoder_sparse_step") or 1
+    if only or step > 1:
+        return sum(i in only or (i + 1) % step != 0 for i in range(L))
+    for name in ("first_k_dense_replace", "num_dense_layers"):
+        if isinstance(first := config.get(name), int):
+            return min(first, L)
+    return 0
 
 
 def shared_width(config: Mapping[str, Any]) -> int:
@@ -94,13 +157,20 @@ def mixers_of(config: Mapping[str, Any]) -> Mixers:
     )
 
 
-def _kinds(config: Mapping[str, Any], L: int) -> list[str]:
-    """Return the kind of each layer, as the config says it: by a list, a pattern, or a period."""
+def _listed(config: Mapping[str, Any]) -> list[str]:
+    """Return the kind of each layer where the config has a list or a pattern of them; else nothing."""
     listed = config.get("layer_types") or config.get("layers_block_type")
     if isinstance(listed, (list, tuple)) and listed:
         return [str(k) for k in listed]
-    if isinstance(pattern := config.get(PATTERN), str):
+    if isinstance(pattern := config.get("hybrid_override_pattern"), str):
         return [{"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}.get(c, "attention") for c in pattern]
+    return []
+
+
+def _kinds(config: Mapping[str, Any], L: int) -> list[str]:
+    """Return the kind of each layer, as the config says it: by a list, a pattern, or a period."""
+    if listed := _listed(config):
+        return listed
     if isinstance(blocks := config.get("block_types"), (list, tuple)) and blocks:  # repeated over the layers
         return [str(blocks[i % len(blocks)]) for i in range(L)]
     if isinstance(where := config.get("attn_layer_indices"), (list, tuple)):

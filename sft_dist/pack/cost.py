@@ -59,6 +59,9 @@ class CostModel:
         experts: int = 0,
         shared_size: int = 0,
         mixers: Mixers | None = None,
+        dense_layers: int = 0,
+        dense_size: int = 0,
+        latent: tuple[int, int] | None = None,
     ) -> CostModel:
         """Derive the model from a transformer's shape.
 
@@ -74,15 +77,20 @@ class CostModel:
             experts: Experts that the router chooses from; 0 for dense models.
             shared_size: Width that every token passes beside its experts.
             mixers: What the layers mix tokens with; None: all of them attend.
+            dense_layers: Feed-forward layers without experts, in a mixture of experts.
+            dense_size: Their width.
+            latent: Of latent attention: elements of a layer's matrices, and widths of queries and values together.
         """
         mixers = mixers or Mixers(attending=layers, keeping=0, feeding=layers)
-        attention = hidden_size * (2 * attention_size + 2 * kv_size)
+        attention, both = latent or (hidden_size * (2 * attention_size + 2 * kv_size), 2 * attention_size)
         width = intermediate_size * active_experts + shared_size
         feed_forward = mlp_matrices * hidden_size * width + hidden_size * experts
+        sparse = mixers.feeding - dense_layers
+        fed = sparse * feed_forward + dense_layers * mlp_matrices * hidden_size * dense_size
         return cls(
-            linear_flops_per_token=2.0 * (mixers.attending * attention + mixers.feeding * feed_forward)
+            linear_flops_per_token=2.0 * (mixers.attending * attention + fed)
             + mixers.keeping * (2.0 * mixers.state_weights + mixers.state_flops),
-            attention_flops_per_pair=4.0 * mixers.attending * attention_size,
+            attention_flops_per_pair=2.0 * mixers.attending * both,
             head_flops_per_target=2.0 * hidden_size * vocab_size,
         )
 

@@ -124,6 +124,38 @@ def test_flops_of_layers_with_state_are_those_that_torch_counts(model_type: str)
     assert Shape.of(shape).parameters == pytest.approx(sum(p.numel() for p in hf.parameters()), rel=0.06)
 
 
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        "deepseek_v3",
+        "falcon",
+        "granitemoehybrid",
+        "jamba",
+        "kimi_linear",
+        "lfm2",
+        "lfm2_moe",
+        "nemotron_h",
+        "recurrent_gemma",
+    ],
+)
+def test_flops_of_families_with_layers_of_several_kinds(model_type: str) -> None:
+    """Dense layers beside experts, latent attention, no gate, one key-value head. The counter knows products of experts one by one only."""
+    import tiny
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoModelForCausalLM
+
+    from sft_dist.pipelines.train.planning import cost_of
+
+    T = 96
+    config = tiny.config_of(model_type)
+    hf = AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        hf(torch.randint(1, 100, (1, T)), use_cache=False)
+    assert cost_of(config.to_dict()).row_cost(T, 2 * T**2, T) == pytest.approx(
+        counter.get_total_flops(), rel=0.1
+    )
+
+
 SMALL = {
     "hidden_size": 128,
     "num_hidden_layers": 8,

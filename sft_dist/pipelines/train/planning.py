@@ -20,7 +20,18 @@ from sft_dist.config.auto import asked, supposed
 from sft_dist.core.errors import UserError
 from sft_dist.mix import Corpus, Mixture
 from sft_dist.pack import CostModel
-from sft_dist.pack.architecture import EXPERTS, NAMES, mixers_of, shared_width, size_of
+from sft_dist.pack.architecture import (
+    EXPERTS,
+    NAMES,
+    dense_layers,
+    dense_width,
+    key_value_heads,
+    latent_attention,
+    mixers_of,
+    mlp_matrices,
+    shared_width,
+    size_of,
+)
 from sft_dist.pipelines.config_warnings import config_warnings
 from sft_dist.selection.files import Selected
 from sft_dist.shards import Store
@@ -102,13 +113,17 @@ def cost_of(shape: Mapping[str, Any]) -> CostModel:
         hidden_size=hidden,
         layers=layers,
         attention_size=heads * head_dim,
-        kv_size=(sizes["num_key_value_heads"] or heads) * head_dim,
-        intermediate_size=inner or sizes["intermediate_size"] or 4 * hidden,
+        kv_size=(key_value_heads(shape) or heads) * head_dim,
+        intermediate_size=inner or dense_width(shape),
         vocab_size=vocabulary,
         active_experts=size_of(shape, "num_experts_per_tok") or 1 if experts else 1,
         experts=experts,
         shared_size=shared_width(shape) if experts else 0,
         mixers=mixers,
+        mlp_matrices=mlp_matrices(shape),
+        dense_layers=dense_layers(shape) if experts else 0,
+        dense_size=dense_width(shape),
+        latent=latent_attention(shape),
     )
 
 
