@@ -31,6 +31,7 @@ class Item:
         base: Its name in the files of the base; None when it is wholly trained, or made of several.
         numel: Elements.
         turned: Of a weight that is no Linear and has adapters, see model.adapters.Adapted; else None.
+        joined: Parameters that the files hold as one tensor, as long as `trained` and in its order; empty: `name` alone.
     """
 
     name: str | None
@@ -39,6 +40,7 @@ class Item:
     base: str | None
     numel: int
     turned: bool | None = None
+    joined: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,10 +86,12 @@ def plan_export(index: Index, base: Base, model: Any, found: BaseFiles | None) -
     second_first = sorted(names.key_of.items(), key=lambda pair: pair[0] not in tied)
     keys_of = {tied.get(n, n): k for n, k in second_first if tied.get(n, n) in shapes}
     turned = {a.weight: a.turned for a in adapted.values()}
-    items = [
-        _trained_item(model, n, tuple(t), keys_of.get(n), index, shapes, turned.get(n))
-        for n, t in trained.items()
-    ]
+    items = _joined(
+        [
+            _trained_item(model, n, tuple(t), keys_of.get(n), index, shapes, turned.get(n))
+            for n, t in trained.items()
+        ]
+    )
     frozen = [n for n in shapes if n not in trained]
     if absent := [n for n in frozen if n not in keys_of and n not in names.fused]:
         raise UserError(
@@ -103,6 +107,26 @@ def plan_export(index: Index, base: Base, model: Any, found: BaseFiles | None) -
         numel = math.prod(found.slice(key).get_shape())
         items.append(Item(name=kept.get(key), keys=(key,), trained=(), base=key, numel=numel))
     return items
+
+
+def _joined(items: list[Item]) -> list[Item]:
+    """Return the items, those that the files hold as one tensor made one."""
+    by_keys: dict[tuple[str, ...], list[Item]] = {}
+    for item in items:
+        by_keys.setdefault(item.keys, []).append(item)
+    return [
+        parts[0]
+        if len(parts) == 1
+        else Item(
+            name=parts[0].name,
+            keys=keys,
+            trained=tuple(t for p in parts for t in p.trained),
+            base=None,
+            numel=sum(p.numel for p in parts),
+            joined=tuple(str(p.name) for p in parts),
+        )
+        for keys, parts in by_keys.items()
+    ]
 
 
 def _trained_item(
@@ -140,6 +164,9 @@ def tensors_of(
         shape = tuple(model.get_parameter(item.name).shape)
         update = adapters.update_of(shape, item.turned, _read(checkpoint, index, base, item), base.lora)
         return {key: found.tensor(key).float() + part for key, part in _apart(model, item, update).items()}
+    if item.joined:
+        read = zip(item.joined, item.trained, strict=True)
+        return _reverted(model, {n: read_parameter(checkpoint, index, t, base.kind) for n, t in read})
     if item.base is None:
         return _apart(model, item, read_parameter(checkpoint, index, item.trained[0], base.kind))
     assert found is not None
@@ -158,14 +185,17 @@ def _apart(model: Any, item: Item, value: Tensor) -> dict[str, Tensor]:
     """Return a parameter as the tensors that files of this family hold: several of fused experts."""
     if len(item.keys) == 1:
         return {item.keys[0]: value}
-    from transformers.core_model_loading import revert_weight_conversion
-
     assert item.name is not None
-    apart: dict[str, Tensor] = revert_weight_conversion(model, {item.name: value})
-    return apart
+    return _reverted(model, {item.name: value})
 
 
 def _apart_names(model: Any, name: str, shape: Sequence[int]) -> list[str]:
+    return list(_reverted(model, {name: torch.empty(shape, device="meta")}))
+
+
+def _reverted(model: Any, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return parameters as the tensors that files of this family hold."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    return list(revert_weight_conversion(model, {name: torch.empty(shape, device="meta")}))
+    found: dict[str, Tensor] = revert_weight_conversion(model, parameters)
+    return found

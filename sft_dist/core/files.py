@@ -7,6 +7,7 @@ import math
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -57,6 +58,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             aside.unlink()
+
+
+def remove_leftovers(*folders: Path, older_s: float = 0.0) -> None:
+    """Remove what writers that were killed left beside the files that they were writing.
+
+    Args:
+        folders: Where they wrote.
+        older_s: Seconds since its last write; 0 where nobody else can be writing, as under a lock.
+    """
+    for folder in folders:
+        for path in folder.glob(".*.tmp"):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime >= older_s:
+                    path.unlink()
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:

@@ -41,16 +41,49 @@ def add(hf: Any, lora: LoraConfig, seed: int) -> None:
     Raises:
         UserError: When a name matches nothing.
     """
-    from peft import inject_adapter_in_model
-
     settings = peft_config(hf, lora)
+    if lora.export == "adapter" and _rewritten(settings, hf):
+        raise UserError(
+            "lora.export=adapter cannot say what is adapted here: in this family peft takes gate_proj, up_proj and down_proj for the routed "
+            "experts, whatever else has these names; use lora.export=merged, or leave those names out of lora.target_modules"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(settings, hf)
+        _inject(settings, hf)
     if saved_ends(hf, lora) and is_tied(hf):
         hf.get_input_embeddings().weight.requires_grad_(requires_grad=True)
     if lora.adapter is not None:
         _go_on(hf, lora, Path(lora.adapter))
+
+
+def _inject(settings: Any, hf: Any) -> None:
+    """Put adapters where `settings` say, in place.
+
+    In families whose routed experts lie in fused parameters, peft takes names of projections for those experts, and leaves the Linear
+    modules of that name (shared experts, dense layers) as they are. It does so for models with a config, so it is given one without.
+    """
+    from peft import inject_adapter_in_model
+
+    holder: Any = nn.Module()
+    holder.whole = hf
+    named = copy.copy(settings)
+    named.target_modules = f"whole[.](?:{settings.target_modules})"
+    inject_adapter_in_model(named, holder)
+
+
+def _rewritten(settings: Any, hf: Any) -> bool:
+    """Whether peft would adapt something else than `settings` say when it opens a folder of adapters."""
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+        from transformers.conversion_mapping import get_model_conversion_mapping
+    except ImportError:  # a version of peft that takes names as they are
+        return False
+    given = copy.deepcopy(settings)
+    try:
+        convert_peft_config_for_transformers(given, model=hf, conversions=get_model_conversion_mapping(hf))
+    except ValueError:
+        return True
+    return set(given.target_parameters or ()) != set(settings.target_parameters or ())
 
 
 def _go_on(hf: Any, lora: LoraConfig, folder: Path) -> None:
@@ -125,11 +158,18 @@ def _targets(hf: Any, wanted: tuple[str, ...]) -> str:
     decoder = decoder_of(hf)
     prefix = next((n for n, m in hf.named_modules() if m is decoder), "")
     linear = [n for n, m in decoder.named_modules() if isinstance(m, nn.Linear)]
+    if not linear:
+        raise UserError(
+            "lora is set, and the decoder of this model has no Linear (GPT-2 and its like keep their matrices otherwise), so nothing would "
+            "be adapted; train all weights (lora=null)"
+        )
     last = {n.rpartition(".")[2] for n in linear}
-    names: list[str] = sorted(last)
+    # a Linear in a list is called 0, and so are layers: such names are written out
+    others = {n.rpartition(".")[2] for n, m in decoder.named_modules() if not isinstance(m, nn.Linear)}
     refused = _refused_by_peft(hf, last)
     if not wanted:
-        names = sorted(last - refused)
+        taken = last - refused
+        names = sorted((taken - others) | {n for n in linear if n.rpartition(".")[2] in others & taken})
     else:
         names = sorted({found for entry in wanted for found in targets(entry, linear)})
     for entry in wanted:
@@ -251,10 +291,8 @@ def adapted_parameters(model: Any, lora: LoraConfig | None) -> dict[str, Adapted
     """Return what `lora.target_parameters` adapts: name of peft's wrapper -> weight of the base; the model stays as it is."""
     if lora is None or not lora.target_parameters:
         return {}
-    from peft import inject_adapter_in_model
-
     like = copy.deepcopy(model)
-    inject_adapter_in_model(peft_config(like, lora), like)
+    _inject(peft_config(like, lora), like)
     kinds = wrappers(like)
     return {
         n: Adapted(

@@ -482,15 +482,6 @@ def _open(stack: ExitStack, path: Path) -> IO[str]:
     return stack.enter_context(aside.open("w", encoding="utf-8", errors="backslashreplace"))
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what launches that were killed left beside the files they were writing; other nodes may be writing now."""
-    for place in (folder, folder / "eval", folder / "rejects"):
-        for path in place.glob(".*.tmp"):
-            with suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > LEFTOVER_S:
-                    path.unlink()
-
-
 def _remove_stale(folder: Path, blocks: Mapping[str, list[BlockFacts]]) -> None:
     """Remove facts of these sources that were of other content or settings; what is young another launch may be reading."""
     for name, found in blocks.items():

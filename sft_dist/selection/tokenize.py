@@ -156,29 +156,26 @@ class StoreBuild:
         dropped: Counter[str] = Counter()
         counted: Counter[str] = Counter()
         code = {t: i for i, t in enumerate(self.tasks)}
-        with ExitStack() as stack:
-            file = stack.enter_context(
-                stack.enter_context(atomic_path(self.rejects / f"{self.name}-render-{block:05d}.jsonl")).open(
-                    "w", encoding="utf-8"
-                )
-            )
-            writer = stack.enter_context(
-                ShardWriter(self.store, block, token_dtype(self.renderer.tokenizer.vocab_size), key=self.key)
-            )
-            chunks: Iterator[list[Example]] = iter(lambda: list(islice(members, CHUNK)), [])
-            if pool:
-                rendered = work_ahead(pool, _work, chunks, ahead=AHEAD * self._processes)
-            else:
-                rendered = ((c, _render(self.renderer, c)) for c in chunks)
-            for chunk, (outcomes, counts) in rendered:
-                counted += counts
-                for example, tokens in zip(chunk, outcomes, strict=True):
-                    if isinstance(tokens, Drop):
-                        dropped[tokens.reason] += 1
-                        reject(file, tokens, body_of(example))
-                    else:
-                        for k, document in enumerate(tokens):
-                            writer.add(document_id(example.id, k), code[example.task], 0, document)
+        rejects = self.rejects / f"{self.name}-render-{block:05d}.jsonl"
+        with ShardWriter(
+            self.store, block, token_dtype(self.renderer.tokenizer.vocab_size), key=self.key
+        ) as writer:
+            # whole before the record of the shard that counts them
+            with atomic_path(rejects) as aside, aside.open("w", encoding="utf-8") as file:
+                chunks: Iterator[list[Example]] = iter(lambda: list(islice(members, CHUNK)), [])
+                if pool:
+                    rendered = work_ahead(pool, _work, chunks, ahead=AHEAD * self._processes)
+                else:
+                    rendered = ((c, _render(self.renderer, c)) for c in chunks)
+                for chunk, (outcomes, counts) in rendered:
+                    counted += counts
+                    for example, tokens in zip(chunk, outcomes, strict=True):
+                        if isinstance(tokens, Drop):
+                            dropped[tokens.reason] += 1
+                            reject(file, tokens, body_of(example))
+                        else:
+                            for k, document in enumerate(tokens):
+                                writer.add(document_id(example.id, k), code[example.task], 0, document)
             writer.close(note={**dropped, RENDERED: dict(counted)})
 
 

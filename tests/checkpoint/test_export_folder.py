@@ -10,6 +10,7 @@ from typing import Any
 
 import families
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -113,6 +114,19 @@ def test_every_family_comes_back_with_the_names_of_its_base(family: str, tmp_pat
     assert "_from_model_config" not in generation
 
 
+@pytest.mark.parametrize("model_type", ["hrm_text", "lara_mini"])
+def test_parameters_that_files_hold_as_one_tensor(model_type: str, tmp_path: Path) -> None:
+    """Queries, keys, values and gates of a layer, or the parts of a projection into a layer with state."""
+    base = tiny.save(model_type, tmp_path / "base")
+    hf = trained(base)
+    out = write(hf, Base(path=str(base)), tmp_path)
+    before, after = load_file(base / "model.safetensors"), load_file(out / "model.safetensors")
+    assert {n: t.shape for n, t in after.items()} == {n: t.shape for n, t in before.items()}
+    again = reloaded(out).state_dict()
+    for name, parameter in hf.named_parameters():
+        assert torch.equal(again[name], parameter), name
+
+
 LORAS = {
     "lora": LoraConfig(rank=4, alpha=8.0),
     "dora": LoraConfig(rank=4, alpha=8.0, dora=True),
@@ -157,6 +171,25 @@ def test_an_adapter_folder_opens_with_peft(kind: str, tmp_path: Path) -> None:
     assert read_json(out / "adapter_config.json")["base_model_name_or_path"] == str(base)
     adapted = PeftModel.from_pretrained(reloaded(base), out).eval()
     torch.testing.assert_close(logits_of(adapted), own(hf), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "afmoe", "glm4_moe"])
+def test_adapters_sit_on_every_linear_and_on_no_expert(model_type: str, tmp_path: Path) -> None:
+    """peft would take gate_proj and its like for the routed experts, and leave the shared ones and dense layers as they are."""
+    base = tiny.save(model_type, tmp_path / "base")
+    lora = LoraConfig(rank=2, alpha=8.0)
+    hf = trained(base, lora=lora)
+    adapted = {n.partition(".lora_")[0] for n, p in hf.named_parameters() if p.requires_grad}
+    plain = reloaded(base)
+    linear = {n for n, m in plain.model.named_modules(prefix="model") if isinstance(m, torch.nn.Linear)}
+    assert adapted == linear
+    assert any("shared" in n or "layers.0.mlp" in n for n in adapted)
+    out = write(hf, Base(path=str(base), lora=lora), tmp_path)
+    torch.testing.assert_close(logits_of(reloaded(out)), own(hf), rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match="peft takes gate_proj, up_proj and down_proj for the routed experts"):
+        trained(base, lora=lora.model_copy(update={"export": "adapter"}))
+    attention = lora.model_copy(update={"export": "adapter", "target_modules": ("o_proj",)})
+    assert trained(base, lora=attention) is not None
 
 
 def test_an_adapter_that_would_not_fit_its_base_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import families
 import pytest
+import tiny
+import torch
 
 from sft_dist.config.model import LoraConfig
 from sft_dist.core.errors import UserError
@@ -74,6 +76,18 @@ def test_adapters_by_glob_over_whole_names(qwen3: Path) -> None:
     adapted = {n.partition(".lora_")[0] for n in trained(qwen3, lora=lora)}
     attention = {f"model.layers.1.self_attn.{side}_proj" for side in "qk"}
     assert adapted == attention | {f"model.layers.{i}.mlp.down_proj" for i in (0, 1)}
+
+
+@pytest.mark.parametrize("model_type", ["gemma3n_text", "zamba2"])
+def test_a_linear_in_a_list_is_adapted_and_layers_are_not(model_type: str, tmp_path: Path) -> None:
+    names = trained(tiny.save(model_type, tmp_path), lora=LoraConfig(rank=2, alpha=2.0))
+    linear = {n for n, m in tiny.build(model_type).model.named_modules() if isinstance(m, torch.nn.Linear)}
+    assert {n.partition(".lora_")[0].removeprefix("model.") for n in names} == linear
+
+
+def test_a_decoder_without_linear_has_no_adapters(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the decoder of this model has no Linear"):
+        trained(tiny.save("gpt2", tmp_path), lora=LoraConfig(rank=2, alpha=2.0))
 
 
 @pytest.mark.parametrize("named", ["lm_head", "embed_tokens"])

@@ -115,6 +115,10 @@ BY_HAND: dict[str, dict[str, Any]] = {
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "mamba_ngroups": 1, "adapter_rank": 4},
     "zaya": {**HYBRID, "num_experts_per_tok": 1, "router_hidden_size": 8},
 }  # fmt: skip
+# layers that attend, beside those that keep a state
+BY_HAND["bamba"] = {"attn_layer_indices": [1, 3]}
+BY_HAND["granitemoehybrid"] = {"layer_types": ["linear_attention", "full_attention"] * 2}
+BY_HAND["jamba"] = {"attn_layer_period": 2, "attn_layer_offset": 1}
 BY_HAND["gemma3n_text"] = BY_HAND["gemma3n"] | {
     "laurel_rank": 4,
     "altup_num_inputs": 2,

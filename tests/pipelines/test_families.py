@@ -55,8 +55,9 @@ def save_base(model_type: str, towers: bool, folder: Path, tokenizer_from: Path)
 
     tokenizer = TextTokenizer.load(str(tokenizer_from))
     text = tiny.config_of(model_type)
-    sizes = {"vocab_size", "vocab_size_per_layer_input"} & set(text.to_dict())
-    special = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id, "bos_token_id": None}
+    sizes = {"vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size"} & set(text.to_dict())
+    special = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    special["bos_token_id"] = tokenizer.eos_id  # some classes want one
     text.update({**dict.fromkeys(sizes, tokenizer.vocab_size), **special})
     torch.manual_seed(0)
     if towers:

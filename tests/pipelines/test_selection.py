@@ -85,8 +85,10 @@ def test_what_killed_launches_left_is_removed_unless_it_may_still_be_written(sft
     old.touch()
     new.touch()
     os.utime(old, (time.time() - 1e5,) * 2)
-    assert sft("prepare", "my.yaml")[0] == 0
-    assert (old.exists(), new.exists()) == (False, True)
+    assert sft("prepare", "my.yaml", "--slice", "0/2")[0] == 0
+    assert (old.exists(), new.exists()) == (False, True)  # another slice may be writing it
+    assert sft("prepare", "my.yaml", "--rebuild")[0] == 0
+    assert not new.exists()  # a launch that is no slice holds the folder alone
 
 
 def test_rejects_of_shards_that_a_store_has_no_more_are_removed(sft: Sft, project: Path) -> None:

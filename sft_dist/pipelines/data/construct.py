@@ -34,7 +34,7 @@ from sft_dist.construct import (
 )
 from sft_dist.construct.output import EXAMPLES
 from sft_dist.core.errors import UserError, nearest
-from sft_dist.core.files import append_jsonl, fingerprint
+from sft_dist.core.files import append_jsonl, fingerprint, remove_leftovers
 from sft_dist.core.locks import take_lock
 from sft_dist.core.records import Example
 from sft_dist.holdout import split
@@ -253,4 +253,5 @@ def _locked(root: Path) -> Iterator[None]:
         held.truncate(0)
         held.write(f"process {os.getpid()} on {os.uname().nodename}\n")
         held.flush()
+        remove_leftovers(root, *(p for p in root.iterdir() if p.is_dir()))
         yield

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from sft_dist.config import RunConfig
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import fingerprint, read_json
+from sft_dist.core.files import fingerprint, read_json, remove_leftovers
 from sft_dist.core.locks import take_lock
 from sft_dist.core.records import Example
 from sft_dist.core.sets import CURVES, SETS, CurveName, curve_of
@@ -179,8 +179,10 @@ def _turn(folder: Path, *, slices: bool, progress: Progress) -> Iterator[None]:
         except BlockingIOError:
             progress(f"waiting for another launch that prepares {folder}")
             take_lock(held, how)
-        for left in folder.glob(".tokenizer.*") if not slices else ():
-            shutil.rmtree(left, ignore_errors=True)  # of a launch that was killed
+        if not slices:  # of a launch that was killed
+            remove_leftovers(folder, folder / "eval", folder / "eval" / "rejects", folder / "rejects")
+            for left in folder.glob(".tokenizer.*"):
+                shutil.rmtree(left, ignore_errors=True)
         yield
 
 

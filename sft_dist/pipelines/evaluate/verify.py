@@ -177,9 +177,15 @@ def _reload(config: RunConfig, export: Path) -> Any:
     whole = export / "config.json"
     name = json.loads(whole.read_text())["architectures"][0] if whole.is_file() else ""
     kind: Any = getattr(transformers, name, transformers.AutoModelForCausalLM)
-    model, info = kind.from_pretrained(
-        export, dtype=DTYPES[config.model.dtype], output_loading_info=True, trust_remote_code=trust
-    )
+    try:
+        model, info = kind.from_pretrained(
+            export, dtype=DTYPES[config.model.dtype], output_loading_info=True, trust_remote_code=trust
+        )
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"plain transformers does not open {export} ({str(error).strip().splitlines()[0]}), so nobody could use it; the checkpoint is "
+            "whole: report this with the model's name"
+        ) from error
     wrong = {k: sorted(map(str, v))[:3] for k, v in info.items() if v and k.endswith("_keys")}
     if wrong:
         raise UserError(
@@ -245,8 +251,16 @@ def _ends(config: RunConfig, folder: RunFolder, renderer: Renderer, model: Any) 
     for prompt in prompts:
         ids = torch.tensor([prompt])
         limit = min(config.eval.max_new_tokens, ANSWER_TOKENS)
-        said = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, do_sample=False
-        )
+        try:
+            said = model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, do_sample=False
+            )
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+            log.warning(
+                "transformers cannot generate with the export (%s), so whether its answers end is not known; its losses are those of "
+                "the model that was trained",
+                str(error).strip().splitlines()[0],
+            )
+            return 0, 0
         stopped += int(said[0, -1]) in ends
     return len(prompts), stopped

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -252,12 +254,22 @@ def _initial_model(config: RunConfig, folder: RunFolder, tokenizer: TextTokenize
 
 def _share_rows(config: RunConfig, model_path: str) -> SequenceGroup:
     """Form the groups of ranks that share rows."""
-    text = read_config(
-        model_path, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
-    ).get_text_config()
-    heads = getattr(text, "num_attention_heads", None)  # a model without is refused when it is loaded
+    heads = None
+    if config.train.sequence_parallel > 1:
+        text = read_config(
+            model_path, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
+        ).get_text_config()
+        heads = _heads(text.to_dict())
     check_ranks(config, ranks=dist.get_world_size(), heads=heads)
     return ulysses.join(config.train.sequence_parallel, config.deepspeed.timeout_minutes)
+
+
+def _heads(text: Mapping[str, Any]) -> int | None:
+    """Return what ranks can share: the greatest common divisor of the heads of all layers; None of a model without heads."""
+    apart = text.get("per_layer_config") or []
+    parts = [text, *(apart.values() if isinstance(apart, Mapping) else apart)]
+    found = [p["num_attention_heads"] for p in parts if p.get("num_attention_heads")]
+    return math.gcd(*found) if found and all(isinstance(n, int) for n in found) else None
 
 
 def _check_documents(
