@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from sft_dist.config.data import DataConfig
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import atomic_path, checksum, fingerprint, write_json
+from sft_dist.core.files import atomic_path, checksum, fingerprint, remove_leftovers, write_json
 from sft_dist.core.locks import take_lock
 from sft_dist.core.process import logger
 from sft_dist.core.records import BadRecord, Drop, Example
@@ -315,7 +315,7 @@ class _Selecting:
         common = self._common(blocks)
         # From here on the files of an earlier pass are replaced one by one: until all are, none of them counts.
         (self.folder / STATE).unlink(missing_ok=True)
-        _remove_leftovers(self.folder)
+        remove_leftovers(self.folder, self.folder / "eval", self.folder / "rejects", older_s=LEFTOVER_S)
         selections: dict[str, Selection] = {}
         first = 0
         with ExitStack() as stack:
