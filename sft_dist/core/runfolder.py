@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
 from sft_dist.core.errors import BusyError, UserError
-from sft_dist.core.files import append_jsonl, read_object, write_json
+from sft_dist.core.files import append_jsonl, read_object, remove_leftovers, write_json
 from sft_dist.core.locks import take_lock
 
 SILENT_S = 900.0
@@ -164,7 +164,25 @@ class RunFolder:
                 with suppress(OSError):  # a run lies there now
                     root.rmdir()
 
-    def _hold(self, file: Path) -> IO[str]:
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Hold the evaluation of this run, and remove what one that was killed left half-written.
+
+        Raises:
+            BusyError: When another command evaluates this run.
+        """
+        folder = self.path / "eval"
+        folder.mkdir(parents=True, exist_ok=True)
+        with self._hold(folder / "lock", "is being evaluated by another command", "mix their answers"):
+            remove_leftovers(folder, *(p for p in folder.rglob("*") if p.is_dir()))
+            yield
+
+    def _hold(
+        self,
+        file: Path,
+        state: str = "is in use by another run",
+        harm: str = "overwrite one another's checkpoints",
+    ) -> IO[str]:
         held = file.open("a+")
         try:
             take_lock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -173,8 +191,7 @@ class RunFolder:
             who = held.read().strip() or "unknown process"
             held.close()
             raise BusyError(
-                f"{self.path} is in use by another run ({who}), and two runs would "
-                "overwrite one another's checkpoints; wait for it, stop it, or use another name"
+                f"{self.path} {state} ({who}), and two would {harm}; wait for it, stop it, or use another name"
             ) from None
         held.truncate(0)
         held.write(f"process {os.getpid()} on {os.uname().nodename}\n")

@@ -11,7 +11,7 @@ import pytest
 
 from sft_dist.cluster.sweep.folder import SweepFolder
 from sft_dist.core import locks
-from sft_dist.core.runfolder import RunFolder
+from sft_dist.core.runfolder import BusyError, RunFolder
 
 
 def test_a_folder_without_locks_is_used_with_a_warning(
@@ -44,3 +44,16 @@ def test_any_other_failure_of_a_lock_is_none_of_these(
     monkeypatch.setattr(fcntl, "flock", broken)
     with pytest.raises(OSError, match="Input/output error"):
         RunFolder(tmp_path).lock()
+
+
+def test_one_command_evaluates_a_run_at_a_time(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.evaluating():
+        left = folder.path / "eval" / "others" / ".scores.json.1.tmp"
+        left.parent.mkdir()
+        left.touch()
+        with pytest.raises(BusyError, match="is being evaluated by another command"), folder.evaluating():
+            pass
+        assert left.exists()  # it has touched nothing
+    with folder.evaluating():
+        assert not left.exists()

@@ -76,8 +76,21 @@ def evaluate(
     if not has_sets(folder.path, _names(load_run_config(folder.path))):
         console.print("nothing is held out (data.holdout), so there is nothing to evaluate")
         return {}
-    if not checkpoints:
-        return _evaluate(make_job(folder, overrides, model=model), console, ranks=ranks)
+    with folder.evaluating():
+        if not checkpoints:
+            return _evaluate(make_job(folder, overrides, model=model), console, ranks=ranks)
+        return _curve(folder, console, overrides, checkpoints, ranks=ranks)
+
+
+def _curve(
+    folder: RunFolder,
+    console: Console,
+    overrides: Sequence[str],
+    checkpoints: Sequence[str],
+    *,
+    ranks: Callable[[], int] | None,
+) -> dict[str, Any]:
+    """Evaluate checkpoints, each with results of its own; return the scores of the last."""
     from sft_dist.pipelines.evaluate.export import export
 
     result: dict[str, Any] = {}
