@@ -43,6 +43,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "preview": ("sft-dist preview my.yaml --examples 5", "sft-dist preview my.yaml --html page.html"),
     "construct": ("sft-dist construct my.yaml --only grown",),
     "prepare": ("sft-dist prepare my.yaml", "sft-dist prepare my.yaml --slice 3/8"),
+    "query": ('sft-dist query data "SELECT source, outcome, count(*) FROM records GROUP BY ALL"',),
     "score": ("sft-dist score my.yaml",),
     "card": ("sft-dist card my.yaml --out card",),
     "train": ("sft-dist train my.yaml", "sft-dist train my.yaml optim.lr=2e-5 --smoke"),
@@ -192,6 +193,21 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument(
         "--slice", default="0/1", metavar="I/N", help="build every N-th shard from the I-th (a Slurm array)"
     )
+    prepare.add_argument(
+        "--until",
+        choices=("facts", "selection"),
+        help="stop after reading (with --slice: the blocks of a slice), or when it is decided what is kept",
+    )
+    query = add(
+        "query",
+        commands.query,
+        "Ask in SQL what became of every record of a prepared data folder (docs/data.md).",
+        takes="nothing",
+    )
+    query.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="a data folder, or a run's, whose data is meant"
+    )
+    query.add_argument("sql", metavar="SQL", help="one statement over the view `records`")
     score = add(
         "score", commands.score, "Score training examples with the base model, for data.filters.quality."
     )

@@ -103,7 +103,7 @@ def construct(options: argparse.Namespace, console: Console) -> int:
 
 def prepare(options: argparse.Namespace, console: Console) -> int:
     """Build the token stores, or verify them."""
-    from sft_dist.pipelines.data.prepare import prepare
+    from sft_dist.pipelines.data.prepare import prepare, prepare_until
     from sft_dist.shards import Store
 
     config = _load(options)
@@ -114,11 +114,18 @@ def prepare(options: argparse.Namespace, console: Console) -> int:
         raise UserError(
             f"--slice {options.slice} is not I/N with I below N; a Slurm array gives it as $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"
         )
+    part = int(index), int(count)
+    if options.until:
+        with console.status("preparing") as status:
+            counts = prepare_until(config, options.until, part=part, progress=status.update)
+        for name, records in counts.items():
+            console.print(f"{name}: {options.until} of {records:,} records")
+        return 0
     with console.status("preparing") as status:
         done = prepare(
             config,
             rebuild=options.rebuild,
-            part=(int(index), int(count)),
+            part=part,
             command=_command(options, "prepare"),
             progress=status.update,
         )
@@ -158,6 +165,19 @@ def _verify(config: RunConfig, console: Console, command: str) -> int:
             )
         )
     console.print(f"{len(names)} stores match their checksums")
+    return 0
+
+
+def query(options: argparse.Namespace, console: Console) -> int:
+    """Print the answer to a question in SQL, tab-separated."""
+    from sft_dist.core.terminal import plain
+    from sft_dist.selection.query import query
+
+    names, rows = query(options.folder, options.sql)
+    console.file.write("\t".join(names) + "\n")  # as it is: a console would expand the tabs
+    for row in rows:
+        cells = ("" if value is None else " ".join(plain(str(value)).split()) for value in row)
+        console.file.write("\t".join(cells) + "\n")
     return 0
 
 

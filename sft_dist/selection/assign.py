@@ -71,7 +71,7 @@ from sft_dist.selection.files import (
     write_codes,
     write_selected,
 )
-from sft_dist.selection.joins import Common, common_rows
+from sft_dist.selection.joins import SPILL, Common, common_rows
 from sft_dist.selection.judge import (
     SAMPLED,
     FindEvaluated,
@@ -145,17 +145,15 @@ def select(
         for note in holdout.notes:
             logger().warning("%s", note)
         contamination, index = _evaluated(data, blocks, holdout, workers, progress, seed)
-        judged = folder / JUDGED
         judge = Judge(
             holdout=holdout,
             drop_eval_inputs=data.filters.eval_inputs,
             leaks=index,
             sketcher=sketcher_of(data),
-            folder=judged / key,
+            folder=folder / JUDGED / key,
         )
         selection = _Selecting(data, sources, folder, workers, contamination, judge)
         selected = selection.run(blocks, holdout, key, progress)
-        shutil.rmtree(judged, ignore_errors=True)  # the selection says it now
     _remove_stale(facts, blocks)
     return selected
 
@@ -174,6 +172,7 @@ def make_facts(
     *,
     seed: int,
     part: tuple[int, int] = (0, 1),
+    others: bool = True,
 ) -> dict[str, list[BlockFacts]]:
     """Make the facts that are missing; return those of every source, in order.
 
@@ -187,6 +186,7 @@ def make_facts(
         progress: Told what is being done.
         seed: The run's seed.
         part: (i, n): begin with every n-th block, from the i-th.
+        others: Whether to go on with the blocks of other parts; else those of this part alone are returned.
     """
     maker = FactMaker.of(data, seed=seed)
     wanted = [
@@ -195,7 +195,7 @@ def make_facts(
         for number, block in enumerate(blocks_of(source))
     ]
     found: dict[Path, BlockFacts] = {}
-    turns = [(part[0] + turn) % part[1] for turn in range(part[1])]
+    turns = [(part[0] + turn) % part[1] for turn in range(part[1] if others else 1)]
     for own in turns:
         missing = []
         for w in wanted[own :: part[1]]:
@@ -208,7 +208,7 @@ def make_facts(
             progress(f"reading {w.source}: block {done} of {len(missing)}")
             found[w.path] = facts
     out: dict[str, list[BlockFacts]] = {name: [] for name in sources}
-    for w in wanted:
+    for w in wanted if others else wanted[part[0] :: part[1]]:
         out[w.source].append(found[w.path]._replace(block=w.block))
     return {name: number_lines(blocks) for name, blocks in out.items()}
 
@@ -345,6 +345,8 @@ class _Selecting:
         selected = Selected(
             holdout=holdout, sources=selections, contaminated=self.contamination.contaminated()
         )
+        # The selection is about to say it; a launch that is killed here would leave them for good afterwards.
+        shutil.rmtree(self.folder / JUDGED, ignore_errors=True)
         write_selected(self.folder, key, selected)
         return selected
 
@@ -418,6 +420,7 @@ class _Selecting:
             prompts=int((array == PROMPT).sum()),
             dropped=dict(dropped),
             skipped=_skipped(blocks),
+            blocks=tuple((f.path.name, f.rows) for f in blocks),
             fingerprint=selection_fingerprint(array, tasks),
         )
         return selection, first_bad
@@ -482,6 +485,21 @@ def _open(stack: ExitStack, path: Path) -> IO[str]:
     return stack.enter_context(aside.open("w", encoding="utf-8", errors="backslashreplace"))
 
 
+<<<<<<< HEAD
+=======
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what launches that were killed left beside the files they were writing; other nodes may be writing now."""
+    for place in folder.glob(f"{SPILL}*"):
+        if time.time() - place.stat().st_mtime > LEFTOVER_S:
+            shutil.rmtree(place, ignore_errors=True)
+    for place in (folder, folder / "eval", folder / "rejects"):
+        for path in place.glob(".*.tmp"):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > LEFTOVER_S:
+                    path.unlink()
+
+
+>>>>>>> ce0beeb (Render reads its own blocks; facts and selection are jobs of their own in the chain; sft-dist query)
 def _remove_stale(folder: Path, blocks: Mapping[str, list[BlockFacts]]) -> None:
     """Remove facts of these sources that were of other content or settings; what is young another launch may be reading."""
     for name, found in blocks.items():

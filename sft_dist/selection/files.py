@@ -5,7 +5,7 @@ selection.json is written last and removed first, so that what it says and what 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from json.encoder import encode_basestring
 from pathlib import Path
@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import atomic_path, checksum, fingerprint, read_object, write_checked
-from sft_dist.core.records import Drop, Example
+from sft_dist.core.records import BadRecord, Drop, Example
 from sft_dist.core.sets import NEAR, SETS
 from sft_dist.holdout import Holdout
 from sft_dist.selection.across_records import Contaminated
 from sft_dist.sources import Source
+from sft_dist.sources.base import blocks_of, read_block
 
 TRAIN, EVALUATE, DROPPED, UNREADABLE, PROMPT = range(5)
 STATE = "selection.json"
@@ -40,6 +41,7 @@ class Selection:
         prompts: Records that only ask: `construct` may start from them, nothing is trained on them.
         dropped: Records that are not kept, by reason.
         skipped: Reason -> task -> what the reader made no record of, by design: not among `read`.
+        blocks: (name of its facts, records) of each block of the source, in reading order.
         fingerprint: 32 hex digits over codes and tasks.
     """
 
@@ -51,6 +53,7 @@ class Selection:
     prompts: int
     dropped: dict[str, int]
     skipped: dict[str, dict[str, int]]
+    blocks: tuple[tuple[str, int], ...]
     fingerprint: str
 
     @property
@@ -139,28 +142,59 @@ def _codes(folder: Path, name: str) -> NDArray[np.uint8]:
 
 def _selection(folder: Path, name: str, fields: dict[str, Any]) -> Selection:
     """Return a source's selection. Raises ValueError when the codes are not those that it was written with."""
-    selection = Selection(**{**fields, "tasks": tuple(fields["tasks"])}, codes=_codes(folder, name))
+    lists = {"tasks": tuple(fields["tasks"]), "blocks": tuple((n, int(rows)) for n, rows in fields["blocks"])}
+    selection = Selection(**{**fields, **lists}, codes=_codes(folder, name))
     if selection_fingerprint(selection.codes, selection.tasks) != selection.fingerprint:
         raise ValueError(f"selection-{name}.npy is damaged")
     return selection
 
 
-def training_examples(
-    source: Source, selection: Selection, first: int = 0, last: int | None = None
-) -> Iterator[Example]:
-    """Yield the training examples among records `first` to `last` - 1 of a source."""
-    for number, record in enumerate(source):
-        if last is not None and number >= last:
-            return
-        if number >= first and selection.codes[number] == TRAIN:
-            assert isinstance(record, Example)
-            yield record
+def selected_records(
+    source: Source, selection: Selection, is_wanted: Callable[[int, int], bool], last: int | None = None
+) -> Iterator[tuple[int, Example | BadRecord]]:
+    """Yield (number, record) of every record of the blocks that are wanted, in order.
+
+    Args:
+        source: The source.
+        selection: Its selection.
+        is_wanted: Asked of each block: its first record, and the first one behind it.
+        last: Reading ends before this record.
+
+    Raises:
+        ValueError: A block holds another number of records than when they were selected.
+    """
+    first = 0
+    for block, (_, rows) in zip(blocks_of(source), selection.blocks, strict=True):
+        number, end = first, first + rows
+        first = end
+        if not rows or not is_wanted(number, end):
+            continue
+        for read in read_block(source, block):
+            for record in read.made:
+                yield number, record
+                number += 1
+                if number == last:
+                    return
+        if number != end:
+            raise ValueError(f"{source.name}: a block holds {number - end + rows} records, not {rows}")
+
+
+def training_examples(source: Source, selection: Selection) -> Iterator[Example]:
+    """Yield the training examples of a source."""
+    yield from _with_codes(source, selection, (TRAIN,))
 
 
 def seed_examples(source: Source, selection: Selection) -> Iterator[Example]:
     """Yield what generation may start from: the training examples and the prompts of a source."""
-    for record, code in zip(source, selection.codes, strict=True):
-        if code in (TRAIN, PROMPT):
+    yield from _with_codes(source, selection, (TRAIN, PROMPT))
+
+
+def _with_codes(source: Source, selection: Selection, wanted: tuple[int, ...]) -> Iterator[Example]:
+    chosen = np.isin(selection.codes, wanted)
+    for number, record in selected_records(
+        source, selection, lambda first, end: bool(chosen[first:end].any())
+    ):
+        if chosen[number]:
             assert isinstance(record, Example)
             yield record
 

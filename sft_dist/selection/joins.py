@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sft_dist.selection.facts import BAD, BlockFacts, facts_file
 
 GIB = 1 << 30
+SPILL = ".spill-"  # how the folder of what does not fit into memory begins
 FEW_ROWS = 1 << 18  # up to which all bands are looked at together
 FETCHED_ROWS = 1 << 17  # that are taken from the engine at a time
 
@@ -72,7 +73,7 @@ def common_rows(
     )
     with ExitStack() as stack:
         folder.mkdir(parents=True, exist_ok=True)
-        spill = stack.enter_context(tempfile.TemporaryDirectory(prefix=".spill-", dir=folder))
+        spill = stack.enter_context(tempfile.TemporaryDirectory(prefix=SPILL, dir=folder))
         settings: dict[str, str | int | float | list[str]] = {
             "memory_limit": f"{int(memory_gb * GIB)}B",
             "threads": threads,

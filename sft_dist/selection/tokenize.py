@@ -6,19 +6,19 @@ import hashlib
 import math
 import multiprocessing
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count as count_from
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
 from sft_dist.core.files import atomic_path
 from sft_dist.core.records import BadRecord, Drop, Example, Tokens
 from sft_dist.render.renderer import Renderer
-from sft_dist.selection.files import TRAIN, Selection, reject
+from sft_dist.selection.files import TRAIN, Selection, reject, selected_records
 from sft_dist.selection.judge import body_of
 from sft_dist.selection.workers import AHEAD, work_ahead
 from sft_dist.shards import ShardWriter, finish_store, open_build, token_dtype
@@ -70,21 +70,26 @@ class SelectedExamples:
         return min(self.selection.kept, self.limit or self.selection.kept)
 
     def read(self, wanted: set[int]) -> Iterator[tuple[int, Iterator[Example]]]:
-        """Yield (block, its training examples) in order; the records of unwanted blocks are passed over."""
-        records = zip(self.source, self.selection.codes, strict=True)
-        numbers = count_from()
-        for block in range(max(wanted, default=-1) + 1):
-            members = self._members(islice(records, self.size), numbers)
-            if block in wanted:
-                yield block, members
-            deque(members, maxlen=0)
+        """Yield (block, its training examples) in order; of the source only those blocks are read in which they lie."""
+        if not self.selection.read:
+            yield from ((block, iter(())) for block in sorted(wanted))
+            return
 
-    def _members(
-        self, records: Iterable[tuple[Example | BadRecord, int]], numbers: Iterator[int]
-    ) -> Iterator[Example]:
+        def is_wanted(first: int, end: int) -> bool:
+            return not wanted.isdisjoint(range(first // self.size, (end - 1) // self.size + 1))
+
+        last = (max(wanted, default=-1) + 1) * self.size
+        records = selected_records(self.source, self.selection, is_wanted, last)
+        for block, members in groupby(records, key=lambda found: found[0] // self.size):
+            if block in wanted:
+                yield block, self._members(block, members)
+
+    def _members(self, block: int, records: Iterable[tuple[int, Example | BadRecord]]) -> Iterator[Example]:
+        codes = self.selection.codes
         share = min(1.0, (self.limit or math.inf) / max(1, self.selection.kept))
-        for record, code in records:
-            if code == TRAIN and isinstance(record, Example):
+        numbers = count_from(int((codes[: block * self.size] == TRAIN).sum()))
+        for number, record in records:
+            if codes[number] == TRAIN and isinstance(record, Example):
                 i = next(numbers)
                 if share == 1 or int((i + 1) * share) > int(i * share):
                     yield record

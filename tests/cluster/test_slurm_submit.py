@@ -63,7 +63,7 @@ def test_one_command_from_data_to_scores(cluster: Cluster, tmp_path, profiles):
     said = submit(cluster, tmp_path, "submit.prepare_tasks=2", "submit.evaluate=true", "submit.doctor=true")
     run = tmp_path / "runs" / "small"
     jobs = jobs_of(run)
-    assert list(jobs) == ["slices", "stores", "train", "evaluate"]
+    assert list(jobs) == ["facts", "selection", "slices", "stores", "train", "evaluate"]
     assert f"sft-dist watch {run}" in said
     assert f"job {jobs['train']}" in said
     shown = cluster.show(jobs["train"])

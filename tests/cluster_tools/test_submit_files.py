@@ -205,8 +205,10 @@ def test_chain_and_its_switches():
         **settings
         | {"prepare_tasks": 3, "evaluate": True, "doctor": True, "time": "10", "sbatch": ("--nice=5",)},
     )
-    assert list(jobs) == ["slices", "stores", "train", "evaluate"]
-    assert (jobs["slices"].array, jobs["stores"].array) == ("0-2", None)
+    assert list(jobs) == ["facts", "selection", "slices", "stores", "train", "evaluate"]
+    assert [jobs[n].array for n in ("facts", "selection", "slices", "stores")] == ["0-2", None, "0-2", None]
+    assert jobs["facts"].arguments[1:] == ("--until", "facts")
+    assert jobs["selection"].arguments[1:] == ("--until", "selection")
     assert jobs["train"].exports == {"RUN_DIR": "/shared/runs/x", "DOCTOR": "1"}
     assert {"--time=10", "--nice=5", "--nodes=2"} <= set(options(SiteProfile(), jobs["train"]))
 
@@ -328,18 +330,20 @@ def test_what_is_told_can_be_pasted(tmp_path, monkeypatch, capsys):
     ]
     assert main(["submit", *words]) == 0
     run = f"{tmp_path}/my runs/demo"
-    told = capsys.readouterr().out.splitlines()[-10:]
+    told = capsys.readouterr().out.splitlines()[-12:]
     assert told == [
+        "facts             job 71",
+        "selection         job 71",
         "slices            job 71",
         "stores            job 71",
         "train             job 71",
-        "queue             squeue -j 71,71,71",
+        "queue             squeue -j 71,71,71,71,71",
         f"run folder        {run}",
         f"output            {run}/slurm/*.out",
         f"follow            sft-dist watch '{run}'",
         "save and requeue  scancel --signal=USR1 --batch 71",
         f"save and end      touch '{run}'/control/stop",
-        "end at once       scancel 71 71 71",
+        "end at once       scancel 71 71 71 71 71",
     ]
     assert main(["submit", *words]) == 2
     assert "cancel it with: scancel 71, or" in capsys.readouterr().err

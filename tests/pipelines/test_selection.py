@@ -26,6 +26,8 @@ from sft_dist.selection.files import DROPPED, STATE, TRAIN, Selection, read_sele
 from sft_dist.selection.workers import work_ahead
 from sft_dist.sources import open_source
 from sft_dist.sources.alpaca import AlpacaReader
+from sft_dist.sources.base import FileSource
+from sft_dist.sources.files import blocks
 from sft_dist.sources.hub import HubReader
 
 Sft = Callable[..., tuple[int, str, str]]
@@ -229,12 +231,49 @@ def test_unwanted_blocks_are_passed_over_and_the_last_ends_the_reading() -> None
     codes[5] = DROPPED
     empty = dict.fromkeys(("evaluation", "unreadable", "prompts"), 0)
     selection = Selection(
-        codes=codes, tasks=("t",), read=10, **empty, dropped={"x": 1}, skipped={}, fingerprint=""
+        codes=codes,
+        tasks=("t",),
+        read=10,
+        **empty,
+        dropped={"x": 1},
+        skipped={},
+        blocks=(("", 10),),
+        fingerprint="",
     )
     kept = tokenize.SelectedExamples(Numbers(), selection, 4, None)
     assert [(b, [e.instruction for e in m]) for b, m in kept.read({1})] == [(1, ["4", "6", "7"])]
     assert read == list(range(8))
     assert [b for b, _ in kept.read({0, 2})] == [0, 2]
+
+
+def test_a_slice_reads_the_blocks_that_its_shards_lie_in(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "LEAST_BYTES", 500)
+    words = ["data.processes=1", "data.shard_examples=7"]
+    config = load_config(words, project / "my.yaml")
+    whole, sliced = (
+        load_config([*words, f"data.dir={project / n}"], project / "my.yaml") for n in ("a", "b")
+    )
+    prepare(whole)
+    read: list[object] = []
+    real = FileSource.read
+
+    def watched(self: FileSource, block: object = (), wanted: object = None) -> object:
+        read.append(block)
+        return real(self, block, wanted)
+
+    prepare(sliced, part=(0, 3))
+    with monkeypatch.context() as patched:
+        patched.setattr(FileSource, "read", watched)
+        prepare(sliced, part=(1, 3))
+    found = {n: open_source(n, c).blocks() for n, c in config.data.sources.items()}
+    cut = [b for name in found for b in found[name]]
+    assert 0 < len({b for b in read if b}) < len(cut)
+    prepare(sliced, part=(2, 3))
+    for name in found:
+        one, other = ((project / n / "stores" / name / "manifest.json").read_bytes() for n in ("a", "b"))
+        assert one == other
 
 
 def test_no_more_chunks_are_read_ahead_than_asked_for() -> None:

@@ -73,7 +73,13 @@ def test_stores_are_built_before_on_cpus(site):
     folder = sweep("submit.prepare_tasks=4")
     submitted(folder)
     calls = site.read_text().splitlines()
-    assert [c.split("/")[-1] for c in calls] == ["slices.sbatch", "stores.sbatch", "sweep.sbatch"]
+    assert [c.split("/")[-1] for c in calls] == [
+        "facts.sbatch",
+        "selection.sbatch",
+        "slices.sbatch",
+        "stores.sbatch",
+        "sweep.sbatch",
+    ]
     assert "--dependency=afterok:71" in calls[2]
 
 

@@ -1,4 +1,4 @@
-"""A checked config and a site profile -> the chain of jobs that runs it: slices of the store, the store, training, evaluation.
+"""A checked config and a site profile -> the chain of jobs that runs it: facts and selection of the data, slices of the store, the store, training, evaluation.
 
 In the run folder: slurm/config.yaml (what was submitted, resolved), one .sbatch file a job, its output, jobs.json.
 """
@@ -49,6 +49,14 @@ def chain(
     jobs = {}
     if prepare_tasks:
         array = f"0-{prepare_tasks - 1}"
+        for stage, elements in (("facts", array), ("selection", None)):
+            jobs[stage] = Job(
+                kind="prepare",
+                name=f"{name}-{stage}",
+                folder=folder,
+                arguments=(*config, "--until", stage),
+                array=elements,
+            )
         jobs["slices"] = Job(
             kind="prepare", name=f"{name}-slices", folder=folder, arguments=config, array=array
         )

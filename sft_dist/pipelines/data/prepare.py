@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from sft_dist.config import RunConfig
 from sft_dist.core.errors import UserError
@@ -32,9 +33,10 @@ from sft_dist.pipelines.data.lineage import Lineage, check_stage, lineage_of
 from sft_dist.pipelines.data.lost_answers import lost_answers
 from sft_dist.pipelines.data.renderer import make_renderer
 from sft_dist.render.renderer import Renderer
-from sft_dist.selection.assign import facts_folder, select
+from sft_dist.selection.assign import facts_folder, make_facts, select
 from sft_dist.selection.files import Selected, Selection, make_folder, training_examples
 from sft_dist.selection.tokenize import ExampleList, SelectedExamples, StoreBuild
+from sft_dist.selection.workers import Workers
 from sft_dist.shards import Store, remove_manifest
 from sft_dist.shards.staging import publish_stores
 from sft_dist.sources import Source, open_source
@@ -159,6 +161,37 @@ def prepare(
         selected=selected,
         lineage=lineage,
     )
+
+
+def prepare_until(
+    config: RunConfig,
+    stage: Literal["facts", "selection"],
+    *,
+    part: tuple[int, int] = (0, 1),
+    progress: Progress = lambda _: None,
+) -> dict[str, int]:
+    """Make the facts, or the selection too, and no store; return the records of each source.
+
+    Args:
+        config: The run's config.
+        stage: `facts`: of the blocks of this part; `selection`: all facts, then what becomes of each record.
+        part: (i, n): of an array that makes facts.
+        progress: Told what is being done.
+
+    Raises:
+        UserError: For anything wrong with sources or filters.
+    """
+    folder, facts = Path(config.data.dir), facts_folder(config.data)
+    sources = {name: open_source(name, c) for name, c in config.data.sources.items()}
+    with _turn(folder, slices=part[1] > 1, progress=progress):
+        if stage == "selection":
+            selected = select(config.data, sources, folder, progress, seed=config.seed)
+            return {name: s.read for name, s in selected.sources.items()}
+        with Workers(config.data, sources) as workers:
+            found = make_facts(
+                config.data, sources, facts, workers, progress, seed=config.seed, part=part, others=False
+            )
+    return {name: sum(b.rows for b in blocks) for name, blocks in found.items()}
 
 
 def _evaluated(config: RunConfig, folder: Path) -> dict[str, list[Example]]:
