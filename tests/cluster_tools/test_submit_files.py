@@ -347,7 +347,7 @@ def test_what_is_told_can_be_pasted(tmp_path, monkeypatch, capsys):
     ]
     assert main(["submit", *words]) == 2
     assert "cancel it with: scancel 71, or" in capsys.readouterr().err
-    assert (tmp_path / "asked").read_text() == "-h -j 71,71,71 -o %F\n"
+    assert (tmp_path / "asked").read_text() == "-h -j 71,71,71,71,71 -o %F\n"
 
 
 def test_a_line_end_in_an_option_is_refused():
