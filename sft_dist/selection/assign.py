@@ -316,6 +316,9 @@ class _Selecting:
         # From here on the files of an earlier pass are replaced one by one: until all are, none of them counts.
         (self.folder / STATE).unlink(missing_ok=True)
         remove_leftovers(self.folder, self.folder / "eval", self.folder / "rejects", older_s=LEFTOVER_S)
+        for place in self.folder.glob(f"{SPILL}*"):
+            if time.time() - place.stat().st_mtime > LEFTOVER_S:
+                shutil.rmtree(place, ignore_errors=True)
         selections: dict[str, Selection] = {}
         first = 0
         with ExitStack() as stack:
@@ -485,21 +488,6 @@ def _open(stack: ExitStack, path: Path) -> IO[str]:
     return stack.enter_context(aside.open("w", encoding="utf-8", errors="backslashreplace"))
 
 
-<<<<<<< HEAD
-=======
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what launches that were killed left beside the files they were writing; other nodes may be writing now."""
-    for place in folder.glob(f"{SPILL}*"):
-        if time.time() - place.stat().st_mtime > LEFTOVER_S:
-            shutil.rmtree(place, ignore_errors=True)
-    for place in (folder, folder / "eval", folder / "rejects"):
-        for path in place.glob(".*.tmp"):
-            with suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > LEFTOVER_S:
-                    path.unlink()
-
-
->>>>>>> ce0beeb (Render reads its own blocks; facts and selection are jobs of their own in the chain; sft-dist query)
 def _remove_stale(folder: Path, blocks: Mapping[str, list[BlockFacts]]) -> None:
     """Remove facts of these sources that were of other content or settings; what is young another launch may be reading."""
     for name, found in blocks.items():
