@@ -19,7 +19,7 @@ from sft_dist.config.sources import SourceConfig
 from sft_dist.sources import Source, open_source
 
 AHEAD = 3  # jobs a worker that are handed out before their turn: bounds memory, keeps the workers busy
-POOL_BYTES = 1 << 23  # of input; less is done before workers have started
+POOL_BYTES = 1 << 25  # of input; less is done before workers have started
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
