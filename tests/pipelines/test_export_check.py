@@ -53,6 +53,16 @@ def test_the_same_model_passes(checked: Callable[..., Any], project: Path) -> No
     assert read_json(project / "export" / "export_check.json")["template"] is True
 
 
+def test_merged_adapters_may_be_rounded(project: Path) -> None:
+    def limits(*overrides: str) -> tuple[float, float]:
+        return verify.limits(load_config(list(overrides), project / "my.yaml"))
+
+    assert limits() == (1e-3, 1e-3)
+    assert limits("lora.rank=2") == (1e-3, 1e-3)
+    assert limits("lora.rank=2", "model.dtype=bfloat16") == (0.1, 0.5)
+    assert limits("lora.rank=2", "model.dtype=bfloat16", "lora.export=adapter") == (0.1, 0.1)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

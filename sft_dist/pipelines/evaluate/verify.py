@@ -76,6 +76,16 @@ def comparable(config: RunConfig) -> str:
     return ""
 
 
+def limits(config: RunConfig) -> tuple[float, float]:
+    """Return the differences of losses, in nats a token, from which on an export is warned of and refused.
+
+    Adapters that are merged into a base of 16 bits are rounded once more: 0.09 was measured at 135 M parameters after 76 steps.
+    """
+    rounding = HEAD_TOLERANCE[DTYPES[config.model.dtype]]
+    merged = config.lora is not None and config.lora.export == "merged"
+    return rounding, 5 * rounding if merged and config.model.dtype != "float32" else rounding
+
+
 def _text(vocab_size: int) -> Batch:
     """Return one document of arbitrary tokens, each but the first a target."""
     ids = np.random.default_rng(0).integers(1, max(2, vocab_size), TOKENS)
@@ -138,11 +148,18 @@ def _examined(
     difference = None
     if expected is not None:
         difference = float(np.mean(np.abs(np.subtract(own, expected))))
-        limit = HEAD_TOLERANCE[DTYPES[config.model.dtype]]
-        if not difference <= limit:  # NaN must not pass
+        rounding, most = limits(config)
+        if not difference <= most:  # NaN must not pass
             raise UserError(
-                f"the model in {export} gives other losses than the one that was trained (by {difference:.3g} nats a token, {limit:g} is "
+                f"the model in {export} gives other losses than the one that was trained (by {difference:.3g} nats a token, {most:g} is "
                 "rounding), so it is not that model; the checkpoint is whole: export again, and report this if it stays"
+            )
+        if difference > rounding:
+            log.warning(
+                "the losses of the export are %.3g nats a token off those of the model that was trained: adapters are rounded to %s when "
+                "they are merged. Compare its scores with lora.export=adapter if that matters",
+                difference,
+                config.model.dtype,
             )
     renderer = _renderer(config, folder)
     template, prompts, stopped = None, 0, 0
