@@ -231,7 +231,7 @@ def _write_configs(
         setattr(generation, name, value)
         for part in (config, text):
             if part is text or hasattr(part, name):
-                setattr(part, name, value)
+                _say(part, name, value)
     config.architectures = [architecture]
     config.dtype = dtype
     config.use_cache = True
@@ -239,6 +239,16 @@ def _write_configs(
     written = generation.to_diff_dict() | {k: v for k, v in special.items() if v is not None}
     written.pop("_from_model_config", None)  # it would let a later loader make the file anew
     write_json(folder / "generation_config.json", written)
+
+
+def _say(config: Any, name: str, value: Any) -> None:
+    """Set a special token; some classes take one end of a turn only, and generation_config.json has them all."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        setattr(config, name, value)
+    except (TypeError, ValueError, StrictDataclassError):
+        setattr(config, name, value[0] if isinstance(value, list) else value)
 
 
 def _config_of_base(base: Base) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def _targets(hf: Any, wanted: tuple[str, ...]) -> str:
     last = {n.rpartition(".")[2] for n in linear}
     # a Linear in a list is called 0, and so are layers: such names are written out
     others = {n.rpartition(".")[2] for n, m in decoder.named_modules() if not isinstance(m, nn.Linear)}
-    refused = _refused_by_peft(hf, last)
+    refused = _refused_by_peft(hf, last) | _shared(decoder)
     if not wanted:
         taken = last - refused
         names = sorted((taken - others) | {n for n in linear if n.rpartition(".")[2] in others & taken})
@@ -182,11 +182,20 @@ def _targets(hf: Any, wanted: tuple[str, ...]) -> str:
             )
     if unfit := [n for n in names if n.rpartition(".")[2] in refused]:
         raise UserError(
-            f"lora.target_modules has {unfit[0]}, which peft refuses to adapt in {hf.config.model_type}, because fused kernels would pass "
-            "the adapter by; leave it out"
+            f"lora.target_modules has {unfit[0]}, which cannot be adapted in {hf.config.model_type}: a fused kernel would pass the adapter "
+            "by, or several layers share the module; leave it out"
         )
     some = "|".join(name.replace(".", "[.]") for name in names)
     return f"{prefix.replace('.', '[.]')}[.](?:.*[.])?(?:{some})" if prefix else f"(?:.*[.])?(?:{some})"
+
+
+def _shared(decoder: nn.Module) -> set[str]:
+    """Return the last names of Linear modules whose weight several layers share: each would get adapters of its own (Zamba)."""
+    names: dict[int, list[str]] = {}
+    for name, module in decoder.named_modules():
+        if isinstance(module, nn.Linear):
+            names.setdefault(id(module.weight), []).append(name)
+    return {n.rpartition(".")[2] for found in names.values() if len(found) > 1 for n in found}
 
 
 def _refused_by_peft(hf: Any, names: Iterable[str]) -> set[str]:

@@ -274,7 +274,7 @@ def test_what_peft_refuses_in_a_family_is_not_adapted(tmp_path: Path) -> None:
     assert any("mixer.in_proj.lora_A" in n for n in names)
     assert not [n for n in names if "out_proj" in n]
     with pytest.raises(
-        UserError, match="lora.target_modules has out_proj, which peft refuses to adapt in nemotron_h"
+        UserError, match="lora.target_modules has out_proj, which cannot be adapted in nemotron_h"
     ):
         matrix.load(tmp_path, lora=LoraConfig(rank=2, target_modules=("in_proj", "out_proj")))
 

@@ -78,7 +78,15 @@ def test_adapters_by_glob_over_whole_names(qwen3: Path) -> None:
     assert adapted == attention | {f"model.layers.{i}.mlp.down_proj" for i in (0, 1)}
 
 
-@pytest.mark.parametrize("model_type", ["gemma3n_text", "zamba2"])
+@pytest.mark.parametrize("model_type", ["zamba", "zamba2"])
+def test_modules_that_layers_share_are_left_out(model_type: str, tmp_path: Path) -> None:
+    base = tiny.save(model_type, tmp_path)
+    assert not any("shared_transf" in n for n in trained(base, lora=LoraConfig(rank=2, alpha=2.0)))
+    with pytest.raises(UserError, match="which cannot be adapted in zamba.*several layers share the module"):
+        trained(base, lora=LoraConfig(rank=2, alpha=2.0, target_modules=("q_proj",)))
+
+
+@pytest.mark.parametrize("model_type", ["gemma3n_text"])
 def test_a_linear_in_a_list_is_adapted_and_layers_are_not(model_type: str, tmp_path: Path) -> None:
     names = trained(tiny.save(model_type, tmp_path), lora=LoraConfig(rank=2, alpha=2.0))
     linear = {n for n, m in tiny.build(model_type).model.named_modules() if isinstance(m, torch.nn.Linear)}
