@@ -32,24 +32,7 @@ from sft_dist.train.tracker import Tracker
 EXAMPLES = 4  # evaluated of each task
 DRAWN = 400  # tasks that occur in a step
 EVALUATIONS = 30
-WORDS = [
-    "amber",
-    "birch",
-    "cedar",
-    "delta",
-    "ember",
-    "flint",
-    "grove",
-    "haven",
-    "inlet",
-    "jetty",
-    "kelp",
-    "maple",
-    "ocean",
-    "quartz",
-    "river",
-    "stone",
-]
+WORDS = [f"word{i}" for i in range(16)]
 
 
 def main() -> None:

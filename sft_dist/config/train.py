@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     Field,
@@ -19,6 +19,9 @@ from sft_dist.config.base import ANYTIME, RESUMABLE, Section
 from sft_dist.config.optimizers import ABSENT, OPTIMIZERS
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+ProbeName = Literal[
+    "phrasing", "contrast", "labels", "format", "instruction", "memorisation", "extraction", "control", "forgetting", "shift",
+]  # fmt: skip
 
 
 class LossConfig(Section):
@@ -393,33 +396,8 @@ class EvalConfig(Section):
         default=True,
         description="Evaluate the model that training started from beside it. Its answers are kept in data.dir for every run.",
     )
-    probes: tuple[
-        Literal[
-            "phrasing",
-            "contrast",
-            "labels",
-            "format",
-            "instruction",
-            "memorisation",
-            "extraction",
-            "control",
-            "forgetting",
-            "shift",
-        ],
-        ...,
-    ] = Field(
-        default=(
-            "phrasing",
-            "contrast",
-            "labels",
-            "format",
-            "instruction",
-            "memorisation",
-            "extraction",
-            "control",
-            "forgetting",
-            "shift",
-        ),
+    probes: tuple[ProbeName, ...] = Field(
+        default=get_args(ProbeName),
         description="Probes of what was learnt (docs/evaluation.md); each asks the model and its base more.",
     )
     probe_examples_per_task: PositiveInt = Field(

@@ -107,7 +107,7 @@ def mean_interval(
     """
     groups = [np.asarray(v, dtype=np.float64) for v in values]
     means = np.array([g.mean() for g in groups])
-    codes = unit_codes(families if families is not None else range(len(groups)))
+    codes = _codes(families, len(groups))
     units, items = int(codes.max()) + 1, sum(len(g) for g in groups)
     if np.ptp(means) == 0 and means[0] in (0.0, 1.0):
         low, high = wilson(units * means[0], units)
@@ -137,11 +137,9 @@ def contrast(
         np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
         for a, b in zip(first, second, strict=True)
     ]
-    means = np.array([g.mean() for g in groups])
-    codes = unit_codes(families if families is not None else range(len(groups)))
-    by_unit = np.bincount(codes, weights=means) / np.bincount(codes)
-    ends = percentiles(bootstrap_means(groups, codes, seed=seed, draws=draws))
-    return _contrast(means, by_unit, ends, seed)
+    codes = _codes(families, len(groups))
+    drawn = bootstrap_means(groups, codes, seed=seed, draws=draws)
+    return _contrast(np.array([g.mean() for g in groups]), codes, drawn, seed)
 
 
 def gap(
@@ -165,18 +163,25 @@ def gap(
     """
     one, other = ([np.asarray(v, dtype=np.float64) for v in groups] for groups in (first, second))
     means = np.array([a.mean() - b.mean() for a, b in zip(one, other, strict=True)])
-    codes = unit_codes(families if families is not None else range(len(one)))
-    by_unit = np.bincount(codes, weights=means) / np.bincount(codes)
+    codes = _codes(families, len(one))
     drawn = bootstrap_means(one, codes, seed=seed, draws=draws)
     drawn = drawn - bootstrap_means(other, codes, seed=seed, draws=draws, sample="second")
-    return _contrast(means, by_unit, percentiles(drawn), seed)
+    return _contrast(means, codes, drawn, seed)
 
 
-def _contrast(means: Floats, by_unit: Floats, ends: tuple[float, float], seed: int) -> Contrast:
+def _codes(families: Sequence[Hashable] | None, tasks: int) -> NDArray[np.int64]:
+    """Return the unit of each task: its family, or itself."""
+    return unit_codes(families if families is not None else range(tasks))
+
+
+def _contrast(means: Floats, codes: NDArray[np.int64], drawn: Floats, seed: int) -> Contrast:
+    """Return the contrast of the differences of each task, given the resampled ones."""
+    by_unit = np.bincount(codes, weights=means) / np.bincount(codes)
+    low, high = percentiles(drawn)
     return Contrast(
         difference=float(means.mean()),
-        low=ends[0],
-        high=ends[1],
+        low=low,
+        high=high,
         p=sign_flip_p(by_unit, seed=seed),
         win=int((means > 0).sum()),
         tie=int((means == 0).sum()),
