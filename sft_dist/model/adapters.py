@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -275,6 +276,19 @@ def quantisation(lora: LoraConfig | None, dtype: torch.dtype, device: str) -> An
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
+
+
+@contextmanager
+def switched_off(hf: nn.Module) -> Iterator[None]:
+    """Let a model compute what its base would, but for matrices that are trained in place."""
+    layers: list[Any] = [m for m in hf.modules() if hasattr(m, "_disable_adapters")]
+    for layer in layers:
+        layer._disable_adapters = True  # noqa: SLF001  `enable_adapters` would also change what is trained
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False  # noqa: SLF001
 
 
 def base_name(name: str) -> str:

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from sft_dist.config.load import load_config
@@ -35,7 +37,7 @@ def checked(project: Path, base_model: Path) -> Callable[..., Any]:
     }
     write_json(folder.stores, {**stores, "stop_ids": [], "read": {}, "render": renderer.fingerprint})
     vocab_size = renderer.tokenizer.vocab_size
-    expected = verify._losses(verify._reload(config, base_model), vocab_size)
+    expected = verify.EngineLosses(verify._losses(verify._reload(config, base_model), vocab_size))
     shutil.copytree(base_model, project / "export")
 
     def check() -> Any:
@@ -53,14 +55,29 @@ def test_the_same_model_passes(checked: Callable[..., Any], project: Path) -> No
     assert read_json(project / "export" / "export_check.json")["template"] is True
 
 
-def test_merged_adapters_may_be_rounded(project: Path) -> None:
-    def limits(*overrides: str) -> tuple[float, float]:
-        return verify.limits(load_config(list(overrides), project / "my.yaml"))
+def test_what_merging_rounds_is_told_from_adapters_that_are_missing() -> None:
+    rng = np.random.default_rng(0)
+    trained, noise = rng.normal(10, 3, 47), rng.normal(0, 0.15, 47)
+    large, small = rng.normal(0, 1.0, 47), rng.normal(0, 0.05, 47)
+    bf16 = torch.bfloat16
 
-    assert limits() == (1e-3, 1e-3)
-    assert limits("lora.rank=2") == (1e-3, 1e-3)
-    assert limits("lora.rank=2", "model.dtype=bfloat16") == (0.1, 0.5)
-    assert limits("lora.rank=2", "model.dtype=bfloat16", "lora.export=adapter") == (0.1, 0.1)
+    def engine(effect: Any) -> verify.EngineLosses:
+        return verify.EngineLosses(trained.tolist(), (trained - effect).tolist())
+
+    assert verify.doubt(trained + noise / 10, engine(large), bf16) == ("", False)
+    said, other = verify.doubt(trained + noise, engine(large), bf16)
+    assert ("of what the adapters do" in said, other) == (True, False)
+    assert verify.doubt(trained - large / 2.2 + noise, engine(large), bf16)[1] is False  # nearer to it
+    assert verify.doubt(trained - large / 1.8 + noise, engine(large), bf16)[1] is True
+    assert (
+        verify.doubt(trained - 0.3 * large + 3 * noise, engine(0.3 * large), bf16)[1] is True
+    )  # the base, and noise
+    said, other = verify.doubt(trained + noise, engine(small), bf16)
+    assert ("too little to tell" in said, other) == (True, False)
+    for far in (trained + 1.0, trained * np.nan):
+        assert verify.doubt(far, engine(large), bf16)[1] is True
+    # without adapters that are merged in 16 bits the bound is rounding, as it was
+    assert verify.doubt(trained + noise, verify.EngineLosses(trained.tolist()), bf16)[1] is True
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,12 @@ def test_new_tokens_are_trained_exported_and_generated(sft: Sft, project: Path) 
     start = before.mean(0) if heard >= len(before) else before[heard]
     assert not torch.allclose(matrix[heard], start, atol=1e-4)  # moved by its targets
     assert tokenizer.encode("<heard> it")[0] == heard
+    # in bfloat16, where the merged export is compared with the engine with and without its adapters
+    code, _, err = sft(
+        "train", *words, *new, *adapters, "model.dtype=bfloat16", "name=half", "deepspeed.stage=3"
+    )
+    assert code == 0, err
+    assert (project / "runs" / "half" / "export" / "export_check.json").is_file()
     # the same with a base whose embedding stays frozen is refused before ranks start
     code, out, err = sft("train", *words, *new, "lora.rank=4", "name=other")
     assert code == 2

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from sft_dist.core.records import Batch, single_turn
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.sets import JUDGES, VALIDATION
 from sft_dist.evals.splits import has_sets, load_eval_sets, up_to_answer
+from sft_dist.model.adapters import switched_off
 from sft_dist.model.isolation_check import HEAD_TOLERANCE
 from sft_dist.model.load import DTYPES
 from sft_dist.model.packed import to_inputs
@@ -39,6 +40,8 @@ from sft_dist.report.model_card import CHECK
 
 log = logger(__name__)
 
+GROSS = 5  # times rounding: no merged adapter is rounded to that
+HALF = 0.5  # of what adapters do: nearer to the trained model than to its base
 TOKENS = 48  # of the text that both models are asked for
 PROMPTS = 4  # whose answers are generated
 ANSWER_TOKENS = 64
@@ -76,14 +79,39 @@ def comparable(config: RunConfig) -> str:
     return ""
 
 
-def limits(config: RunConfig) -> tuple[float, float]:
-    """Return the differences of losses, in nats a token, from which on an export is warned of and refused.
+class EngineLosses(NamedTuple):
+    """Losses of the tokens of a fixed text under the model that was trained.
 
-    Adapters that are merged into a base of 16 bits are rounded once more: 0.09 was measured at 135 M parameters after 76 steps.
+    Attributes:
+        trained: As it was trained.
+        without: With its adapters switched off; None where they are not merged into a base of 16 bits.
     """
-    rounding = HEAD_TOLERANCE[DTYPES[config.model.dtype]]
-    merged = config.lora is not None and config.lora.export == "merged"
-    return rounding, 5 * rounding if merged and config.model.dtype != "float32" else rounding
+
+    trained: Sequence[float]
+    without: Sequence[float] | None = None
+
+
+def doubt(own: Sequence[float], engine: EngineLosses, dtype: torch.dtype) -> tuple[str, bool]:
+    """Say how an export differs from the model that was trained, and whether it cannot be that model; empty: rounding.
+
+    A product of a merged weight and those of base and adapters are rounded apart: in bfloat16 that alone moves a token of this text
+    by 0.08 to 0.12 nats at 135 M parameters, and leaving the adapters out no more than by 0.08 to 0.18 where they are small
+    (`bench/merged_adapters.py`). So beyond the bound it is asked how much of what the adapters do the export does, as far as they
+    do more than rounding.
+    """
+    given, trained = np.asarray(own), np.asarray(engine.trained)
+    difference, limit = float(np.mean(np.abs(given - trained))), HEAD_TOLERANCE[dtype]
+    if difference <= limit:
+        return "", False
+    said = f"by {difference:.3g} nats a token, {limit:g} is rounding"
+    if engine.without is None or not difference <= GROSS * limit:  # NaN must not pass
+        return said, True
+    without = np.asarray(engine.without)
+    effect = trained - without
+    share = float(np.dot(given - without, effect) / max(np.dot(effect, effect), 1e-12))
+    if np.sqrt(np.mean(effect**2)) < 2 * limit:
+        return f"{said}; the adapters do too little to tell whether they are in it", False
+    return f"{said}; it does {share:.0%} of what the adapters do", share < HALF
 
 
 def _text(vocab_size: int) -> Batch:
@@ -93,18 +121,26 @@ def _text(vocab_size: int) -> Batch:
 
 
 @torch.no_grad()
-def losses_of_engine(parts: TrainingSetup, vocab_size: int) -> list[float]:
-    """Return the loss of each token of a fixed text under the model that was trained. Collective."""
+def losses_of_engine(config: RunConfig, parts: TrainingSetup, vocab_size: int) -> EngineLosses:
+    """Return the losses of a fixed text under the model that was trained. Collective."""
     engine, sequence = parts.engine, parts.sequence
-    engine.eval()
     mine = sequence_shard(_text(vocab_size), sequence.place, sequence.size)
-    losses = engine(*to_inputs(mine, engine.device))[1].float().tolist()
+
+    def losses() -> list[float]:
+        found = engine(*to_inputs(mine, engine.device))[1].float().tolist()
+        return [x for part in gather(found)[: sequence.size] for x in part]  # neighbours share the rows
+
+    engine.eval()
+    trained, without = losses(), None
+    if config.lora is not None and config.lora.export == "merged" and config.model.dtype != "float32":
+        with switched_off(engine.module):
+            without = losses()
     engine.train()
-    return [x for part in gather(losses)[: sequence.size] for x in part]  # neighbours share the rows
+    return EngineLosses(trained, without)
 
 
 def verify_export(
-    config: RunConfig, folder: RunFolder, export: Path, *, vocab_size: int, expected: Sequence[float] | None
+    config: RunConfig, folder: RunFolder, export: Path, *, vocab_size: int, expected: EngineLosses | None
 ) -> ExportCheck | None:
     """Reload an export and compare it with training; write what was found into it. One that fails is moved aside.
 
@@ -133,7 +169,7 @@ def verify_export(
 
 
 def _examined(
-    config: RunConfig, folder: RunFolder, export: Path, *, vocab_size: int, expected: Sequence[float] | None
+    config: RunConfig, folder: RunFolder, export: Path, *, vocab_size: int, expected: EngineLosses | None
 ) -> ExportCheck | None:
     need = ROOM * sum(p.stat().st_size for p in export.glob("*.safetensors"))
     if need > (room := host_memory("MemAvailable")):
@@ -147,19 +183,16 @@ def _examined(
     own = _losses(model, vocab_size)
     difference = None
     if expected is not None:
-        difference = float(np.mean(np.abs(np.subtract(own, expected))))
-        rounding, most = limits(config)
-        if not difference <= most:  # NaN must not pass
+        difference = float(np.mean(np.abs(np.subtract(own, expected.trained))))
+        said, other = doubt(own, expected, DTYPES[config.model.dtype])
+        if other:
             raise UserError(
-                f"the model in {export} gives other losses than the one that was trained (by {difference:.3g} nats a token, {most:g} is "
-                "rounding), so it is not that model; the checkpoint is whole: export again, and report this if it stays"
+                f"the model in {export} gives other losses than the one that was trained ({said}), so it is not that model; the checkpoint "
+                "is whole: export again, and report this if it stays"
             )
-        if difference > rounding:
+        if said:
             log.warning(
-                "the losses of the export are %.3g nats a token off those of the model that was trained: adapters are rounded to %s when "
-                "they are merged. Compare its scores with lora.export=adapter if that matters",
-                difference,
-                config.model.dtype,
+                "the losses of the export are not quite those of the model that was trained (%s)", said
             )
     renderer = _renderer(config, folder)
     template, prompts, stopped = None, 0, 0

@@ -156,7 +156,7 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat) -> str:
     if state == "finished" and config.train.export:
         expected = None
         if config.train.verify_export and not comparable(config):
-            expected = losses_of_engine(parts, tokenizer.vocab_size)
+            expected = losses_of_engine(config, parts, tokenizer.vocab_size)
         export_checkpoint(
             _exported(config, folder, position.step, best),
             export_base(config, parts.model_path),
