@@ -49,7 +49,7 @@ def test_a_launch_that_is_killed_between_the_files_of_a_selection_leaves_none(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(assign, "write_selected", killed)
+        patched.setattr(ordered_pass, "write_selected", killed)
         assert sft("prepare", "--rebuild", "my.yaml", *OTHER)[0] == 130
     assert codes(project)["selection-records.npy"] != before["selection-records.npy"]
     assert not (project / "data" / STATE).exists()
