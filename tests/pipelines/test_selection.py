@@ -21,7 +21,7 @@ from sft_dist.core.records import Example, single_turn
 from sft_dist.pipelines.data.construct import _labels
 from sft_dist.pipelines.data.prepare import prepare
 from sft_dist.render.renderer import Renderer
-from sft_dist.selection import assign, tokenize
+from sft_dist.selection import ordered_pass, tokenize
 from sft_dist.selection.files import DROPPED, STATE, TRAIN, Selection, read_selected, stored_sources
 from sft_dist.selection.workers import work_ahead
 from sft_dist.sources import open_source
