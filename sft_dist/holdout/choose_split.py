@@ -79,7 +79,9 @@ class InstructionSample:
 class _Task:
     """What the pass keeps of one task: how much of it each dataset gave, and the inputs with the smallest hashes."""
 
-    def __init__(self, seed: int, name: str, keep: int | None) -> None:
+    def __init__(self, seed: int, name: str, keep: int | None, share: float) -> None:
+        self.share = share  # of its source that is known
+        self.chance = derive(seed, "holdout", "sample", name) / 2**63
         self.seed = derive(seed, "holdout", "inputs", name)
         self.record_seed = derive(seed, "holdout", "inputs")
         self.keep = keep
@@ -128,6 +130,10 @@ class _Task:
         """Every dataset that some example comes from."""
         return set().union(*self.from_datasets)
 
+    def of_sample(self, number: int) -> int:
+        """Return what a number of the task's inputs is in what is known of it; parts of one are rounded by chance."""
+        return number if self.share == 1 else int(number * self.share + self.chance)
+
     def wholly_from(self, datasets: set[str]) -> bool:
         """Return whether each example comes from one of `datasets`."""
         return all(group & datasets for group in self.from_datasets)
@@ -144,6 +150,7 @@ class Candidates:
         holdout: What judges.
         validation: What chooses; None: nothing.
         uses: Source -> the set that all of its examples go to; sources that are trained on are not named.
+        shares: Source -> the share of it that is known, for an estimate; sources that are known whole need no name.
         seed: The run's seed.
     """
 
@@ -153,10 +160,11 @@ class Candidates:
         validation: ValidationConfig | None = None,
         *,
         uses: Mapping[str, SetName] | None = None,
+        shares: Mapping[str, float] | None = None,
         seed: int,
     ) -> None:
         self.holdout, self.validation = holdout, validation or ValidationConfig()
-        self.uses, self.seed = uses or {}, seed
+        self.uses, self.shares, self.seed = uses or {}, shares or {}, seed
         asked = holdout.examples_per_task + self.validation.examples_per_task
         by_share = holdout.share is not None or self.validation.share is not None
         self.keep = None if by_share else max(2 * asked, holdout.max_eval_per_task)
@@ -177,7 +185,8 @@ class Candidates:
     def _task(self, source: str, name: str) -> _Task:
         whole = self.uses.get(source) in ("validation", "seen")
         group, size = (self.given, None) if whole else (self.seen, self.keep)
-        return group.get(name) or group.setdefault(name, _Task(self.seed, name, size))
+        share = self.shares.get(source, 1.0)
+        return group.get(name) or group.setdefault(name, _Task(self.seed, name, size, share))
 
     def decide(self) -> Holdout:
         """Decide what is never trained on.
@@ -229,7 +238,8 @@ def _decide(candidates: Candidates) -> Holdout:
 
     trained = {name: seen[name] for name in sorted(set(seen) - held)}
     evaluated = {
-        n: frozenset(seen[n].smallest()[: holdout.max_eval_per_task]) for n in sorted(held & set(seen))
+        n: frozenset(seen[n].smallest()[: seen[n].of_sample(holdout.max_eval_per_task)])
+        for n in sorted(held & set(seen))
     }
     taken: set[str] = {
         r for n, keys in evaluated.items() for key in keys for r in seen[n].inputs[key].records
@@ -284,7 +294,7 @@ def _draw_inputs(
     for name, task in trained.items():
         shown = frozenset().union(*(shown_keys(text) for text in task.instructions.before_inputs.items()))
         keys = [key for key in task.smallest(without=refused) if key not in shown]
-        judged, chosen = _numbers(task.distinct, len(keys) // 2, holdout, validation)
+        judged, chosen = _numbers(task, len(keys) // 2, holdout, validation)
         if judged:
             inputs[name] = frozenset(keys[:judged])
         rest[name], wanted[name] = keys[judged:], chosen
@@ -298,12 +308,11 @@ def _draw_inputs(
     return inputs, out
 
 
-def _numbers(
-    distinct: int, room: int, holdout: HoldoutConfig, validation: ValidationConfig
-) -> tuple[int, int]:
+def _numbers(task: _Task, room: int, holdout: HoldoutConfig, validation: ValidationConfig) -> tuple[int, int]:
     """Return how many inputs of a task judge and choose: what is asked for, or their parts of the `room` that there is."""
     judged, chosen = (
-        s.examples_per_task if s.share is None else round(s.share * distinct) for s in (holdout, validation)
+        task.of_sample(s.examples_per_task) if s.share is None else round(s.share * task.distinct)
+        for s in (holdout, validation)
     )
     if judged + chosen <= room:
         return judged, chosen
@@ -319,7 +328,8 @@ def _short_of(
 ) -> list[str]:
     """Say which tasks have fewer inputs than were asked of them."""
     asked = section.examples_per_task
-    short = {t: len(got.get(t, ())) for t in trained if len(got.get(t, ())) < asked}
+    whole = [t for t in trained if trained[t].share == 1]
+    short = {t: len(got.get(t, ())) for t in whole if len(got.get(t, ())) < asked}
     if not short:
         return []
     task = min(short, key=lambda t: (short[t], t))

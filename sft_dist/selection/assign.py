@@ -112,7 +112,7 @@ def select(
             if found := read_selected(folder, key):
                 return found
         progress("deciding what is held out")
-        holdout = _hold_out(data, blocks, seed)
+        holdout = _hold_out(data, blocks, {n: s.share for n, s in sources.items()}, seed)
         for note in holdout.notes:
             logger().warning("%s", note)
         contamination, index = _evaluated(data, blocks, holdout, workers, progress, seed)
@@ -184,8 +184,11 @@ def make_facts(
     return {name: number_lines(blocks) for name, blocks in out.items()}
 
 
-def _hold_out(data: DataConfig, blocks: Mapping[str, list[BlockFacts]], seed: int) -> Holdout:
-    candidates = Candidates(data.holdout, data.validation, uses=evaluation_sources(data), seed=seed)
+def _hold_out(
+    data: DataConfig, blocks: Mapping[str, list[BlockFacts]], shares: Mapping[str, float], seed: int
+) -> Holdout:
+    uses = evaluation_sources(data)
+    candidates = Candidates(data.holdout, data.validation, uses=uses, shares=shares, seed=seed)
     for name, found in blocks.items():
         for facts in found:
             for row in fact_rows(facts):

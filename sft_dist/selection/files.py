@@ -5,8 +5,8 @@ selection.json is written last and removed first, so that what it says and what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from json.encoder import encode_basestring
 from pathlib import Path
 from typing import IO, Any
@@ -61,6 +61,12 @@ class Selection:
         """Training examples."""
         return self.read - self.evaluation - self.unreadable - self.prompts - sum(self.dropped.values())
 
+    def scaled(self, factor: float) -> Selection:
+        """Return the numbers of a source that is `factor` times as large."""
+        names = ("read", "evaluation", "unreadable", "prompts")
+        dropped = {reason: round(n * factor) for reason, n in self.dropped.items()}
+        return replace(self, **{n: round(getattr(self, n) * factor) for n in names}, dropped=dropped)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selected:
@@ -69,6 +75,11 @@ class Selected:
     holdout: Holdout
     sources: dict[str, Selection]
     contaminated: tuple[Contaminated, ...] = ()
+
+    def scaled(self, shares: Mapping[str, float]) -> Selected:
+        """Return what becomes of whole sources, as far as a share of each tells: numbers only, codes stay those of the samples."""
+        sources = {n: s if shares[n] == 1 else s.scaled(1 / shares[n]) for n, s in self.sources.items()}
+        return replace(self, sources=sources)
 
 
 def selection_fingerprint(codes: NDArray[np.uint8], tasks: Collection[str]) -> str:

@@ -29,9 +29,11 @@ class Source(Protocol):
 
     Attributes:
         name: Its name in the config.
+        share: Of the input that is read; below 1 for a sample (`sources.sampled`).
     """
 
     name: str
+    share: float
 
     @property
     def skipped(self) -> Mapping[str, Mapping[str, int]]:
@@ -71,10 +73,12 @@ class FileSource(ABC):
     Attributes:
         name: The source's name in the config.
         skipped: Reason -> task -> records that the latest pass (of the source, or of a block) made no example of, by design.
+        share: Of the input that is read.
         divisible: Whether a record is read without the files before it.
         texts: Whether a JSON string is a record too.
     """
 
+    share: float = 1.0
     divisible: ClassVar[bool] = True
     texts: bool = False
 

@@ -57,14 +57,31 @@ def check(config: RunConfig, *, limit: int) -> Summary:
         return _summary(config, prepared, open_corpus(prepared.stores), marks)
     with tempfile.TemporaryDirectory(prefix="sft-check-") as scratch:
         prepared = prepare(config, limit=limit, folder=Path(scratch))
-        sizes = {n: prepared.selected.sources[n].kept for n in prepared.stores}
+        selected = prepared.selected.scaled({n: s.share for n, s in prepared.sources.items()})
+        prepared = replace(prepared, selected=selected)
+        sizes = {n: selected.sources[n].kept for n in prepared.stores}
         opened = {n: Store.open(path) for n, path in prepared.stores.items()}
         stores = {n: ExtrapolatedStore.of(s, _documents(s, sizes[n])) for n, s in opened.items()}
-        exact = max(sizes.values(), default=0) <= limit
+        read = _what_was_read(prepared)
+        exact = not read and max(sizes.values(), default=0) <= limit
         if not exact:  # the examples that stand for others are no duplicates
             mix = config.mix.model_copy(update={"drop_duplicates": False})
             config = config.model_copy(update={"mix": mix})
-        return _summary(config, prepared, Corpus(stores), marks, exact=exact)  # type: ignore[arg-type]
+        return _summary(config, prepared, Corpus(stores), (*marks, *read), exact=exact)  # type: ignore[arg-type]
+
+
+def _what_was_read(prepared: Prepared) -> tuple[str, ...]:
+    """Say of which sources a sample was read, and what that means."""
+    shares = {n: s.share for n, s in prepared.sources.items() if s.share < 1}
+    if not shares:
+        return ()
+    names = ", ".join(f"{name} (about {100 * share:.2g} %)" for name, share in shares.items())
+    return (
+        (
+            f"a sample was read of {names}: numbers are scaled up from it, duplicates and copies of evaluated examples are found inside it alone, "
+            "and tasks that it lacks are not named; `sft-dist prepare` decides by every record"
+        ),
+    )
 
 
 def _documents(store: Store, examples: int) -> int:
@@ -102,8 +119,7 @@ def preview(config: RunConfig, console: Console, *, per_source: int, html: Path 
     with tempfile.TemporaryDirectory(prefix="sft-preview-") as scratch:
         prepared = prepare(config, limit=max(per_source, 200), folder=Path(scratch))
         examples = []
-        for name, source_config in config.data.sources.items():
-            source = open_source(name, source_config)
+        for name, source in prepared.sources.items():
             selection = prepared.selected.sources[name]
             spread = SelectedExamples(source, selection, max(1, selection.read), per_source)
             examples += [e for _, members in spread.read({0}) for e in members]

@@ -16,7 +16,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -34,14 +34,17 @@ from sft_dist.pipelines.data.lost_answers import lost_answers
 from sft_dist.pipelines.data.renderer import make_renderer
 from sft_dist.render.renderer import Renderer
 from sft_dist.selection.assign import facts_folder, make_facts, select
+from sft_dist.selection.facts import FOLDER
 from sft_dist.selection.files import Selected, Selection, make_folder, training_examples
 from sft_dist.selection.tokenize import ExampleList, SelectedExamples, StoreBuild
 from sft_dist.selection.workers import Workers
 from sft_dist.shards import Store, remove_manifest
 from sft_dist.shards.staging import publish_stores
 from sft_dist.sources import Source, open_source
+from sft_dist.sources.sampled import sampled
 
 EVAL_STORES = "eval/stores"
+SAMPLE_BYTES = 3 << 20  # of input, that a dry run reads of all sources together, where they hold more
 
 Progress = Callable[[str], None]
 
@@ -55,7 +58,8 @@ class Prepared:
         keys: The key of each store, part by part.
         eval_stores: Folder of the tokenised examples of each curve (`core.sets.CURVES`) that has any.
         renderer: How conversations become tokens.
-        selected: What became of every record.
+        sources: The readers; in a dry run, of samples.
+        selected: What became of every record that they read.
         lineage: The runs before this one, with `model.from_run`.
     """
 
@@ -63,6 +67,7 @@ class Prepared:
     keys: dict[str, dict[str, str]]
     eval_stores: dict[CurveName, Path]
     renderer: Renderer
+    sources: dict[str, Source]
     selected: Selected
     lineage: Lineage | None = None
 
@@ -85,7 +90,8 @@ def prepare(
         rebuild: Replace stores whose key no longer matches; without it they are an error.
         build: False: refuse when a store is missing instead of building it.
         part: (i, n): build only every n-th shard from the i-th (a Slurm array); whoever finds all done closes the store.
-        limit: Build from `limit` evenly spread training examples of each source only (a dry run in another `folder`).
+        limit: Build from `limit` evenly spread training examples of each source only (a dry run in another `folder`), and of large
+            sources read a sample.
         folder: Instead of data.dir.
         command: The command that rebuilds, for errors.
         progress: Told what is being done.
@@ -93,10 +99,6 @@ def prepare(
     Raises:
         UserError: For anything wrong with sources, tokenizer, template, or a store that is out of date.
     """
-    facts = facts_folder(config.data)
-    if folder is not None and not facts.is_dir():
-        facts = folder / facts.name  # a dry run leaves nothing behind
-    folder = folder or Path(config.data.dir)
     if not config.data.sources:
         raise UserError(
             "data.sources is empty, so there is nothing to train on; add a source, such as "
@@ -104,8 +106,13 @@ def prepare(
         )
     check_stage(config)
     sources = {name: open_source(name, c) for name, c in config.data.sources.items()}
+    dry_run = folder is not None
+    folder = folder or Path(config.data.dir)
     with _turn(folder, slices=part[1] > 1, progress=progress) if build else nullcontext():
-        selected = select(config.data, sources, folder, progress, seed=config.seed, facts=facts, part=part)
+        if dry_run:
+            sources, selected = _select_dry(config, sources, folder, progress)
+        else:
+            selected = select(config.data, sources, folder, progress, seed=config.seed, part=part)
         _refuse_only_prompts(selected)
         renderer = make_renderer(
             config, folder, lambda: _texts(sources, selected), rebuild=rebuild, command=command
@@ -158,9 +165,25 @@ def prepare(
         keys={n: keys[n] for n in stores},
         eval_stores={c: path for c in CURVES if (path := folder / EVAL_STORES / c).is_dir()},
         renderer=renderer,
+        sources=sources,
         selected=selected,
         lineage=lineage,
     )
+
+
+def _select_dry(
+    config: RunConfig, sources: dict[str, Source], folder: Path, progress: Progress
+) -> tuple[dict[str, Source], Selected]:
+    """Select from samples of large sources, or from all records where a sample cannot be decided on: it may lack what the config names."""
+    samples = {name: sampled(s, SAMPLE_BYTES // len(sources)) for name, s in sources.items()}
+    if any(s.share < 1 for s in samples.values()):
+        with suppress(UserError):
+            return samples, select(
+                config.data, samples, folder, progress, seed=config.seed, facts=folder / FOLDER
+            )
+    facts = facts_folder(config.data)
+    facts = facts if facts.is_dir() else folder / FOLDER  # a dry run leaves nothing behind
+    return sources, select(config.data, sources, folder, progress, seed=config.seed, facts=facts)
 
 
 def prepare_until(

@@ -35,9 +35,17 @@ class DemoReader:
 
     def __init__(self, name: str, *, examples_per_task: int, seed: int) -> None:
         self.name = name
+        self.share = 1.0
         self.skipped: dict[str, dict[str, int]] = {}
         self.examples_per_task = examples_per_task
         self.seed = seed
+
+    def smaller(self, examples: int) -> DemoReader:
+        """Return a source of the first of these examples, about so many, as many of each task."""
+        each = max(1, min(self.examples_per_task, examples // len(TASKS)))
+        out = DemoReader(self.name, examples_per_task=each, seed=self.seed)
+        out.share = each / self.examples_per_task
+        return out
 
     def fingerprint(self) -> str:
         """Return 16 hex digits that change with the generator's version and the options."""
