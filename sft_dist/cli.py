@@ -9,7 +9,6 @@ sft-dist train my.yaml train.epochs=2           train; prepares what is missing
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import os
 import re
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 from sft_dist import __version__, commands
 from sft_dist.config.convert.reading import TRAINERS
 from sft_dist.config.other_trainers import OTHER_COMMANDS
-from sft_dist.core.errors import UserError, nearest
+from sft_dist.core.errors import UserError, disk_error, nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -120,9 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if traceback:
             raise
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = "; what is whole is kept: make room and run the same command again" if full else ""
-        sys.stderr.write(plain(f"failed: {error.filename or 'a file'}: {error.strerror or error}{remedy}\n"))
+        sys.stderr.write(plain(f"failed: {disk_error(error)}\n"))
         return 1
     except KeyboardInterrupt:
         return 130

@@ -21,6 +21,7 @@ id=${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-}}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_
 log() { printf '%s [job %s.%s] %s\n' "$(date +%FT%T)" "$id" "${SLURM_RESTART_COUNT:-0}" "$*"; }
 die() { log "$1"; exit "${2:-2}"; }
 field() { sed -n 's/.*"'"$2"'": *"\{0,1\}\([^",}]*\).*/\1/p' "$1" 2>/dev/null | head -n 1; }   # FILE KEY of flat JSON
+uptime_s() { local up; read -r up _ < /proc/uptime; echo "${up%.*}"; }   # unlike date and SECONDS, a clock that nobody sets
 
 hosts=()
 mapfile -t hosts < <(scontrol show hostnames "${SLURM_JOB_NODELIST:-}")

@@ -21,7 +21,7 @@ from sft_dist.checkpoint.export_plan import Base, Item, plan_export, tensors_of
 from sft_dist.checkpoint.index import DamagedError, Index, OldFormatError, read_index
 from sft_dist.checkpoint.io import read_parameter
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import read_json, replace_folder, write_json
+from sft_dist.core.files import read_object, replace_folder, write_json
 from sft_dist.model import adapter_folder, adapters, rope, support, vocabulary
 from sft_dist.model import weight_files as files
 from sft_dist.model.load import DTYPES, read_config
@@ -256,5 +256,5 @@ def _config_of_base(base: Base) -> dict[str, Any]:
     from transformers.utils import cached_file
 
     path = cached_file(base.path, "config.json", revision=base.revision)
-    said: dict[str, Any] = read_json(Path(str(path)))
-    return {**said, **said.get("text_config", {})}
+    said = read_object(Path(str(path)), "download or copy the base model again")
+    return {**said, **(said.get("text_config") or {})}

@@ -65,7 +65,7 @@ class Journal:
     def _check(self, head: bytes, key: Mapping[str, Any]) -> None:
         try:
             found = dict(json.loads(head))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             found = {}
         wanted = json.loads(json.dumps(key))
         changed = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
@@ -79,6 +79,6 @@ class Journal:
 def _is_whole(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return line.endswith(b"\n")

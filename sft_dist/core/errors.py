@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -16,6 +17,18 @@ class UserError(ValueError):
 
 class BusyError(UserError):
     """Another live process holds what this one wants; what it writes there must not be touched."""
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def disk_error(error: OSError) -> str:
+    """Return what a user is told of a file that could not be read or written, with a remedy where the disk is full or read-only."""
+    remedy = ""
+    if error.errno in NO_ROOM:
+        act = "name a place that can be written" if error.errno == errno.EROFS else "make room"
+        remedy = f"; what is whole is kept: {act} and run the same command again"
+    return f"{error.filename or 'a file'}: {error.strerror or error}{remedy}"
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -7,7 +7,6 @@ import math
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -60,18 +59,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
             aside.unlink()
 
 
-def remove_leftovers(*folders: Path, older_s: float = 0.0) -> None:
-    """Remove what writers that were killed left beside the files that they were writing.
-
-    Args:
-        folders: Where they wrote.
-        older_s: Seconds since its last write; 0 where nobody else can be writing, as under a lock.
-    """
+def remove_leftovers(*folders: Path) -> None:
+    """Remove what writers that were killed left in these folders. To be called under a lock: nobody else may be writing there."""
     for folder in folders:
         for path in folder.glob(".*.tmp"):
-            with suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime >= older_s:
-                    path.unlink()
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:
@@ -167,15 +162,17 @@ def read_jsonl(path: Path, fields: Mapping[str, type | tuple[type, ...]] = {}) -
     Returns:
         One object a line; lines that a crash tore, and others that are no such object, are left out.
     """
-    out = []
-    for line in (
-        path.read_bytes().split(b"\n") if path.exists() else ()
-    ):  # bytes: a tear may lie inside a character
-        with suppress(ValueError, RecursionError):
-            value = json.loads(line)
-            if isinstance(value, dict) and all(_is(value.get(key), kind) for key, kind in fields.items()):
-                out.append(value)
-    return out
+    return list(iterate_jsonl(path, fields)) if path.exists() else []
+
+
+def iterate_jsonl(path: Path, fields: Mapping[str, type | tuple[type, ...]] = {}) -> Iterator[dict[str, Any]]:
+    """Yield the objects of `read_jsonl` one by one: a long run wrote more than is to be in memory."""
+    with path.open("rb") as lines:  # bytes: a tear may lie inside a character
+        for line in lines:
+            with suppress(ValueError, RecursionError):
+                value = json.loads(line)
+                if isinstance(value, dict) and all(_is(value.get(key), kind) for key, kind in fields.items()):
+                    yield value
 
 
 def checksum(path: Path, start: int = 0, end: int | None = None) -> str:

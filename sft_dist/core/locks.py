@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
+from contextlib import suppress
+from pathlib import Path
 from typing import IO
 
 from sft_dist.core.process import logger
@@ -11,8 +13,8 @@ from sft_dist.core.process import logger
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 
-def take_lock(held: IO[str], how: int) -> None:
-    """Lock a file; where the file system knows no locks (Lustre mounted without `flock`), warn and go on.
+def take_lock(held: IO[str], how: int) -> bool:
+    """Lock a file; where the file system knows no locks (Lustre mounted without `flock`), warn, go on and return False.
 
     Raises:
         BlockingIOError: When another process holds it and `how` says not to wait.
@@ -27,3 +29,33 @@ def take_lock(held: IO[str], how: int) -> None:
             held.name,
             error.strerror,
         )
+        return False
+    return True
+
+
+_READ: dict[Path, IO[str]] = {}
+
+
+def begin_reading(folder: Path) -> None:
+    """Say that this process reads the files of a folder, until it ends: meanwhile `is_only_reader` is false for others."""
+    if folder.resolve() not in _READ:
+        with suppress(OSError):  # where it cannot be written, nobody removes anything from it
+            held = (folder / ".readers").open("a")
+            take_lock(held, fcntl.LOCK_SH)
+            _READ[folder.resolve()] = held
+
+
+def is_only_reader(folder: Path) -> bool:
+    """Say whether no other process reads the files of a folder, as far as locks can tell."""
+    held = _READ.get(folder.resolve())
+    try:
+        return (
+            held is not None
+            and take_lock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            and take_lock(held, fcntl.LOCK_SH)
+        )
+    except BlockingIOError:
+        take_lock(
+            _READ[folder.resolve()], fcntl.LOCK_SH
+        )  # a failed conversion may have lost the lock (flock(2))
+        return False

@@ -15,10 +15,6 @@ from sft_dist.core.errors import BusyError, UserError
 from sft_dist.core.files import append_jsonl, read_object, remove_leftovers, write_json
 from sft_dist.core.locks import take_lock
 
-SILENT_S = 900.0
-"""A running run is taken for dead after this time without progress (the heartbeat's age; train/stall_report.py): a step, a
-checkpoint or an evaluation may be long. The batch script ends it later, after HEARTBEAT_MAX."""
-
 # Of stores.json, and their types.
 STORES_FIELDS: dict[str, type] = {
     "sources": dict, "eval_stores": dict, "tokenizer": str, "template_text": str, "stop_ids": list, "read": dict,
@@ -113,10 +109,6 @@ class RunFolder:
     def event(self, kind: str, **facts: Any) -> None:
         """Append one line to events.jsonl."""
         append_jsonl(self.events, {"time": time.time(), "kind": kind, **facts})
-
-    def heartbeat(self) -> None:
-        """Touch the heartbeat: a launcher ends a run whose heartbeat is old."""
-        (self.path / "heartbeat").touch()
 
     def asked(self, control: Literal["stop", "save"]) -> bool:
         """True when a person or a launcher put a control file there."""

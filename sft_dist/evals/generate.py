@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import fingerprint, read_json
+from sft_dist.core.files import fingerprint, read_object
 from sft_dist.core.process import logger
 from sft_dist.core.records import Drop, Example, Tokens
 from sft_dist.evals.resumable_work import collect, run_part
@@ -73,6 +73,7 @@ def load_model(
         UserError: When there is no model at `path`.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     looks_local = path.startswith((".", "/", "~")) or Path(path).exists()
@@ -92,9 +93,16 @@ def load_model(
             str(folder) if looks_local else path,
             revision=revision,
             dtype=getattr(torch, dtype),
+            use_safetensors=True,  # pytorch_model.bin is a pickle, which may run code
         )
-    except (OSError, ValueError) as error:
-        raise UserError(f"the model {path} cannot be loaded for evaluation: {error}") from error
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"the model {path} cannot be loaded ({reason}), so nothing can answer; its files are missing or torn, or are no safetensors: "
+            "export it again, or download or copy it again"
+        ) from error
     model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps `to` without its signature
     model.eval()
     return model
@@ -102,12 +110,21 @@ def load_model(
 
 def _check_base(adapter: Path, base: str | None = None) -> None:
     """Refuse an adapter on another base than the one that it was trained on: it would answer, and nothing would tell."""
-    from sft_dist.model.adapter_folder import BASE
+    from sft_dist.model.adapter_folder import BASE, WEIGHTS
     from sft_dist.model.weight_files import base_fingerprint  # torch
 
-    settings, record = read_json(adapter / "adapter_config.json"), adapter / BASE
+    if not (adapter / WEIGHTS).is_file():  # peft would read a pickle instead
+        raise UserError(
+            f"{adapter} has no {WEIGHTS}, so there is no adapter to load; export or save it again, as safetensors"
+        )
+    remedy = "export the adapter again"
+    settings = read_object(
+        adapter / "adapter_config.json", remedy, {} if base else {"base_model_name_or_path": str}
+    )
+    record = adapter / BASE
     base, revision = base or settings["base_model_name_or_path"], settings.get("revision")
-    if record.is_file() and read_json(record)["fingerprint"] != base_fingerprint(base, revision):
+    known = read_object(record, remedy, {"fingerprint": str}) if record.is_file() else None
+    if known and known["fingerprint"] != base_fingerprint(base, revision):
         raise UserError(
             f"the adapter {adapter} was trained on another model than {base} is now, so what is evaluated would be a mixture of the two; "
             "restore its base, or export again with lora.export=merged"

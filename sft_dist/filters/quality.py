@@ -70,15 +70,15 @@ def read_scores(path: Path) -> Scores:
     ids: list[int] = []
     values: list[float] = []
     by_task: dict[str, list[float]] = defaultdict(list)
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 fields = json.loads(line)
-                ids.append(int(fields["id"][16:], 16))
+                ids.append(int(np.uint64(int(fields["id"][16:], 16))))
                 values.append(math.nan if fields["ifd"] is None else float(fields["ifd"]))
                 if fields["ifd"] is not None:
                     by_task[fields["task"]].append(values[-1])
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
                 raise UserError(
                     f"{path}:{number} is no score ({error!r}), so what is kept would be wrong; remove the line, and "
                     f"score what it named again: {COMMAND} CONFIG"

@@ -89,10 +89,16 @@ def _rewritten(settings: Any, hf: Any) -> bool:
 
 def _go_on(hf: Any, lora: LoraConfig, folder: Path) -> None:
     """Fill new adapters with the weights of a folder."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     check_folder(lora)
-    found = load_file(folder / WEIGHTS)
+    try:
+        found = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise UserError(
+            f"{folder / WEIGHTS} is torn ({error}), so there is no adapter to go on from; copy it again"
+        ) from None
     own = {n: p for n, p in hf.named_parameters() if p.requires_grad}
     names = folder_names(own)
     twice = {f"base_model.model.{n}.weight" for n in ends_of(hf)} if is_tied(hf) else set()

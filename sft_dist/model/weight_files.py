@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import fingerprint, read_json
+from sft_dist.core.files import fingerprint, read_object
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SAMPLED = 1024  # tensors of a fingerprint, about
@@ -45,10 +45,7 @@ class BaseFiles:
             UserError: When a file is torn, or one that the index names is not there.
         """
         if (index := _located(path, INDEX, revision)) is not None:
-            try:
-                where: dict[str, str] = read_json(index)["weight_map"]
-            except (ValueError, KeyError):
-                raise UserError(_torn(index)) from None
+            where = _weight_map(index)
             files = {name: _located(path, name, revision) for name in sorted(set(where.values()))}
             if absent := [n for n, f in files.items() if f is None]:
                 raise UserError(
@@ -171,7 +168,11 @@ def base_fingerprint(path: str, revision: str | None) -> str:
     minutes. Weights that are no safetensors do not count.
     """
     config = _located(path, "config.json", revision)
-    facts = {k: v for k, v in (read_json(config) if config else {}).items() if k not in WRITTEN_ANEW}
+    facts = {
+        k: v
+        for k, v in (read_object(config, "download the model again") if config else {}).items()
+        if k not in WRITTEN_ANEW
+    }
     found = BaseFiles.find(path, revision)
     names = sorted(found.file_of) if found else []
     sample = [_middle(found, n) for n in names[:: len(names) // SAMPLED + 1]] if found else []
@@ -195,6 +196,16 @@ def _opened(file: Path) -> Any:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError):
         raise UserError(_torn(file)) from None
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        where: dict[str, str] = read_object(index, "", {"weight_map": dict})["weight_map"]
+    except UserError:
+        raise UserError(_torn(index)) from None
+    if not all(isinstance(name, str) and name for name in where.values()):
+        raise UserError(_torn(index))
+    return where
 
 
 def _torn(file: Path) -> str:

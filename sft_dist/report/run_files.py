@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import CHECKSUM, fingerprint
+from sft_dist.core.heartbeat import silent_s
 from sft_dist.core.records import StepMetrics
 
 MARKS = (
@@ -82,7 +82,7 @@ class Training:
 class RunFiles:
     """Everything a report shows. Absent files leave empty containers and stand in `problems`.
 
-    `silent_s` is the age of the heartbeat, NaN without one.
+    `silent_s` is the time without progress, NaN without a heartbeat.
     """
 
     path: Path
@@ -154,7 +154,6 @@ def read_run_files(run_dir: Path) -> RunFiles:
         )
     problems: dict[str, str] = {}
     lines = _lines(run_dir, "metrics.jsonl", problems)
-    heartbeat = run_dir / "heartbeat"
     return RunFiles(
         path=run_dir,
         config=_object(run_dir, "config.json", problems),
@@ -168,7 +167,7 @@ def read_run_files(run_dir: Path) -> RunFiles:
         others=tuple(_others(run_dir)),
         harness=tuple(_harness(run_dir)),
         problems=problems,
-        silent_s=time.time() - heartbeat.stat().st_mtime if heartbeat.exists() else math.nan,
+        silent_s=math.nan if (silent := silent_s(run_dir)) is None else silent,
     )
 
 

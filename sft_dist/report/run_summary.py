@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sft_dist.core.runfolder import SILENT_S
+from sft_dist.core.heartbeat import SILENT_S, who_stalls
 from sft_dist.evals.score import BASELINES
 from sft_dist.report.formatting import duration
 from sft_dist.report.run_files import RunFiles, number
@@ -223,7 +223,7 @@ def status_of(run: RunFiles) -> tuple[str, str]:
     if state == "running" and run.silent_s > SILENT_S:
         return "silent", f"recorded as running, but without a sign of life for {duration(run.silent_s)}"
     if state:
-        return state, reason
+        return state, reason or (who_stalls(run.path) if state == "running" else "")
     if not len(run.training):
         return "not started", "no step was recorded"
     return "unknown", f"no status.json; the last recorded step is {run.training['step'][-1]:.0f}"

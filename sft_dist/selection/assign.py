@@ -9,7 +9,6 @@ leaves the stores of the others valid (leakage aside: a new source may bring new
 from __future__ import annotations
 
 import fcntl
-import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +17,7 @@ from pathlib import Path
 from sft_dist.config.data import DataConfig
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import checksum, fingerprint
-from sft_dist.core.locks import take_lock
+from sft_dist.core.locks import begin_reading, is_only_reader, take_lock
 from sft_dist.core.process import logger
 from sft_dist.core.records import Example
 from sft_dist.core.rng import derive
@@ -54,7 +53,7 @@ from sft_dist.selection.judge import (
     Judge,
     ReadExamples,
 )
-from sft_dist.selection.ordered_pass import JUDGED, LEFTOVER_S, OrderedPass
+from sft_dist.selection.ordered_pass import JUDGED, OrderedPass
 from sft_dist.selection.workers import Workers
 from sft_dist.sources import Source
 from sft_dist.sources.base import blocks_of
@@ -159,6 +158,8 @@ def make_facts(
         part: (i, n): begin with every n-th block, from the i-th.
         others: Whether to go on with the blocks of other parts; else those of this part alone are returned.
     """
+    make_folder(folder)
+    begin_reading(folder)
     maker = FactMaker.of(data, seed=seed)
     wanted = [
         Wanted(name, block, maker.path(folder, source, block), number)
@@ -253,12 +254,12 @@ def _sampled(
 
 
 def _remove_stale(folder: Path, blocks: Mapping[str, list[BlockFacts]]) -> None:
-    """Remove facts of these sources that were of other content or settings; what is young another launch may be reading."""
-    for name, found in blocks.items():
+    """Remove facts of these sources that were of other content or settings, unless another launch may be reading them."""
+    for name, found in blocks.items() if is_only_reader(folder) else ():
         used = {facts.path.name for facts in found}
         for path in (folder / name).iterdir():
             with suppress(FileNotFoundError):
-                if path.name.split(".")[0] not in used and time.time() - path.stat().st_mtime > LEFTOVER_S:
+                if path.name.split(".")[0] not in used:
                     path.unlink()
 
 

@@ -7,8 +7,8 @@ nothing here depends on the order of rows, on an engine's hash or on the number 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sft_dist.core.errors import UserError
 from sft_dist.selection.facts import BAD, BlockFacts, facts_file
 
 GIB = 1 << 30
-SPILL = ".spill-"  # how the folder of what does not fit into memory begins
 FEW_ROWS = 1 << 18  # up to which all bands are looked at together
 FETCHED_ROWS = 1 << 17  # that are taken from the engine at a time
 
@@ -56,6 +56,9 @@ def common_rows(
         memory_gb: Memory of the engine, in GiB; what needs more goes to disk.
         threads: Of the engine.
         folder: Where it puts that.
+
+    Raises:
+        UserError: The memory or the disk is too small for it.
     """
     if not equal and not bands:
         return Common(None, None)
@@ -72,8 +75,9 @@ def common_rows(
         }
     )
     with ExitStack() as stack:
+        stack.enter_context(_named(rows, memory_gb, folder))
         folder.mkdir(parents=True, exist_ok=True)
-        spill = stack.enter_context(tempfile.TemporaryDirectory(prefix=SPILL, dir=folder))
+        spill = stack.enter_context(tempfile.TemporaryDirectory(prefix=".spill-", suffix=".tmp", dir=folder))
         settings: dict[str, str | int | float | list[str]] = {
             "memory_limit": f"{int(memory_gb * GIB)}B",
             "threads": threads,
@@ -119,6 +123,21 @@ def common_rows(
                 ),
             )
         return Common(same, banded if bands else None)
+
+
+@contextmanager
+def _named(rows: int, memory_gb: float, folder: Path) -> Iterator[None]:
+    """Say what of the engine's errors a user can mend."""
+    import duckdb
+
+    try:
+        yield
+    except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise UserError(
+            f"duplicates among {rows:,} records cannot be looked for with data.memory_gb={memory_gb:g} and the disk of {folder} ({reason}), so "
+            "nothing was selected; raise data.memory_gb, or make room on that disk, and run the same command again"
+        ) from None
 
 
 def quoted(text: str) -> str:

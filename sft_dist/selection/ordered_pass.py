@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from sft_dist.config.data import DataConfig
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import atomic_path, remove_leftovers, write_json
+from sft_dist.core.files import atomic_path, write_json
 from sft_dist.core.records import BadRecord, Drop
 from sft_dist.core.sets import NEAR, SETS
 from sft_dist.filters.near_duplicates import NearDuplicates
@@ -50,7 +49,7 @@ from sft_dist.selection.files import (
     write_codes,
     write_selected,
 )
-from sft_dist.selection.joins import SPILL, Common, common_rows
+from sft_dist.selection.joins import Common, common_rows
 from sft_dist.selection.judge import (
     Judge,
     Judged,
@@ -62,7 +61,6 @@ from sft_dist.sources import Source
 
 JUDGED = "judged"  # folder of verdicts, as long as the selection is being made
 MANY_ROWS = 1 << 20  # from which on equal records are looked for on disk, not in memory
-LEFTOVER_S = 6 * 3600.0  # since its last write: nobody writes this file any more
 
 
 class _Decided(NamedTuple):
@@ -102,10 +100,6 @@ class OrderedPass:
         common = self._common(blocks)
         # From here on the files of an earlier pass are replaced one by one: until all are, none of them counts.
         (self.folder / STATE).unlink(missing_ok=True)
-        remove_leftovers(self.folder, self.folder / "eval", self.folder / "rejects", older_s=LEFTOVER_S)
-        for place in self.folder.glob(f"{SPILL}*"):
-            if time.time() - place.stat().st_mtime > LEFTOVER_S:
-                shutil.rmtree(place, ignore_errors=True)
         selections: dict[str, Selection] = {}
         first = 0
         with ExitStack() as stack:

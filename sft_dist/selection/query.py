@@ -73,7 +73,7 @@ def _data_folder(folder: Path) -> Path:
     if config.is_file():
         try:
             data = Path(json.loads(config.read_bytes())["data"]["dir"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
                 f"{config} is no config of a run, so its data is unknown; name the data folder"
             ) from None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -26,14 +26,14 @@ PACKAGES = (
 )
 
 
-def environment(world_size: int) -> dict[str, Any]:
-    """Return what a reader needs to reproduce or to doubt a run."""
+def environment(hosts: Sequence[str]) -> dict[str, Any]:
+    """Return what a reader needs to reproduce or to doubt a run, on which `hosts` gives the host of each rank."""
     cpu = f"{platform.machine()} CPU, {os.cpu_count()} cores"
     return {
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "python": platform.python_version(),
-        "hosts": [socket.gethostname()],
-        "world_size": world_size,
+        "hosts": list(dict.fromkeys(hosts)),  # all have equally many ranks, in this order
+        "world_size": len(hosts),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
         "git": _git(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),

@@ -18,12 +18,17 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from sft_dist.config.train import TrainConfig
-from sft_dist.core.process import current
+from sft_dist.core.heartbeat import BEAT_S, host_of, stall_file, who_stalls, write_beat
+from sft_dist.core.process import current, logger
 from sft_dist.core.records import Batch
 from sft_dist.core.runfolder import RunFolder
-from sft_dist.train.stall_report import path_of, write_stall_report
+from sft_dist.train.pace import Own, Pace
+from sft_dist.train.stall_report import write_stall_report
 
-HEARTBEAT_S = 5.0
+log = logger(__name__)
+
+STALL_S, START_S = 120.0, 300.0
+MOVES = 256  # of which the longest says what is usual
 WINDOW_STEPS = 64  # losses that a step is compared with
 MIN_STEPS = 16  # fewer say nothing about the spread
 NAMED, MAX_NAMED = 8, 32  # examples that an event names
@@ -73,49 +78,89 @@ class StopSignals:
 
 
 class Heartbeat:
-    """Touches the heartbeat file when the loop has moved, so that its age is the time without progress.
+    """Writes the heartbeat of the run on rank 0; says on every rank where it stands once it has not moved for too long.
 
-    A thread looks every few seconds, so a short step costs no write. A rank that has not moved for half of `limit_s`
-    says where it stands (train/stall_report.py), before the launcher ends the run for its old heartbeat.
+    A thread looks every few seconds, so a short step costs no write. Too long is 3 times the longest of the last moves, at least
+    STALL_S (START_S before the second step: compilers), at most half of `limit_s`, at which a launcher ends the run. Rank 0 then
+    names the rank that the others wait for, in the log and in events.jsonl. The clock is one that nobody can set.
 
     Args:
         folder: The run folder.
-        limit_s: Age of the heartbeat at which the launcher ends the run; HEARTBEAT_MAX of slurm/train.sbatch.
+        limit_s: Seconds without progress at which the launcher ends the run; HEARTBEAT_MAX of slurm/train.sbatch.
+        pace: Finds the rank that the others wait for in every step.
     """
 
-    def __init__(self, folder: RunFolder, limit_s: float | None = None) -> None:
+    def __init__(self, folder: RunFolder, limit_s: float | None = None, pace: Pace | None = None) -> None:
         self._folder, self._rank = folder, current().rank
         self._limit_s = limit_s or float(os.environ.get("HEARTBEAT_MAX", "1800"))
-        self._last = time.time()
+        self._look_s = min(BEAT_S, self._limit_s / 8)
+        self._last, self._moved = time.monotonic(), 0
+        self._moves: deque[float] = deque(maxlen=MOVES)
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self.pace = pace or Pace()
 
     def __enter__(self) -> Self:
         self._thread.start()
+        self.pace.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.pace.__exit__()
         self._done.set()
         self._thread.join()
 
     def progress(self) -> None:
         """Say that the loop moved."""
-        self._last = time.time()
+        now = time.monotonic()
+        self._moves.append(now - self._last)
+        self._last, self._moved = now, self._moved + 1
+
+    def slowest(self, shares: Sequence[Own]) -> dict[str, Any] | None:
+        """Return what an event says of the rank that the others have been waiting for; None: there is none, or it was named."""
+        found = self.pace.compare(shares)
+        if found is None:
+            return None
+        host = host_of(self._folder.path, found.rank)
+        reason = (
+            f"rank {found.rank}{f' on {host}' if host else ''} is slower than the others: they wait for it {found.share - found.others:.0%} "
+            f"of the time, which it spends mostly in {found.phase}"
+        )
+        if self._rank == 0:
+            log.warning("%s", reason)
+        return {
+            "rank": found.rank,
+            "host": host,
+            "share": round(found.share, 3),
+            "others": round(found.others, 3),
+            "reason": reason,
+        }
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds without progress after which this rank says where it stands."""
+        least = STALL_S if self._moved > 2 else START_S  # the first evaluation and the first step
+        return min(max(least, 3 * max(self._moves, default=0.0)), self._limit_s / 2)
 
     def _beat(self) -> None:
-        beaten, said = 0.0, False
+        said_at, told = None, False
+        stall_file(self._folder.path, self._rank).unlink(missing_ok=True)  # of an earlier attempt
         while True:
+            moved, silent_s = self._moved, time.monotonic() - self._last
             with suppress(OSError):  # a full disk must not end the run here
-                if self._last != beaten:
-                    if said or not beaten:
-                        path_of(self._folder.path, self._rank).unlink(missing_ok=True)
-                    beaten, said = self._last, False
-                    if self._rank == 0:  # the others move with it, and need not write to a shared disk
-                        self._folder.heartbeat()
-                elif not said and time.time() - beaten > self._limit_s / 2:
-                    write_stall_report(self._folder.path, self._rank, since=beaten)
-                    said = True
-            if self._done.wait(min(HEARTBEAT_S, self._limit_s / 8)):
+                if said_at is not None and moved != said_at:
+                    stall_file(self._folder.path, self._rank).unlink(missing_ok=True)
+                    said_at, told = None, False
+                if said_at is None and silent_s > self.patience_s and self._folder.path.is_dir():
+                    said_at = moved
+                    write_stall_report(self._folder.path, self._rank, silent_s)
+                if self._rank == 0:  # the others move with it, and need not write to a shared disk
+                    write_beat(self._folder.path, moved, silent_s)
+                    if said_at is not None and not told and silent_s > self.patience_s + 3 * self._look_s:
+                        told = True  # by now every rank that can has said where it stands
+                        log.warning("%s", who_stalls(self._folder.path))
+                        self._folder.event("stalled", reason=who_stalls(self._folder.path))
+            if self._done.wait(self._look_s):
                 return
 
 

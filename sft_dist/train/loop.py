@@ -112,7 +112,9 @@ def run(
         overdue = rank == 0 and time.monotonic() - last_save > 60 * (
             checkpoint.save_every_minutes or math.inf
         )
-        sums = meter.reduce(stop=stop, save=save or overdue, written=written, failed=failed)
+        sums = meter.reduce(
+            heartbeat.pace.own(), stop=stop, save=save or overdue, written=written, failed=failed
+        )
         saver.agree(sums.ranks["written"], sums.ranks["failed"])
         loss = sums.total["loss"] / plan.target_weight  # the same on all ranks
         load = engine.module.balance.loads() if engine.module.balance else {}
@@ -145,6 +147,8 @@ def run(
             )
         )
         heartbeat.progress()
+        if slow := heartbeat.slowest(sums.pace):
+            hooks.event("straggler", step=position.step, **slow)
         if skipped >= train.max_skipped_steps:
             saver.finish()
             return _fatal(position, stop_messages.skipped(skipped, position.step, saver.saved_at), hooks)

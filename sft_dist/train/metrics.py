@@ -1,7 +1,7 @@
 """Micro-batches -> sums over all ranks in one reduction -> what a step measured, one line of metrics.jsonl.
 
-The reduced vector (fp64) holds, in this order: the loss sum, `COUNTED`, `FLAGS`, loss sums by task and by source, weights by task and
-by source. The loss is plain cross-entropy, whatever options of it are trained on.
+The reduced vector (fp64) holds, in this order: the loss sum, `COUNTED`, `FLAGS`, what each rank says of its pace, loss sums by task
+and by source, weights by task and by source. The loss is plain cross-entropy, whatever options of it are trained on.
 
 A figure more in the step line: an entry in `STEP_METRICS`, a field of core.records.StepMetrics, and, where it is
 counted over micro-batches, an entry in `COUNTED`.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor
 from sft_dist.core.records import Batch, StepMetrics, StepPlan
 from sft_dist.model.packed import MicroBatch
 from sft_dist.pack import devices
+from sft_dist.train.pace import IDLE, Own
 
 # What is counted of each micro-batch, on the host.
 COUNTED: dict[str, Callable[[Batch], int]] = {
@@ -44,22 +46,39 @@ class Sums:
         ranks: Of each flag, how many ranks raised it.
         task_loss: Mean loss per target token of each task present in the batch.
         source_loss: The same of each source.
+        pace: Of each rank, how it spends its time.
     """
 
     total: dict[str, float]
     ranks: dict[str, int]
     task_loss: dict[str, float]
     source_loss: dict[str, float]
+    pace: list[Own]
 
 
 class Meter:
-    """Adds up the micro-batches of this rank and reduces them over all."""
+    """Adds up the micro-batches of this rank and reduces them over all.
 
-    def __init__(self, tasks: Sequence[str], device: torch.device, sources: Sequence[str] = ()) -> None:
+    Args:
+        tasks: Their names.
+        device: Where sums are added up.
+        sources: Their names.
+        ranks: This rank, and their number.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        device: torch.device,
+        sources: Sequence[str] = (),
+        ranks: tuple[int, int] = (0, 1),
+    ) -> None:
+        self._rank, self._world = ranks
+        self._first = len(PLACES) + len(Own._fields) * self._world
         self._names = [*tasks, *sources]
         self._n_tasks = len(tasks)
-        self._vector = torch.zeros(len(PLACES) + 2 * len(self._names), dtype=torch.float64, device=device)
-        first, n = len(PLACES), len(self._names)
+        self._vector = torch.zeros(self._first + 2 * len(self._names), dtype=torch.float64, device=device)
+        first, n = self._first, len(self._names)
         self._losses, self._weights = self._vector[first : first + n], self._vector[first + n :]
         self._counts = dict.fromkeys(COUNTED, 0)
 
@@ -85,20 +104,22 @@ class Meter:
             self._losses.index_add_(0, codes_N, loss_N)
             self._weights.index_add_(0, codes_N, weights_N.double())
 
-    def reduce(self, **flags: bool) -> Sums:
+    def reduce(self, pace: Own = IDLE, **flags: bool) -> Sums:
         """Sum over ranks (one collective), and start anew.
 
         Args:
+            pace: How this rank spends its time.
             flags: Of `FLAGS`, those that this rank raises.
         """
-        on_host = [*self._counts.values(), *(flags.get(name, False) for name in FLAGS)]
+        paces = [pace if r == self._rank else (0, 0) for r in range(self._world)]
+        on_host = [*self._counts.values(), *(flags.get(name, False) for name in FLAGS), *chain(*paces)]
         known = torch.tensor(on_host, dtype=torch.float64, pin_memory=self._vector.is_cuda)
-        self._vector[1 : len(PLACES)].copy_(known, non_blocking=True)
+        self._vector[1 : self._first].copy_(known, non_blocking=True)
         self._counts = dict.fromkeys(COUNTED, 0)
         dist.all_reduce(self._vector)
         values = self._vector.tolist()
         self._vector.zero_()
-        first, n = len(PLACES), len(self._names)
+        first, n = self._first, len(self._names)
         means = [
             loss / weight if weight > 0 else None
             for loss, weight in zip(values[first : first + n], values[first + n :], strict=True)
@@ -109,6 +130,7 @@ class Meter:
             ranks={name: int(values[PLACES[name]]) for name in FLAGS},
             task_loss={name: mean for name, mean in named[: self._n_tasks] if mean is not None},
             source_loss={name: mean for name, mean in named[self._n_tasks :] if mean is not None},
+            pace=[Own(values[i], int(values[i + 1])) for i in range(len(PLACES), first, 2)],
         )
 
 

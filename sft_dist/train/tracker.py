@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from sft_dist.core.files import read_jsonl
+from sft_dist.core.files import iterate_jsonl
 from sft_dist.core.process import logger
 
 SKIPPED = {"kind", "time", "step", "task_loss", "source_loss", "set_loss", "router_load"}
@@ -226,7 +226,7 @@ class Tracker:
 def _lines_until(metrics: Path, done: int, log_every: int) -> list[dict[str, Any]]:
     """Return the lines of the first steps that boards get, by step, repeated ones as they were last."""
     last: dict[tuple[int, bool], dict[str, Any]] = {}
-    for line in read_jsonl(metrics, {"kind": str, "step": int}):
+    for line in iterate_jsonl(metrics, {"kind": str, "step": int}) if metrics.exists() else ():
         evaluated = line["kind"] == "eval"
         if line["step"] <= done and (evaluated or line["step"] % log_every == 0):
             last[line["step"], evaluated] = line

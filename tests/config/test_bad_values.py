@@ -1,4 +1,4 @@
-"""Values that look valid and are not, YAML without end, and random configs: one sentence each, in bounded time."""
+"""Values that look valid and are not, and YAML without end: one sentence each, in bounded time. Random ones: tests/fuzz."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from sft_dist.config.load import compose, config_from_json, config_to_json, load_config, validate
-from sft_dist.config.root import RunConfig
+from sft_dist.config.load import compose, load_config, validate
 from sft_dist.core.errors import UserError
 
 INF, NAN = float("inf"), float("nan")
@@ -141,112 +138,3 @@ def test_yaml_without_end_is_one_sentence(tmp_path: Path, text: str) -> None:
 def test_an_override_without_end_is_one_sentence(override: str) -> None:
     with pytest.raises(UserError):
         load_config([override])
-
-
-KEYS = [
-    f"{section}.{key}"
-    for section, field in RunConfig.model_fields.items()
-    if hasattr(field.annotation, "model_fields")
-    for key in field.annotation.model_fields  # type: ignore[union-attr]
-]
-SCALARS = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.sampled_from([0, -1, 1 << 31, 1 << 63, 10**40]),
-    st.floats(),
-    st.text(max_size=40),
-    st.sampled_from(
-        ["\n", "\x1b[2J", "../..", "$(ls)", "${oc.env:HOME}", "a" * 300, "nan", "1e400", "-0", "yes"]
-    ),
-)
-VALUES = st.recursive(
-    SCALARS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
-
-
-def _holds(demo: str, changes: dict[str, Any]) -> None:
-    """Either a config that survives being written and read, or a UserError; nothing that a shell or terminal obeys."""
-    values = json.loads(demo)
-    for path, value in changes.items():
-        _set(values, path, value)
-    try:
-        config = validate(values)
-    except UserError:
-        return
-    assert config_from_json(config_to_json(config)) == config
-
-
-@settings(
-    max_examples=150,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
-@given(st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=4))
-def test_random_values_are_taken_or_refused(demo: str, changes: dict[str, Any]) -> None:
-    _holds(demo, changes)
-
-
-@pytest.mark.slow
-@settings(max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=6))
-def test_many_random_values_are_taken_or_refused(demo: str, changes: dict[str, Any]) -> None:
-    _holds(demo, changes)
-
-
-def _reads(folder: Path, text: str) -> None:
-    file = folder / "random.yaml"
-    file.write_text(text, encoding="utf-8", errors="surrogateescape")
-    try:
-        load_config([], file)
-    except UserError:
-        return
-
-
-PIECES = st.sampled_from(
-    [
-        "name",
-        "data",
-        "train",
-        ": ",
-        ":\n  ",
-        "- ",
-        "[",
-        "]",
-        "{",
-        "}",
-        "&a ",
-        "*a",
-        "<<: *a",
-        "\n",
-        "\t",
-        "!!int ",
-        "|\n",
-        "1e5",
-        "no",
-        "'",
-        '"',
-        "${",
-        "}",
-        "?",
-    ]
-)
-
-
-@settings(
-    max_examples=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
-@given(st.lists(PIECES | st.text(max_size=5), max_size=20).map("".join))
-def test_random_yaml_is_taken_or_refused(tmp_path: Path, text: str) -> None:
-    _reads(tmp_path, text)
-
-
-@pytest.mark.slow
-@settings(max_examples=3_000, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(PIECES | st.text(max_size=5), max_size=40).map("".join))
-def test_much_random_yaml_is_taken_or_refused(tmp_path: Path, text: str) -> None:
-    _reads(tmp_path, text)

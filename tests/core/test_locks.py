@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +59,26 @@ def test_one_command_evaluates_a_run_at_a_time(tmp_path: Path) -> None:
         assert left.exists()  # it has touched nothing
     with folder.evaluating():
         assert not left.exists()
+
+
+READER = """
+import sys, pathlib
+from sft_dist.core.locks import begin_reading
+begin_reading(pathlib.Path(sys.argv[1]))
+print("reads", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_another_process_reads_is_known_without_a_clock(tmp_path: Path) -> None:
+    assert not locks.is_only_reader(tmp_path)  # it does not read it itself
+    locks.begin_reading(tmp_path)
+    assert locks.is_only_reader(tmp_path)
+    command = [sys.executable, "-c", READER, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "reads\n"
+        assert not locks.is_only_reader(tmp_path)
+        other.kill()
+        other.wait()
+        assert locks.is_only_reader(tmp_path)

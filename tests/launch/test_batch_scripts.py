@@ -38,7 +38,11 @@ case " $* " in
     read -r state step code what < <(sed -n "$(grep -c '^attempt' "$CALLS")p" "$PLAN")
     [ "$what" = signal ] && kill -USR1 "$PPID" && sleep 0.3
     [ "$what" = touch ] && touch "$RUN_DIR/control/stop"
-    if [ "$what" = hang ]; then touch -d '1 hour ago' "$RUN_DIR/heartbeat"; echo $$ > "$RUN_DIR/srun.pid"; fi
+    if [ "$what" = hang ]; then echo $$ > "$RUN_DIR/srun.pid"; fi
+    if [ "$what" = slow ]; then   # moves now and then, while the clock of its disk is days behind and days ahead
+      for i in 1 2 3 4 5 6; do printf '{\n "moved": %s\n}\n' $i > "$RUN_DIR/heartbeat"; touch -d "$((i % 2 * 4 - 2)) days" "$RUN_DIR/heartbeat"; sleep 0.5; done
+    fi
+    if [ "$what" = hang ]; then touch -d '2 days' "$RUN_DIR/heartbeat"; fi
     [ "$state" = - ] || printf '{\\n "state": "%s",\\n "step": %s\\n}\\n' "$state" "$step" > "$RUN_DIR/status.json"
     [ "$what" = hang ] && exec sleep 30
     exit "$code" ;;
@@ -164,7 +168,8 @@ POLICY = {
         "failed 4 times here",
     ),
     "a node does not answer": ("running 7 1", {"ANSWER_CODE": "1"}, REQUEUED, 1, "a node does not answer"),
-    "silent": ("running 7 1 hang", {"HEARTBEAT_MAX": "5"}, REQUEUED, 1, "no heartbeat"),
+    "silent": ("running 7 1 hang", {"HEARTBEAT_MAX": "1"}, REQUEUED, 1, "no heartbeat"),
+    "slow, and the clock jumps": ("finished 40 0 slow", {"HEARTBEAT_MAX": "2"}, 0, 1, ""),
     "restart limit": ("stopped 7 0", {"SLURM_RESTART_COUNT": "20"}, 1, 1, "not requeued after 20 restarts"),
     "requeue refused": ("stopped 7 0", {"REQUEUE_CODE": "1"}, 1, 1, "continue with: RUN_DIR="),
 }

@@ -20,6 +20,7 @@ from torch import nn
 
 from sft_dist.config.model import LoraConfig
 from sft_dist.core.errors import UserError
+from sft_dist.evals.generate import load_model
 from sft_dist.model import load as load_module
 from sft_dist.model import partition
 from sft_dist.model import weight_files as files
@@ -71,6 +72,56 @@ def test_a_tokenizer_that_does_not_fit_is_refused(model: Path) -> None:
     with pytest.raises(UserError, match="ids up to 50, the model .* embeds 50 tokens"):
         load(model, min_vocab_size=51)
     assert load(model, min_vocab_size=50).backend == "sdpa_per_doc"
+
+
+class Runs:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.file),)
+
+
+def test_pickled_weights_are_never_opened(model: Path, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    torch.save({**load_file(model / "model.safetensors"), "x": Runs(ran)}, model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load(model)
+    with pytest.raises(UserError, match="are no safetensors"):
+        load_model(str(model))
+    (model / "adapter_config.json").write_text('{"base_model_name_or_path": "x", "peft_type": "LORA"}')
+    (model / "pytorch_model.bin").rename(model / "adapter_model.bin")
+    with pytest.raises(UserError, match=r"has no adapter_model\.safetensors"):
+        load_model(str(model))
+    assert not ran.exists()
+
+
+def test_a_torn_export_is_one_sentence(model: Path) -> None:
+    whole = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"cannot be loaded .*export it again"):
+        load_model(str(model))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "[" * 100_000,
+        '{"weight_map": ["a"]}',
+        '{"weight_map": {"w": 3}}',
+        '{"weight_map": null}',
+        "{}",
+        '{"weight_map": {"w": ""}}',
+    ],
+)
+def test_an_index_of_weights_of_other_types_is_refused(model: Path, text: str) -> None:
+    (model / files.INDEX).write_text(text)
+    with pytest.raises(UserError, match=r"index\.json is torn"):
+        load(model)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import resource
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sft_dist.checkpoint.index import FORMAT, write_index
+from sft_dist.cli import main
 
 Sft = Callable[..., tuple[int, str, str]]
 
@@ -335,3 +339,24 @@ def test_a_damaged_checkpoint_is_not_exported(sft: Sft, project: Path) -> None:
     (checkpoint / "index.json").write_text("{")
     assert "step-00000002 is damaged" in refused(sft, "export", str(run))
     assert not (run / "export").exists()
+
+
+@pytest.mark.parametrize("room_bytes", [200, 2_000, 12_000])
+def test_a_disk_that_fills_up_anywhere_in_prepare(sft: Sft, project: Path, room_bytes: int) -> None:
+    """The limit is that of a file's size, for a child: facts, the selection, the tokens do not fit, one after the other."""
+    said = project / "said"
+    child = os.fork()
+    if not child:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, resource.RLIM_INFINITY))
+        with said.open("w") as sys.stderr:
+            code = main(["-q", "prepare", "my.yaml", "data.processes=1"])
+        os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    err = said.read_text()
+    assert code == 1, err
+    assert err.startswith("failed: ")
+    assert err.count("\n") == 1
+    assert "make room" in err
+    assert "data/" in err  # which file
+    assert not list((project / "data").rglob(".*.tmp"))
+    assert sft("prepare", "my.yaml", "data.processes=1")[0] == 0

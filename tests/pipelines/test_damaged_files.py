@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -157,9 +160,24 @@ def _sets(m: Made) -> Any:
     check_evaluation(m.run)
 
 
-# file -> what reads it; what becomes of it: `again` (made again, or passed over), or `rebuild` / `set_up` / "" (a sentence that
+def _select_anew(m: Made) -> Any:
+    (m.data / "selection.json").unlink(missing_ok=True)
+    shutil.copytree(
+        m.whole / "data" / "facts" / "mine", m.data / "judged" / "left" / "mine"
+    )  # by a launch that was killed
+    done = prepare(m.config)
+    assert not (m.data / "judged").exists()
+    assert (m.data / "selection-mine.npy").read_bytes() == (
+        m.whole / "data" / "selection-mine.npy"
+    ).read_bytes()
+    return done
+
+
+# file (or the first of a pattern) -> what reads it; what becomes of it: `again` (made again, or passed over), or `rebuild` / `set_up` / "" (a sentence that
 # names the file; what mends it)
 CASES: tuple[tuple[str, Callable[[Made], Any], str, tuple[Callable[[bytes], bytes], ...]], ...] = (
+    ("data/facts/mine/*.parquet", _select_anew, "again", BINARY),
+    ("data/facts/mine/*.json", _select_anew, "again", DAMAGES),
     ("data/selection.json", _prepare, "again", DAMAGES),
     ("data/selection-mine.npy", _prepare, "again", BINARY),
     ("data/eval/seen.jsonl", _prepare, "again", BINARY),
@@ -195,7 +213,7 @@ CASES: tuple[tuple[str, Callable[[Made], Any], str, tuple[Callable[[bytes], byte
 def test_a_damaged_file(
     made: Made, name: str, read: Callable[[Made], Any], outcome: str, damage: Callable[[bytes], bytes]
 ) -> None:
-    file = made.data.parent / name
+    file = next(made.data.parent.glob(name))
     before = file.read_bytes()
     file.write_bytes(damage(before))
     assert file.read_bytes() != before
@@ -206,7 +224,7 @@ def test_a_damaged_file(
             read(made)
         assert str(file) in str(error.value) or file.name in str(error.value)
         assert "\n" not in str(error.value)
-    if outcome == "again" and read is _prepare:
+    if outcome == "again" and read in (_prepare, _select_anew):
         assert prepare(made.config)  # and stays so
         assert file.name.startswith("selection") or file.read_bytes() == before or "stores" in name
     if outcome == "rebuild":
@@ -216,6 +234,23 @@ def test_a_damaged_file(
     if outcome == "set_up":
         _again(made)
         read(made)
+
+
+def test_a_second_prepare_waits_for_the_first(made: Made) -> None:
+    said: list[str] = []
+    second = threading.Thread(target=lambda: prepare(made.config, progress=said.append))
+    with (made.data / "lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        (made.data / ".selection.json.1.tmp").touch()  # the first is writing it
+        second.start()
+        until = time.monotonic() + 60
+        while not said and time.monotonic() < until:
+            time.sleep(0.05)
+        assert said == [f"waiting for another launch that prepares {made.data}"]
+        assert (made.data / ".selection.json.1.tmp").exists()
+    second.join(120)
+    assert not second.is_alive()
+    assert not (made.data / ".selection.json.1.tmp").exists()  # nobody is writing it any more
 
 
 def test_an_answer_whose_line_is_damaged_is_asked_again(made: Made) -> None:

@@ -416,3 +416,14 @@ def test_a_source_sets_its_own_rules(tmp_path: Path):
     _, scoped = run(own)
     assert [scoped.sources[n].dropped.get("refusal", 0) for n in ("main", "other")] == [1, 0]
     assert own.data.filters_of("other").length == config.data.filters.length  # what it leaves out stays
+
+
+def test_memory_that_is_too_little_to_look_for_duplicates_is_one_sentence(tmp_path: Path) -> None:
+    config = write(tmp_path, rows(), near_duplicates={})
+    small = config.model_copy(update={"data": config.data.model_copy(update={"memory_gb": 0.0005})})
+    with pytest.raises(
+        UserError, match=r"duplicates among 100 records .*data\.memory_gb=0\.0005 .*; raise data\.memory_gb"
+    ):
+        run(small)
+    assert not [p for p in (tmp_path / "data").iterdir() if p.name.startswith(".spill")]
+    assert run(config)

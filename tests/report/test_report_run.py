@@ -4,12 +4,10 @@ import html.parser
 import io
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
 import sys
-import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from run_fixture import STEPS, TASKS, write_run
 
 from sft_dist.config.changes import flatten
 from sft_dist.core.errors import UserError
+from sft_dist.core.heartbeat import write_beat
 from sft_dist.report.formatting import clip, duration, esc, percent, points, short
 from sft_dist.report.run import summary_table, write_report
 from sft_dist.report.run_files import MADE_BY, number, read_run_files, read_training
@@ -188,9 +187,9 @@ def test_a_crashed_run_with_torn_files(tmp_path):
 def test_a_run_that_stands_still_is_called_silent(finished, tmp_path):
     run = copy(finished, tmp_path)
     (run / "status.json").write_text('{"state": "running", "step": 3}')
-    (run / "heartbeat").touch()
+    write_beat(run, moved=3, silent_s=1.0)
     assert status_of(read_run_files(run)) == ("running", "")
-    os.utime(run / "heartbeat", (time.time() - 7200,) * 2)
+    write_beat(run, moved=3, silent_s=7200.0)
     assert status_of(read_run_files(run)) == (
         "silent",
         "recorded as running, but without a sign of life for 2 h 0 min",

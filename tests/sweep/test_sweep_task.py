@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +11,7 @@ from planted_sweep import add, definition
 
 from sft_dist.cluster.sweep.folder import SweepFolder, Trial
 from sft_dist.core.errors import BusyError, UserError
+from sft_dist.core.heartbeat import write_beat
 from sft_dist.pipelines.sweep import trial as sweep_task
 from sft_dist.pipelines.sweep.define import define
 from sft_dist.pipelines.sweep.trial import NOTHING, Pruner, begin, due, end, main, open_words, run_here
@@ -203,7 +203,7 @@ def search_with_a_live_trial(tmp_path) -> SweepFolder:
     run = add(folder, 3, "running", curve=[(10, 9.0), (20, 9.0)], settings={"optim.lr": "0.9"})
     (run / "control").mkdir()
     folder.run(3).set_status("running", step=20, steps=50)
-    folder.run(3).heartbeat()
+    write_beat(folder.run(3).path, moved=1, silent_s=0.0)
     return folder
 
 
@@ -262,12 +262,12 @@ def test_words(tmp_path):
 def test_a_killed_trial_is_no_longer_running(tmp_path):
     folder = SweepFolder(tmp_path / "s")
     run = add(folder, 0, "running", settings={})
-    folder.run(0).heartbeat()
+    write_beat(run, moved=1, silent_s=0.0)
     folder.run(0).set_status("running", step=7)
     assert (folder.trial(0).state, folder.trial(0).step) == ("running", 7)
-    os.utime(run / "heartbeat", (0, 0))
+    write_beat(run, moved=1, silent_s=2000.0)
     assert folder.trial(0).state == "interrupted"
-    folder.run(0).heartbeat()
+    write_beat(run, moved=1, silent_s=0.0)
     folder.run(0).set_status("stopped", step=7)
     assert folder.trial(0).state == "interrupted"
 

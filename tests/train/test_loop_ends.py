@@ -53,7 +53,7 @@ def _run(
     """Run two epochs of five steps with the given validation losses; nothing is computed."""
     nothing = SimpleNamespace
     ranks = {"save": 0, "stop": 0, "written": 0, "failed": 0}
-    sums = nothing(ranks=ranks, total={"loss": 1.0, "tokens": 1, "targets": 1, "pairs": 1})
+    sums = nothing(ranks=ranks, total={"loss": 1.0, "tokens": 1, "targets": 1, "pairs": 1}, pace=[])
     start = saver.saved_at or Position()
     monkeypatch.setattr(loop, "dist", nothing(get_world_size=lambda: 1, get_rank=lambda: 0))
     monkeypatch.setattr(loop, "prefetched", lambda work, _ready: work)
@@ -76,8 +76,8 @@ def _run(
     options: Any = {
         "start": start, "total_steps": 2 * EPOCH, "epoch_steps": EPOCH, "train": train, "seed": 0, "clip": None,
         "checkpoint": CheckpointConfig(save_every_minutes=None, **checkpoint), "lr_of": lambda _: 1.0,
-        "meter": nothing(reduce=lambda **_: sums), "requests": nothing(poll=lambda: (False, False), served=lambda: None),
-        "heartbeat": nothing(progress=lambda: None), "saver": saver, "spikes": nothing(losses=[]),
+        "meter": nothing(reduce=lambda *_, **__: sums), "requests": nothing(poll=lambda: (False, False), served=lambda: None),
+        "heartbeat": nothing(progress=lambda: None, slowest=lambda _: None, pace=nothing(own=lambda: None)), "saver": saver, "spikes": nothing(losses=[]),
         "hooks": loop.Hooks(log=lambda _: None, event=lambda *_, **__: None, evaluate=evaluate),
         "useful_flops": lambda *_: 0.0, "peak_flops": None,
     }  # fmt: skip

@@ -9,10 +9,11 @@ import time
 
 import pytest
 
+from sft_dist.core.heartbeat import stall_file
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.train import loop, metrics
 from sft_dist.train.guard import Heartbeat
-from sft_dist.train.stall_report import UNKNOWN, path_of, phase_of
+from sft_dist.train.stall_report import REDUCTION, UNKNOWN, place_of
 
 
 def frame_inside(module, function: str):
@@ -33,13 +34,17 @@ def frame_inside(module, function: str):
 )
 def test_phases_are_read_from_the_stack(module, function, phase):
     assert hasattr(module, function) or hasattr(metrics.Meter, function)
-    found, at = phase_of(frame_inside(module, function))
-    assert found == phase
+    found, at, waits = place_of(frame_inside(module, function))
+    assert (found, waits) == (phase, phase == REDUCTION)
     assert at == f"train/{module.__name__.rsplit('.', 1)[1]}.py:2 {function}"
 
 
 def test_a_stack_that_is_not_ours():
-    assert phase_of(None) == (UNKNOWN, "outside of sft_dist")
+    assert place_of(None) == (UNKNOWN, "outside of sft_dist", False)
+
+
+def moved(run):
+    return json.loads((run / "heartbeat").read_text())["moved"]
 
 
 def test_the_heartbeat_ages_without_progress_and_the_rank_speaks(tmp_path):
@@ -47,15 +52,15 @@ def test_the_heartbeat_ages_without_progress_and_the_rank_speaks(tmp_path):
     (tmp_path / "logs").mkdir()
     with Heartbeat(folder, limit_s=0.8) as heartbeat:
         time.sleep(0.3)
-        beaten = (tmp_path / "heartbeat").stat().st_mtime
+        beaten = moved(tmp_path)
         time.sleep(0.6)
-        assert (tmp_path / "heartbeat").stat().st_mtime == beaten
-        said = json.loads(path_of(tmp_path, 0).read_text())
+        assert moved(tmp_path) == beaten
+        said = json.loads(stall_file(tmp_path, 0).read_text())
         assert (said["rank"], said["host"], said["phase"]) == (0, os.uname().nodename, UNKNOWN)
         heartbeat.progress()
         time.sleep(0.3)
-        assert (tmp_path / "heartbeat").stat().st_mtime > beaten
-        assert not path_of(tmp_path, 0).exists()
+        assert moved(tmp_path) > beaten
+        assert not stall_file(tmp_path, 0).exists()
 
 
 def test_half_of_heartbeat_max_is_the_limit(tmp_path, monkeypatch):
@@ -63,4 +68,4 @@ def test_half_of_heartbeat_max_is_the_limit(tmp_path, monkeypatch):
     (tmp_path / "logs").mkdir()
     with Heartbeat(RunFolder(tmp_path)):
         time.sleep(0.5)
-    assert path_of(tmp_path, 0).exists()
+    assert stall_file(tmp_path, 0).exists()

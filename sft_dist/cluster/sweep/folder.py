@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import fcntl
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -20,8 +19,9 @@ from typing import Any, Literal, TypeVar
 from sft_dist.cluster.sweep.run_metric import RUN_METRICS, Curve, curve_of
 from sft_dist.core.errors import BusyError, UserError
 from sft_dist.core.files import read_json, write_json
+from sft_dist.core.heartbeat import SILENT_S, silent_s
 from sft_dist.core.locks import take_lock
-from sft_dist.core.runfolder import SILENT_S, RunFolder
+from sft_dist.core.runfolder import RunFolder
 
 TrialState = Literal["waiting", "running", "interrupted", "finished", "pruned", "failed"]
 
@@ -201,10 +201,9 @@ class SweepFolder:
             return trial
         run = self.run(trial.number)
         status = run.status()
-        beat = run.path / "heartbeat"
         if status.get("state") == "stopped":
             return replace(trial, state="interrupted")
-        if beat.exists() and time.time() - beat.stat().st_mtime > SILENT_S:
+        if (silent_s(run.path) or 0.0) > SILENT_S:
             return replace(trial, state="interrupted", step=status.get("step"))
         return replace(trial, step=status.get("step"))
 

@@ -72,7 +72,7 @@ def metric_of(run_dir: Path, metric: str) -> float | None:
 
 def first_error(run_dir: Path) -> str:
     """Return what the earliest error of the newest attempt says, with its rank's host; "" when none was recorded."""
-    attempts = sorted(run_dir.glob("logs/attempt-*"), key=lambda p: p.stat().st_mtime)
+    attempts = sorted(run_dir.glob("logs/attempt-*"), key=_turn)
     found: list[tuple[float, str]] = []
     for file in attempts[-1].glob("node-*/error.json") if attempts else ():
         with suppress(ValueError, KeyError, TypeError, OSError):
@@ -82,6 +82,11 @@ def first_error(run_dir: Path) -> str:
             else:
                 found.append((file.stat().st_mtime, str(said)))
     return min(found)[1].strip().splitlines()[0] if found else ""
+
+
+def _turn(attempt: Path) -> tuple[int, ...]:
+    """Return the numbers of an attempt, such as (2, 1) of attempt-2.1: restart and try."""
+    return tuple(int(n) for n in attempt.name.partition("-")[2].split(".") if n.isdecimal())
 
 
 def _score(run_dir: Path, name: str) -> float | None:

@@ -26,6 +26,7 @@ from sft_dist.batch import sequence_shard
 from sft_dist.config import RunConfig
 from sft_dist.config.auto import asked
 from sft_dist.config.load import load_run_config
+from sft_dist.core.collectives import gather
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import write_json
 from sft_dist.core.records import Batch
@@ -59,8 +60,9 @@ def main() -> int:
     node, per_node = int(os.environ["GROUP_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     whole = _all_reduce(device, None) if dist.get_world_size() > 1 else None
     pairs = list(_pairs(device, node, nodes, per_node))
+    hosts = gather(socket.gethostname())
     if dist.get_rank() == 0:
-        write_json(folder / "env.json", environment(dist.get_world_size()))
+        write_json(folder / "env.json", environment(hosts))
     dist.barrier()
     try:
         step = _train(config, RunFolder(folder), device)

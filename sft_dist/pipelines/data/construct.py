@@ -253,5 +253,5 @@ def _locked(root: Path) -> Iterator[None]:
         held.truncate(0)
         held.write(f"process {os.getpid()} on {os.uname().nodename}\n")
         held.flush()
-        remove_leftovers(root, *(p for p in root.iterdir() if p.is_dir()))
+        remove_leftovers(root, *(p for p in root.iterdir() if p.is_dir()), *root.glob("*/selection"))
         yield

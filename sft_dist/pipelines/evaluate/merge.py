@@ -36,6 +36,7 @@ def merge(adapter: Path, out: Path, base: str | None = None) -> Path:
         raise UserError(f"{adapter / 'adapter_config.json'} names no base; name one with --base")
     import torch
     from peft import PeftModel
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoTokenizer
 
     revision = said.get("revision")
@@ -43,7 +44,7 @@ def merge(adapter: Path, out: Path, base: str | None = None) -> Path:
     dtype = AutoConfig.from_pretrained(base, revision=revision).dtype or torch.float32
     try:
         merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
-    except (ValueError, RuntimeError, KeyError) as error:
+    except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UserError(
             f"the adapter {adapter} does not fit {base} ({str(error).strip().splitlines()[0]}); name the base that it was trained on with --base"
         ) from None

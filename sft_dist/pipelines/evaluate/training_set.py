@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sft_dist.config import RunConfig
-from sft_dist.core.files import read_json
+from sft_dist.core.files import read_object
 from sft_dist.core.records import Example
 from sft_dist.core.rng import derive
 from sft_dist.core.runfolder import RunFolder
@@ -51,7 +51,7 @@ def drawn_ids(config: RunConfig, folder: RunFolder) -> set[str]:
     known = folder.read_stores()
     corpus = open_corpus({name: Path(s["path"]) for name, s in known["sources"].items()})
     file = folder.export / "config.json"
-    shape = read_json(file) if file.is_file() else config_json(config)
+    shape = read_object(file, "export the run again") if file.is_file() else config_json(config)
     cost = cost_of(shape.get("text_config") or shape or DEFAULT_SHAPE)
     world = int(folder.plan("world_size")["world_size"])
     planner = make_planner(config, corpus, world_size=world, cost=cost)

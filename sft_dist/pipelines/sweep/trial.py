@@ -27,6 +27,7 @@ from sft_dist.cluster.sweep.search import Past, hopeless, suggest
 from sft_dist.config import RunConfig
 from sft_dist.config.load import load_run_config
 from sft_dist.core.errors import BusyError, UserError
+from sft_dist.core.heartbeat import begin_beat
 from sft_dist.core.process import logger
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.pipelines.data.prepare import prepare
@@ -100,7 +101,7 @@ def begin(folder: SweepFolder, number: int, *, build: bool) -> RunConfig | None:
         _fail(folder, trial.ended(attempts=trial.attempts + 1), error)
         raise
     folder.write(trial.ended(state="running", attempts=trial.attempts + 1, reason="", fatal=False, step=None))
-    (folder.run(number).path / "heartbeat").touch()  # that of an earlier attempt would look dead
+    begin_beat(folder.run(number).path)  # that of an earlier attempt would look dead
     return config
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from sft_dist.batch import sequence_shard
 from sft_dist.checkpoint.export_plan import Base
@@ -238,16 +239,22 @@ def _initial_model(config: RunConfig, folder: RunFolder, tokenizer: TextTokenize
     initial = folder.path / "init"
     if dist.get_rank() == 0 and not (initial / "config.json").is_file():
         aside = initial.with_name(".init.partial")
-        create_initial(
-            aside,
-            shape=shape.model_dump(),
-            vocab_size=tokenizer.vocab_size,
-            bos_id=tokenizer.bos_id,
-            eos_id=tokenizer.eos_id,
-            pad_id=tokenizer.pad_id,
-            seed=derive(config.seed, "init"),
-        )
-        replace_folder(aside, initial)
+        try:
+            create_initial(
+                aside,
+                shape=shape.model_dump(),
+                vocab_size=tokenizer.vocab_size,
+                bos_id=tokenizer.bos_id,
+                eos_id=tokenizer.eos_id,
+                pad_id=tokenizer.pad_id,
+                seed=derive(config.seed, "init"),
+            )
+            replace_folder(aside, initial)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{initial} cannot be written ({error}), so there are no weights to start from; make room there, or set run_root to "
+                "another disk, and run the same command again"
+            ) from None
     dist.barrier()
     return str(initial)
 

@@ -83,9 +83,9 @@ def config_json(config: RunConfig) -> dict[str, Any]:
     file = Path(config.model.path or "") / "config.json"
     try:
         raw: Any = json.loads(file.read_text()) if file.is_file() else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         raw = None
-    if not isinstance(raw, dict):
+    if not isinstance(raw, dict) or not isinstance(raw.get("text_config") or {}, dict):
         raise UserError(
             f"{file} is torn or no model's config, so nothing is known of the model; download or copy it again"
         )

@@ -33,7 +33,7 @@ from sft_dist.config.load import load_run_config
 from sft_dist.core import process
 from sft_dist.core.bus_error import name_mapped_file
 from sft_dist.core.collectives import from_rank_0, gather
-from sft_dist.core.errors import BusyError, UserError
+from sft_dist.core.errors import NO_ROOM, BusyError, UserError, disk_error
 from sft_dist.core.files import write_checked, write_json
 from sft_dist.core.records import Position, StepMetrics
 from sft_dist.core.runfolder import RunFolder
@@ -86,6 +86,11 @@ def main() -> int:
         else:
             _say_fatal(folder, str(error) if isinstance(error, UserError) else _out_of_memory(config, folder))
         return 2  # without leaving the process group in order: other ranks may wait inside a collective
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise  # another attempt may do better
+        _say_fatal(folder, disk_error(error))
+        return 2
     dist.destroy_process_group()
     return 0 if state in ("finished", "stopped") else 3
 
@@ -213,12 +218,12 @@ def _barrier(heartbeat: Heartbeat) -> None:
 
 def _lock(folder: RunFolder) -> IO[str] | None:
     """Hold the run folder on rank 0: two jobs on one folder would overwrite one another. All ranks learn the outcome."""
-    held, refusal = None, ""
+    held, refusal, hosts = None, "", gather(socket.gethostname())
     if dist.get_rank() == 0:
         try:
             held = folder.lock()
             folder.set_status("running", step=0)
-            write_json(folder.path / "env.json", environment(dist.get_world_size()))
+            write_json(folder.path / "env.json", environment(hosts))
         except BusyError as error:
             refusal = str(error)
     if refusal := from_rank_0(refusal):
@@ -368,7 +373,12 @@ def _loop(
             lr_of=lambda step: lr_at(
                 step, optim, total_steps=plan.steps, tokens_per_step=config.train.tokens_per_step
             ),
-            meter=Meter(corpus.task_names, engine.device, corpus.source_names),
+            meter=Meter(
+                corpus.task_names,
+                engine.device,
+                corpus.source_names,
+                (dist.get_rank(), dist.get_world_size()),
+            ),
             requests=requests,
             heartbeat=heartbeat,
             hooks=loop.Hooks(log=on_step, event=lines.event, evaluate=evaluate),

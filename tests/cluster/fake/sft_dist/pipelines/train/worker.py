@@ -73,7 +73,7 @@ def main() -> None:
         if rank == 0:
             with (run / "trace").open("a") as trace:
                 trace.write(f"{step} {int(stop[1])}\n")
-            (run / "heartbeat").touch()
+            write(run / "heartbeat", json.dumps({"moved": step}, indent=1) + "\n")
         if rank == 0 and (stop[0] or step % 10 == 0 or step == int(config["steps"])):
             write(checkpoint, str(step))
         status("stopped" if stop[0] else "running")
