@@ -102,7 +102,8 @@ class Heartbeat:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self.pace.__enter__()
+        if current().world_size > 1:
+            self.pace.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -144,7 +145,8 @@ class Heartbeat:
 
     def _beat(self) -> None:
         said_at, told = None, False
-        stall_file(self._folder.path, self._rank).unlink(missing_ok=True)  # of an earlier attempt
+        with suppress(OSError):
+            stall_file(self._folder.path, self._rank).unlink(missing_ok=True)  # of an earlier attempt
         while True:
             moved, silent_s = self._moved, time.monotonic() - self._last
             with suppress(OSError):  # a full disk must not end the run here

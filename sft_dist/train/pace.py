@@ -62,7 +62,8 @@ class Pace:
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
-        self._thread.join()
+        if self._thread.ident:  # it was started: one rank alone waits for nobody
+            self._thread.join()
 
     def own(self) -> Own:
         """Return what the reduction of a step carries of this rank."""

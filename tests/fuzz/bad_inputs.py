@@ -22,7 +22,7 @@ class Kind(NamedTuple):
     is_it: Callable[[Any], Any]
 
 
-CONFIGS, YAML, MODELS = draws.configs(), draws.YAML, draws.MODEL_CONFIGS
+YAML, MODELS = draws.YAML, draws.MODEL_CONFIGS
 INDEX = {
     "position": {"step": 12, "epoch": 0},
     "parameters": {"w": [2, 2]},
@@ -39,38 +39,39 @@ DATA = draws.damaged(b'{"examples": 12, "key": {"input": "a"}}\n{"examples": 3}\
 def number(path: str, holds: Callable[[float], bool]) -> Kind:
     """A number of a config, or one among others."""
 
-    def is_it(changes: dict[str, Any]) -> bool:
-        value = changes.get(path)
+    def is_it(value: Any) -> bool:
         values = value if isinstance(value, list) else [value]
         return any(isinstance(v, int | float) and not isinstance(v, bool) and holds(v) for v in values)
 
-    return Kind(CONFIGS, is_it)
+    return Kind(draws.value_of(path), is_it)
 
 
 def source(key: str, holds: Callable[[float], bool]) -> Kind:
     """A number of a source."""
     return Kind(
-        CONFIGS,
-        lambda c: (
-            isinstance(c.get("data.sources"), dict)
+        draws.value_of("data.sources"),
+        lambda v: (
+            isinstance(v, dict)
             and any(
-                isinstance(s, dict) and isinstance(s.get(key), float) and holds(s[key])
-                for s in c["data.sources"].values()
+                isinstance(s, dict) and isinstance(s.get(key), float) and holds(s[key]) for s in v.values()
             )
         ),
     )
 
 
+def config(path: str, holds: Callable[[Any], Any]) -> Kind:
+    """A value of a config."""
+    return Kind(draws.value_of(path), holds)
+
+
 def text(path: str, holds: Callable[[str], bool]) -> Kind:
     """A text of a config."""
-    return Kind(CONFIGS, lambda c: isinstance(c.get(path), str) and holds(c[path]))
+    return config(path, lambda v: isinstance(v, str) and holds(v))
 
 
 def shape(key: str, holds: Callable[[Any], bool]) -> Kind:
     """A figure of model.shape."""
-    return Kind(
-        CONFIGS, lambda c: isinstance(c.get("model.shape"), dict) and holds(c["model.shape"].get(key))
-    )
+    return config("model.shape", lambda v: isinstance(v, dict) and holds(v.get(key)))
 
 
 def size(holds: Callable[[Any], bool]) -> Kind:
@@ -110,6 +111,13 @@ def parsed(content: bytes) -> Any:
     return ...
 
 
+def slices_of(value: Any) -> Any:
+    """Return the slices in a checkpoint's index."""
+    with suppress(KeyError, TypeError):
+        return value["files"]["f"]["slices"]
+    return None
+
+
 def step_of(content: bytes) -> Any:
     """Return the step of a checkpoint's position."""
     with suppress(KeyError, TypeError):
@@ -120,7 +128,7 @@ def step_of(content: bytes) -> Any:
 def slice_of(content: bytes) -> Any:
     """Return the first number of a slice in a checkpoint's index."""
     with suppress(KeyError, TypeError):
-        return parsed(content)["files"]["f"]["slices"]["v"][0]
+        return slices_of(parsed(content))["v"][0]
     return None
 
 
@@ -137,7 +145,7 @@ KINDS: dict[str, Kind] = {
     "weight inf": source("weight", math.isinf),
     "weight nan": source("weight", math.isnan),
     "take nan": source("take_share", math.isnan),
-    "true as a whole number": Kind(CONFIGS, lambda c: c.get("train.max_steps") is True or c.get("train.micro_rows") is True),
+    "true as a whole number": config("train.max_steps", lambda v: v is True),
     "port above 65535": number("launch.port", lambda v: v > 65535),
     "name of 300 letters": text("name", lambda v: len(v) == 300),
     "odd head size": shape("hidden_size", lambda v: v == 36),
@@ -145,8 +153,8 @@ KINDS: dict[str, Kind] = {
     "100,000 threads": number("train.threads_per_rank", lambda v: v == 100_000),
     "line end in run_root": text("run_root", lambda v: "\n#SBATCH" in v),
     "control character in a name": text("name", lambda v: "\x1b" in v),
-    "line end in an sbatch line": Kind(CONFIGS, lambda c: any("\n" in str(v) for v in c.get("submit.sbatch") or ()) if isinstance(c.get("submit.sbatch"), list) else False),
-    "deepspeed.extra of no known key": Kind(CONFIGS, lambda c: isinstance(c.get("deepspeed.extra"), dict) and "x" in c["deepspeed.extra"]),
+    "line end in an sbatch line": config("submit.sbatch", lambda v: isinstance(v, list) and any("\n" in str(line) for line in v)),
+    "deepspeed.extra of no known key": config("deepspeed.extra", lambda v: isinstance(v, dict) and "x" in v),
     "YAML bomb": Kind(YAML, lambda t: draws.BOMB in t),
     "alias that holds itself": Kind(YAML, lambda t: "&d {sources: *d}" in t),
     "3,000 brackets": Kind(YAML, lambda t: "[" * 3000 in t),
@@ -167,7 +175,7 @@ KINDS: dict[str, Kind] = {
     "template of 10 GB": Kind(draws.TEMPLATES, lambda t: "'x' * 10000000000" in t),
     "terminal sequence in a record": Kind(draws.RECORDS, holds_text("\x1b[2J")),
     "HTML in a record": Kind(draws.RECORDS, holds_text("<script>")),
-    "index of too few slices": Kind(CHANGED_INDEX, lambda v: isinstance(v, dict) and "v" not in v.get("files", {}).get("f", {}).get("slices", {"v": 0}) if isinstance(v, dict) and isinstance(v.get("files"), dict) and isinstance(v["files"].get("f"), dict) and isinstance(v["files"]["f"].get("slices"), dict) else False),
+    "index of too few slices": Kind(CHANGED_INDEX, lambda v: slices_of(v) == {"w": [0, 4]}),
     "digit of a position": Kind(DAMAGED_INDEX, lambda c: type(step_of(c)) is int and step_of(c) != 12),
     "digit of a slice": Kind(DAMAGED_INDEX, lambda c: type(slice_of(c)) is int and slice_of(c) != 4),
     "wrong type in an index": Kind(CHANGED_INDEX, lambda v: isinstance(v, dict) and isinstance(v.get("position"), list | str)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from hypothesis import strategies as st
 
@@ -47,28 +47,30 @@ JSON = st.recursive(
 
 # --- config: values by the path of their key
 
-KEYS = [
-    f"{section}.{key}"
+TYPES: dict[str, Any] = {
+    f"{section}.{key}": inner.annotation
     for section, field in RunConfig.model_fields.items()
     if hasattr(field.annotation, "model_fields")
-    for key in field.annotation.model_fields  # type: ignore[union-attr]
-] + ["name", "run_root", "seed", "cluster"]
+    for key, inner in field.annotation.model_fields.items()  # type: ignore[union-attr]
+} | {name: RunConfig.model_fields[name].annotation for name in ("name", "run_root", "seed", "cluster")}
+
+
+def _holds(annotation: Any, *kinds: type) -> bool:
+    return annotation in kinds or any(_holds(part, *kinds) for part in get_args(annotation))
+
+
 NUMBERS = st.one_of(
+    st.sampled_from([INF, -INF, NAN, True, 0, -1, 1.0, -0.1, 36, 70_000, 100_000, 1e12, 10**40]),
     st.integers(),
-    st.sampled_from(
-        [0, -1, 1, 36, 70_000, 100_000, 1 << 31, 1 << 63, 10**12, 10**40, 1e12, INF, -INF, NAN, 1.0, -0.1]
-    ),
     st.floats(),
 )
-CONFIG_SCALARS = st.one_of(
-    st.none(),
-    st.booleans(),
-    NUMBERS,
-    st.text(max_size=40),
+TEXTS = st.one_of(
     st.sampled_from(
-        ["\n", "runs\n#SBATCH --uid=0", "\x1b[2J", "../..", "$(ls)", "${oc.env:HOME}", "~nobody-here/x", "a" * 300, "nan", "1e400", "-0", "yes"]
+        ["\n", "runs\n#SBATCH --uid=0", "\x1b[2J", "../..", "$(ls)", "${oc.env:HOME}", "~nobody-here/x", "a" * 300, "nan", "1e400", "-0", "yes", "\x00"]
     ),
+    st.text(max_size=40),
 )  # fmt: skip
+CONFIG_SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS)
 SOURCES = st.dictionaries(
     st.sampled_from(["s", "s" * 300, "a/b", "..", "a\nb"]),
     st.fixed_dictionaries(
@@ -102,13 +104,21 @@ CONFIG_VALUES = st.recursive(
 )
 
 
+def value_of(path: str) -> st.SearchStrategy[Any]:
+    """Return what is drawn for a key: mostly what looks like its type, and is wrong for it in some way."""
+    if path in FORMED:
+        return st.one_of(FORMED[path], FORMED[path], CONFIG_VALUES)
+    like = (
+        NUMBERS if _holds(TYPES[path], int, float) else TEXTS if _holds(TYPES[path], str) else CONFIG_SCALARS
+    )
+    return st.one_of(like, like, CONFIG_VALUES)
+
+
 @st.composite
 def configs(draw: st.DrawFn) -> dict[str, Any]:
     """Return what is changed in a config: path -> value."""
-    paths = draw(st.lists(st.sampled_from([*KEYS, *FORMED]), min_size=1, max_size=4, unique=True))
-    return {
-        p: draw(FORMED[p] | CONFIG_VALUES if p in FORMED else CONFIG_SCALARS | CONFIG_VALUES) for p in paths
-    }
+    paths = draw(st.lists(st.sampled_from(sorted({*TYPES, *FORMED})), min_size=1, max_size=3, unique=True))
+    return {path: draw(value_of(path)) for path in paths}
 
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 OPTIONS = settings(
-    max_examples=6_000,
+    max_examples=2_000,
     derandomize=True,
     database=None,
     deadline=None,

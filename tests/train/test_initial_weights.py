@@ -21,7 +21,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "intermediate_size": 32,
         "layers": 1,
         "heads": 2,
-        "max_position_embeddings": 64,
+        "max_position_embeddings": 4096,
     }
     config = validate({"model": {"shape": shape}, "render": {"train_vocab_size": 300, "template": "chatml"}})
     ids = SimpleNamespace(vocab_size=300, bos_id=None, eos_id=1, pad_id=0)
