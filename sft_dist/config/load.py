@@ -21,7 +21,7 @@ from sft_dist.config.root import RunConfig
 from sft_dist.config.sources import SourceConfig
 from sft_dist.config.yaml_file import MAX_DEPTH, read_yaml
 from sft_dist.core.errors import UserError, nearest
-from sft_dist.core.files import CHECKSUM, read_object
+from sft_dist.core.files import CHECKSUM, expanded, read_object
 from sft_dist.core.process import resource
 
 DEFAULT_EXPERIMENT = "demo"
@@ -94,9 +94,13 @@ def _missing_files(values: dict[str, Any]) -> Iterator[str]:
             and not glob.has_magic(path)
             and (local or path.startswith(("/", ".", "~")))
         ):
-            place = Path(path).expanduser()
-            if not place.exists():
-                yield f"  {key}={path}: {place} does not exist; check the path"
+            try:
+                there = expanded(path).exists()
+            except UserError as error:
+                yield f"  {key}: {error}"
+            else:
+                if not there:
+                    yield f"  {key}={path}: {expanded(path)} does not exist; check the path"
 
 
 def config_to_json(config: RunConfig) -> str:

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import fingerprint
+from sft_dist.core.files import expanded, fingerprint
 
 METRICS: dict[str, Any] = {}
 """Name -> evals.metrics.Metric, of plugins."""
@@ -63,7 +63,7 @@ def source_of(thing: Any) -> str:
 def _module(name: str) -> ModuleType:
     if not name.endswith(".py"):
         return importlib.import_module(name)
-    file = Path(name).expanduser().resolve()
+    file = expanded(name).resolve()
     if not file.is_file():
         raise UserError(f"plugins: {name} is no file, so what it adds is not there; check the path")
     if str(file.parent) not in sys.path:

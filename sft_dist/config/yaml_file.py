@@ -85,11 +85,13 @@ def read_yaml(file: Path) -> Any:
         UserError: When it is too large, not YAML, not UTF-8, nested too deep, or grows without end by its aliases.
     """
     try:
-        if file.stat().st_size > MAX_BYTES:
+        with file.open("rb") as opened:  # a device or a pipe does not say how large it is
+            data = opened.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
             raise UserError(
                 f"{file} is larger than {MAX_BYTES >> 20} MiB, so it is no config; check the path"
             )
-        loader = _Loader(file.read_text(encoding="utf-8-sig"))
+        loader = _Loader(data.decode("utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not readable as YAML: {_said(error)}") from None
     try:

@@ -20,6 +20,20 @@ CHUNK_BYTES = 1 << 22
 CHECKSUM = "checksum"  # the key under which an object carries its own
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with `~` and `~user` written out.
+
+    Raises:
+        UserError: When there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"{path} begins with the home folder of a user whom this machine does not know, so it leads nowhere; write the path out"
+        ) from None
+
+
 def fsync_path(path: Path) -> None:
     """Flush a file or a folder entry to disk."""
     fd = os.open(path, os.O_RDONLY)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import fingerprint, read_object
+from sft_dist.core.files import expanded, fingerprint, read_object
 from sft_dist.core.process import logger
 from sft_dist.core.records import Drop, Example, Tokens
 from sft_dist.evals.resumable_work import collect, run_part
@@ -77,7 +77,7 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     looks_local = path.startswith((".", "/", "~")) or Path(path).exists()
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     kinds = ("config.json", "adapter_config.json")  # a whole model, or an adapter that names its base
     if looks_local and not any((folder / name).is_file() for name in kinds):
         raise UserError(

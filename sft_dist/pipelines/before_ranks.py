@@ -13,6 +13,7 @@ from sft_dist.cluster.slurm.site import load_site
 from sft_dist.config import RunConfig
 from sft_dist.config.model import targets
 from sft_dist.core.errors import UserError, nearest
+from sft_dist.core.files import expanded
 from sft_dist.model.adapter_folder import check_folder
 from sft_dist.model.rope import check_reach
 from sft_dist.pipelines.cluster.estimate_inputs import model_config, shape_of
@@ -62,7 +63,7 @@ def _model(config: RunConfig) -> Iterator[str]:
     check_stage(config)
     path = config.model.path
     if path and (Path(path).exists() or path.startswith(("/", ".", "~")) or path.count("/") != 1):
-        place = Path(path).expanduser()
+        place = expanded(path)
         if not (place / "config.json").is_file():
             state = "has no config.json" if place.exists() else "does not exist"
             beside = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
@@ -126,7 +127,7 @@ def _modules(config: RunConfig) -> set[str]:
 
 def _folders(config: RunConfig) -> Iterator[str]:
     for key, path in (("run_root", config.run_root), ("data.dir", config.data.dir)):
-        place = Path(path).expanduser().absolute()
+        place = expanded(path).absolute()
         there = next(p for p in (place, *place.parents) if p.exists())
         if not there.is_dir():
             yield f"{key}={path}: {there} is a file, so nothing can be written below it; name a folder"
@@ -152,7 +153,7 @@ def _places(config: RunConfig) -> Iterator[str]:
 
 def _tokenizer(config: RunConfig) -> Iterator[str]:
     own, path = config.model.tokenizer is None, str(config.model.path)
-    if own and path.startswith(("/", ".", "~")) and not Path(path).expanduser().exists():
+    if own and path.startswith(("/", ".", "~")) and not expanded(path).exists():
         return  # said of the model
     if config.render.train_vocab_size is not None:
         return

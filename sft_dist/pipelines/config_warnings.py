@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from sft_dist.config import RunConfig
 from sft_dist.config.auto import asked, supposed
 from sft_dist.core.errors import UserError, nearest
+from sft_dist.core.files import expanded
 from sft_dist.train.schedule import decay_steps, warmup_steps
 
 
@@ -48,7 +47,7 @@ def refuse_misspelt_model(config: RunConfig) -> None:
     Raises:
         UserError: With the folder that is meant.
     """
-    path = Path(config.model.path or ".").expanduser()
+    path = expanded(config.model.path or ".")
     if path.exists() or not path.parent.is_dir():
         return
     models = [

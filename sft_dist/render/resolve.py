@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Protocol
 
 from sft_dist.core.errors import UserError, nearest
+from sft_dist.core.files import expanded
 from sft_dist.core.records import Drop
 from sft_dist.render.builtin import BUILTINS, BuiltinTemplate, jinja_text
 from sft_dist.render.conversation import Conversation, Thinking
@@ -129,7 +129,7 @@ def find_text(tokenizer: TextTokenizer, name: str) -> tuple[str, str]:
         return _default(named, tokenizer.path), f"the chat template of {tokenizer.path}"
     if name in named:
         return named[name], f"the chat template {name} of {tokenizer.path}"
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file():
         try:
             return path.read_text(encoding="utf-8"), str(path)

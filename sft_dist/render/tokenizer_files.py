@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from sft_dist.core.errors import UserError
+from sft_dist.core.files import expanded
 
 FILES = (
     "tokenizer.json",
@@ -59,7 +60,7 @@ def find_tokenizer(path: str, revision: str | None = None) -> TokenizerFiles:
     Raises:
         UserError: Nothing is there, or it is not a fast tokenizer.
     """
-    local = Path(path).expanduser()
+    local = expanded(path)
     if local.is_file():
         return _read(local.parent if local.name == "tokenizer.json" else None, local, path)
     if not local.is_dir():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_dist.core.errors import UserError, nearest
-from sft_dist.core.files import fingerprint
+from sft_dist.core.files import expanded, fingerprint
 from sft_dist.core.records import BadRecord, Example
 from sft_dist.sources.alpaca import AlpacaFields
 from sft_dist.sources.base import READER_VERSION, FileSource
@@ -161,7 +161,7 @@ def _others(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any
 
 def _load(path: str, subset: str | None, split: str, revision: str | None, data_files: Any) -> Any:
     datasets = import_datasets()
-    place = Path(path).expanduser()
+    place = expanded(path)
     saved = place.is_dir() and any((place / f).is_file() for f in ("state.json", "dataset_dict.json"))
     if saved and data_files is not None:
         raise UserError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_dist.core.errors import UserError, nearest
+from sft_dist.core.files import expanded
 from sft_dist.core.process import logger
 from sft_dist.core.records import BadRecord
 from sft_dist.sources.files.data_files import TEXT_CHARS, file_kind, open_data
@@ -21,7 +22,7 @@ def task_name(path: Path) -> str:
 
 def task_files(path: str) -> list[Path]:
     """Return the task files at `path`: one file, or a folder that holds them (or holds a folder `tasks`)."""
-    place = Path(path).expanduser()
+    place = expanded(path)
     if place.is_file():
         return [place]
     if not place.is_dir():
@@ -39,7 +40,7 @@ def task_files(path: str) -> list[Path]:
 
 def read_task_list(path: str) -> list[str]:
     """Return the task names of an official split file: one a line, `.json` endings and empty lines left out."""
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not file.is_file():
         raise UserError(f"{path} does not exist, so its tasks are unknown; check the path")
     try:

@@ -205,7 +205,13 @@ CASES: tuple[tuple[str, Callable[[Made], Any], str, tuple[Callable[[bytes], byte
 @pytest.mark.parametrize(
     ("name", "read", "outcome", "damage"),
     [
-        pytest.param(name, read, outcome, damage, id=f"{number}-{name.split('/')[-1]}-{damage.__name__}")
+        pytest.param(
+            name,
+            read,
+            outcome,
+            damage,
+            id=f"{number}-{name.split('/')[-1].replace('*', 'facts')}-{damage.__name__}",
+        )
         for number, (name, read, outcome, damages) in enumerate(CASES)
         for damage in damages
     ],

@@ -62,3 +62,17 @@ def test_a_run_that_was_submitted_or_is_between_attempts_is_waited_for(
 def test_a_folder_that_nobody_starts_is_not(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert followed(RunFolder(tmp_path)) == ("not started", "")
+
+
+def test_ranks_that_hang_or_are_slow_are_shown_once(tmp_path: Path) -> None:
+    folder, out = RunFolder(tmp_path), io.StringIO()
+    folder.event("straggler", reason="of an earlier attempt")
+    watcher = module.Watcher(folder, Console(file=out, width=60))
+    watcher.poll()
+    folder.event(
+        "stalled", reason="rank 3 on n1 stands in [waiting for data], and that is a long sentence, too"
+    )
+    folder.event("saved", reason="nothing to see")
+    watcher.poll()
+    watcher.poll()
+    assert out.getvalue() == "rank 3 on n1 stands in [waiting for data], and that is a long sentence, too\n"

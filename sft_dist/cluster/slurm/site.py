@@ -11,6 +11,7 @@ import pydantic
 from sft_dist.config.cluster import SiteProfile
 from sft_dist.config.yaml_file import read_yaml
 from sft_dist.core.errors import UserError, nearest
+from sft_dist.core.files import expanded
 from sft_dist.core.process import resource
 
 VARIABLE = "SFT_DIST_CLUSTERS"
@@ -25,9 +26,9 @@ HINTS = {
 def profiles() -> Path:
     """Return the folder of site profiles: SFT_DIST_CLUSTERS, or clusters/ among the user's settings."""
     if folder := os.environ.get(VARIABLE):
-        return Path(folder).expanduser()
+        return expanded(folder)
     settings = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    return Path(settings).expanduser() / "sft_dist" / "clusters"
+    return expanded(settings) / "sft_dist" / "clusters"
 
 
 def load_site(name: str) -> SiteProfile:
@@ -40,7 +41,7 @@ def load_site(name: str) -> SiteProfile:
         UserError: When there is no such profile, or with every mistake in it.
     """
     is_path = "/" in name or name.endswith((".yaml", ".yml"))
-    file = Path(name).expanduser() if is_path else profiles() / f"{name}.yaml"
+    file = expanded(name) if is_path else profiles() / f"{name}.yaml"
     if (
         not file.is_file()
         and not is_path

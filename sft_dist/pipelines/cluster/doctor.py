@@ -33,7 +33,7 @@ from sft_dist.cluster.local_ranks import free_port, gpus, ranks_of
 from sft_dist.config import RunConfig
 from sft_dist.config.load import config_to_json
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import write_text
+from sft_dist.core.files import expanded, write_text
 from sft_dist.core.process import resource
 from sft_dist.pipelines.cluster.estimate_inputs import kept_bytes, model_config, shape_of
 from sft_dist.pipelines.train.run_folder import absolute
@@ -107,7 +107,7 @@ def doctor(config: RunConfig, console: Console, *, as_json: bool) -> int:
 
 def _secret_file(config: RunConfig, place: Place) -> Path:
     """Return where node 0 leaves the secret of this examination: on the disk that all nodes share."""
-    return Path(config.run_root).expanduser().absolute() / f".doctor-{place.token}.secret"
+    return expanded(config.run_root).absolute() / f".doctor-{place.token}.secret"
 
 
 def _preside(

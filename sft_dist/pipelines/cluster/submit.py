@@ -12,6 +12,7 @@ from sft_dist.cluster.slurm.site import load_site
 from sft_dist.config import RunConfig
 from sft_dist.config.cluster import SiteProfile
 from sft_dist.core.errors import UserError
+from sft_dist.core.files import expanded
 from sft_dist.pipelines.cluster.estimate import estimate, show
 from sft_dist.pipelines.data.check import check
 from sft_dist.pipelines.train.planning import check_ranks
@@ -81,7 +82,7 @@ def at_site(config: RunConfig, site: SiteProfile) -> RunConfig:
         )
     own = "run_root" in config.model_fields_set or site.run_root is None
     root = config.run_root if own else str(site.run_root)
-    changed: dict[str, object] = {"run_root": str(Path(root).expanduser().resolve())}
+    changed: dict[str, object] = {"run_root": str(expanded(root).resolve())}
     if site.wandb_offline and config.wandb.mode == "auto":
         changed["wandb"] = config.wandb.model_copy(update={"mode": "offline"})
     if site.gpus_per_node and config.launch.nproc == "auto":

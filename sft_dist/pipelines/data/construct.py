@@ -34,7 +34,7 @@ from sft_dist.construct import (
 )
 from sft_dist.construct.output import EXAMPLES
 from sft_dist.core.errors import UserError, nearest
-from sft_dist.core.files import append_jsonl, fingerprint, remove_leftovers
+from sft_dist.core.files import append_jsonl, expanded, fingerprint, remove_leftovers
 from sft_dist.core.locks import take_lock
 from sft_dist.core.records import Example
 from sft_dist.holdout import split
@@ -206,7 +206,7 @@ def _open_sources(
     configs = {
         n: c
         for n, c in config.data.sources.items()
-        if not (isinstance(c, ExamplesSource) and Path(c.path).expanduser().resolve() in unmade)
+        if not (isinstance(c, ExamplesSource) and expanded(c.path).resolve() in unmade)
     }
     for seed in options.seeds:
         if seed not in configs:

@@ -10,7 +10,7 @@ from typing import Any
 from sft_dist.config import RunConfig
 from sft_dist.config.load import load_run_config
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import read_object
+from sft_dist.core.files import expanded, read_object
 from sft_dist.core.records import Example
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.render.renderer import Renderer
@@ -99,7 +99,7 @@ def check_stage(config: RunConfig, renderer: Renderer | None = None) -> None:
     """
     if config.model.from_run is None:
         return
-    folder = RunFolder(Path(config.model.from_run).expanduser())
+    folder = RunFolder(expanded(config.model.from_run))
     load_run_config(folder.path)
     if not (folder.export / "config.json").is_file():
         adapter = (folder.export / "adapter_config.json").is_file()
@@ -140,7 +140,7 @@ def lineage_of(config: RunConfig, evaluated: Mapping[str, list[Example]]) -> Lin
     tasks: set[str] = set()
     run: str | None = config.model.from_run
     while run is not None and len(stages) < MOST:
-        folder = RunFolder(Path(run).expanduser())
+        folder = RunFolder(expanded(run))
         earlier = load_run_config(folder.path)
         plan = folder.plan("steps", "tasks", "sources")
         found |= ids & drawn_ids(earlier, folder)

@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import write_checked, write_json, write_text
+from sft_dist.core.files import expanded, write_checked, write_json, write_text
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.evals.harness import FORMAT, Item, Total, harness_scores, read_output
 from sft_dist.evals.score import BASE, MODEL, finite
@@ -106,7 +106,7 @@ def named_tasks(asked: str) -> list[dict[str, Any]]:
     """
     out: list[dict[str, Any]] = []
     for text in filter(None, (part.strip() for part in asked.strip("[]").split(","))):
-        path = Path(text).expanduser()
+        path = expanded(text)
         if path.is_dir() and any(path.rglob("*.yaml")):
             out.append({"folder": str(path.resolve()), "task": None})
         elif (

@@ -12,7 +12,7 @@ from sft_dist.config import RunConfig
 from sft_dist.config.changes import differences, fixed, shown
 from sft_dist.config.load import config_from_json, load_run_config
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import checksum, read_object, write_checked, write_text
+from sft_dist.core.files import checksum, expanded, read_object, write_checked, write_text
 from sft_dist.core.process import logger
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.sets import NEAR, SETS
@@ -235,7 +235,7 @@ def absolute(config: RunConfig) -> RunConfig:
     }
     folder = str(Path(config.data.dir).resolve())
     data = config.data.model_copy(update={"dir": folder, "holdout": holdout, "sources": sources})
-    plugins = tuple(str(Path(p).expanduser().resolve()) if p.endswith(".py") else p for p in config.plugins)
+    plugins = tuple(str(expanded(p).resolve()) if p.endswith(".py") else p for p in config.plugins)
     return config.model_copy(
         update={"plugins": plugins, "model": model, "lora": lora, "render": render, "data": data}
     )

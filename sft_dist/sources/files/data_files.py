@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from sft_dist.core.errors import UserError
+from sft_dist.core.files import expanded
 from sft_dist.core.records import BadRecord
 from sft_dist.sources.files.blocks import Part
 from sft_dist.sources.files.json_array import Damaged, read_array, read_values
@@ -89,7 +90,7 @@ def data_files(path: str) -> list[Path]:
     """
     if not path.strip():
         raise UserError("the path is empty, so there is nothing to read; name a file, a folder or a glob")
-    place = Path(path).expanduser()
+    place = expanded(path)
     known = ", ".join(KINDS)
     if place.is_file():
         if not file_kind(place)[0]:

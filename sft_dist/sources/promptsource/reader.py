@@ -11,10 +11,9 @@ import random
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sft_dist.core.files import fingerprint
+from sft_dist.core.files import expanded, fingerprint
 from sft_dist.core.records import BadRecord, Example, single_turn
 from sft_dist.core.rng import derive
 from sft_dist.sources.base import FileSource, RecordError
@@ -208,7 +207,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _is_dataset(path: str) -> bool:
     """Return whether `path` is for `datasets`: saved by `save_to_disk`, or no path here and a name as on the hub."""
-    place = Path(path).expanduser()
+    place = expanded(path)
     if place.is_dir():
         return any((place / f).is_file() for f in ("state.json", "dataset_dict.json"))
     return not place.exists() and not file_kind(place)[0] and _HUB_NAME.fullmatch(path) is not None

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from sft_dist.core.errors import UserError, nearest
+from sft_dist.core.files import expanded
 
 try:
     from yaml import CSafeLoader as _SafeLoader
@@ -83,7 +84,7 @@ def template_file(path: str, dataset: str | None, source: str) -> Path:
     Raises:
         UserError: When there is none, or several and `dataset` names none of them.
     """
-    place = Path(path).expanduser()
+    place = expanded(path)
     if place.is_file():
         return place
     if not place.is_dir():
