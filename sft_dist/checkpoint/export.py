@@ -90,7 +90,7 @@ def export_checkpoint(
         _write_weights(checkpoint, index, base, model, aside, dtype, text.vocab_size, part)
         barrier()
         if part[0] == 0:
-            _write_configs(aside, base, config, type(model).__name__, dtype, tokenizer, stop_ids)
+            _write_configs(aside, base, config, model, dtype, tokenizer, stop_ids)
     if part[0] == 0:
         tokenizer.save(
             aside, template_text=template_text, eos=tokenizer.text_of(stop_ids[0]) if stop_ids else None
@@ -205,12 +205,16 @@ def _write_configs(
     folder: Path,
     base: Base,
     config: Any,
-    architecture: str,
+    model: Any,
     dtype: str,
     tokenizer: TextTokenizer,
     stop_ids: list[int],
 ) -> None:
-    """Write config.json and generation_config.json, which agree on the special tokens."""
+    """Write config.json and generation_config.json, which agree on the special tokens.
+
+    Layers that read the end of a text themselves (n-grams of Qwen4-Exp begin anew behind it) take the first one of config.json, so
+    there the base's own stays first.
+    """
     from transformers import GenerationConfig
 
     try:
@@ -218,8 +222,7 @@ def _write_configs(
         said = generation.to_dict()
     except OSError:
         generation, said = GenerationConfig(), _config_of_base(base)
-    eos = said.get("eos_token_id")
-    ends = list(dict.fromkeys([*stop_ids, *(eos if isinstance(eos, list) else [] if eos is None else [eos])]))
+    ends = list(dict.fromkeys([*stop_ids, *_as_list(said.get("eos_token_id"))]))
     pad = tokenizer.pad_id if tokenizer.pad_id is not None else said.get("pad_token_id")
     special = {
         "eos_token_id": ends or None,
@@ -227,18 +230,25 @@ def _write_configs(
         "pad_token_id": pad if pad is not None or not ends else ends[0],
     }
     text = config.get_text_config()
+    ends_of_config = ends
+    if any(hasattr(module, "eos_token_id") for module in model.modules()):
+        ends_of_config = list(dict.fromkeys([*_as_list(text.eos_token_id), *ends]))
     for name, value in special.items():
         setattr(generation, name, value)
         for part in (config, text):
             if part is text or hasattr(part, name):
-                _say(part, name, value)
-    config.architectures = [architecture]
+                _say(part, name, ends_of_config if name == "eos_token_id" and ends else value)
+    config.architectures = [type(model).__name__]
     config.dtype = dtype
     config.use_cache = True
     config.save_pretrained(folder)
     written = generation.to_diff_dict() | {k: v for k, v in special.items() if v is not None}
     written.pop("_from_model_config", None)  # it would let a later loader make the file anew
     write_json(folder / "generation_config.json", written)
+
+
+def _as_list(ends: Any) -> list[int]:
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
 
 def _say(config: Any, name: str, value: Any) -> None:

@@ -27,6 +27,7 @@ class Item:
     Attributes:
         name: Parameter of the model; None for a tensor that is copied as it is.
         keys: Its names in the written files; several for fused experts.
+        converted: Whether the files hold it otherwise than the model: in several tensors, or its rows in another order.
         trained: The tensors of the checkpoint that it is made of; empty: it comes from the base.
         base: Its name in the files of the base; None when it is wholly trained, or made of several.
         numel: Elements.
@@ -39,6 +40,7 @@ class Item:
     trained: tuple[str, ...]
     base: str | None
     numel: int
+    converted: bool = False
     turned: bool | None = None
     joined: tuple[str, ...] = ()
 
@@ -138,21 +140,22 @@ def _trained_item(
     shapes: dict[str, list[int]],
     turned: bool | None,
 ) -> Item:
-    if ".lora_" in trained[0] and turned is not None:
-        keys = (key,) if key else tuple(_apart_names(model, name, shapes[name]))
-        return Item(
-            name=name, keys=keys, trained=trained, base=None, numel=math.prod(shapes[name]), turned=turned
+    adapted = ".lora_" in trained[0]
+    shape = shapes[name] if adapted else index.parameters[trained[0]]
+    if adapted and turned is None and key is None:
+        raise UserError(
+            f"{name} was adapted, but the files of the base do not hold it as one tensor, so it cannot be merged; "
+            "export with lora.export=adapter"
         )
-    if ".lora_" in trained[0]:
-        if key is None:
-            raise UserError(
-                f"{name} was adapted, but the files of the base do not hold it as one tensor, so it cannot be merged; "
-                "export with lora.export=adapter"
-            )
-        return Item(name=name, keys=(key,), trained=trained, base=key, numel=math.prod(shapes[name]))
-    shape = index.parameters[trained[0]]
-    keys = (key,) if key else tuple(_apart_names(model, name, shape))
-    return Item(name=name, keys=keys, trained=trained, base=None, numel=math.prod(shape))
+    return Item(
+        name=name,
+        keys=(key,) if key else tuple(_apart_names(model, name, shape)),
+        trained=trained,
+        base=key if adapted and turned is None else None,
+        numel=math.prod(shape),
+        converted=key is None,
+        turned=turned if adapted else None,
+    )
 
 
 def tensors_of(
@@ -182,11 +185,9 @@ def _read(checkpoint: Path, index: Index, base: Base, item: Item) -> dict[str, T
 
 
 def _apart(model: Any, item: Item, value: Tensor) -> dict[str, Tensor]:
-    """Return a parameter as the tensors that files of this family hold: several of fused experts."""
-    if len(item.keys) == 1:
-        return {item.keys[0]: value}
+    """Return a parameter as the tensors that files of this family hold."""
     assert item.name is not None
-    return _reverted(model, {item.name: value})
+    return _reverted(model, {item.name: value}) if item.converted else {item.keys[0]: value}
 
 
 def _apart_names(model: Any, name: str, shape: Sequence[int]) -> list[str]:

@@ -32,6 +32,7 @@ from sft_dist.model.adapters import switched_off
 from sft_dist.model.isolation_check import HEAD_TOLERANCE
 from sft_dist.model.load import DTYPES
 from sft_dist.model.packed import to_inputs
+from sft_dist.model.weight_files import BaseFiles, match
 from sft_dist.pipelines.cluster.estimate_inputs import host_memory
 from sft_dist.pipelines.data.renderer import make_renderer
 from sft_dist.pipelines.train.engine import TrainingSetup
@@ -180,6 +181,12 @@ def _examined(
         )
         return None
     model = _reload(config, export)
+    if expected is not None and _take_padding(model, export):
+        log.warning(
+            "transformers sets the embedding of the padding token to zero whenever it opens a %s, and training has moved it; the export "
+            "holds what was trained, and was compared with that",
+            type(model).__name__,
+        )
     own = _losses(model, vocab_size)
     difference = None
     if expected is not None:
@@ -243,6 +250,21 @@ def _reload(config: RunConfig, export: Path) -> Any:
             "the model's name"
         )
     return model.eval()
+
+
+@torch.no_grad()
+def _take_padding(model: Any, export: Path) -> bool:
+    """Put the row of the padding token as the files hold it into the embedding, where opening them has lost it (Youtu); say whether."""
+    embedding, files = model.get_input_embeddings(), BaseFiles.find(str(export), None)
+    row = getattr(embedding, "padding_idx", None)
+    if row is None or files is None or embedding.weight[row].any():
+        return False
+    name = next(n for n, p in model.named_parameters() if p is embedding.weight)
+    key = match(model, files).key_of.get(name)
+    if key is None or not (held := files.slice(key)[row]).any():
+        return False
+    embedding.weight[row] = held.to(embedding.weight.dtype)
+    return True
 
 
 @torch.no_grad()
