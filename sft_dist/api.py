@@ -41,6 +41,7 @@ __all__ = [
     "add_metric",
     "check",
     "evaluate",
+    "examples",
     "load",
     "prepare",
     "save_records",
@@ -97,6 +98,24 @@ def prepare(config: RunConfig, *, rebuild: bool = False) -> dict[str, Store]:
 
     done = run(config, rebuild=rebuild, command="api.prepare(config)")
     return {name: Store.open(path) for name, path in done.stores.items()}
+
+
+def examples(config: RunConfig) -> Iterable[Example]:
+    """Yield the training examples of prepared data, with their texts and ids, source by source in reading order.
+
+    Args:
+        config: The run's config; its stores must be there.
+
+    Raises:
+        UserError: A store is missing or of other settings.
+    """
+    from sft_dist.pipelines.data.prepare import prepare as run
+    from sft_dist.selection.files import training_examples
+    from sft_dist.sources import open_source
+
+    selected = run(config, build=False, command="api.prepare(config)").selected
+    for name, source in config.data.sources.items():
+        yield from training_examples(open_source(name, source), selected.sources[name])
 
 
 def to_dataset(store: Store) -> Dataset:

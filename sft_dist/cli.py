@@ -206,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     query.add_argument("sql", metavar="SQL", help="one statement over the view `records`")
     score = add(
-        "score", commands.score, "Score training examples with the base model, for data.filters.quality."
+        "score", commands.score, "Score training examples with the base model, for data.filters.scores.ifd."
     )
     score.add_argument("--rebuild", action="store_true", help="start over where scores of other settings are")
     card = add("card", commands.card, "Write the dataset card: what is trained on, and what was left out.")

@@ -130,20 +130,42 @@ class LeakageRule(Section):
     )
 
 
-class QualityRule(Section):
-    """Instruction-following difficulty, from the files that `sft-dist score` writes."""
+class ScoreRule(Section):
+    """Scores of any tool, joined to the training examples by content id."""
 
-    scores: str | None = Field(
-        default=None, description="Folder of the score files, one a source; null: scores/ in data.dir."
+    file: str | None = Field(
+        default=None,
+        description="Parquet, JSON lines, CSV or TSV with a column `id`: a file, a folder or a glob; null: what `sft-dist score` wrote.",
     )
+    column: str | None = Field(
+        default=None, description="Column of numbers that is read; null: the name of the score."
+    )
+    min: float | None = Field(default=None, description="Least score that is kept.")
+    max: float | None = Field(default=None, description="Largest score that is kept.")
     keep_top: float | None = Field(
-        default=0.8, gt=0, le=1, description="Share of each task that is kept, the hardest first; null: all."
-    )
-    max_ifd: float | None = Field(
-        default=1.0,
+        default=None,
         gt=0,
-        description="Drop scores of this or more, where the prompt does not help; null: keep.",
+        le=1,
+        description="Share of each task of a source that is kept, the best first (equal scores together); null: all.",
     )
+    best: Literal["high", "low"] = Field(default="high", description="Which scores are the best.")
+    missing: Literal["keep", "drop"] = Field(
+        default="keep", description="What becomes of examples without a score; they are counted either way."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ScoreRule:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(
+                f"min={self.min:g} is more than max={self.max:g}, so every example would be dropped; swap them"
+            )
+        return self
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything can be dropped by it."""
+        limits = (self.min, self.max, self.keep_top)
+        return self.missing == "drop" or any(limit is not None for limit in limits)
 
 
 class RecordRules(Section):
@@ -202,7 +224,23 @@ class FiltersConfig(RecordRules):
     leakage: LeakageRule | None = Field(
         default=None, description="Drop training examples that give evaluation examples away."
     )
-    quality: QualityRule | None = Field(default=None, description="Keep the examples that teach most.")
+    drop_ids: str | None = Field(
+        default=None,
+        description="File (folder, glob) with a column `id`: examples of these ids are not trained on.",
+    )
+    scores: dict[str, ScoreRule] = Field(
+        default_factory=dict,
+        description="Name -> scores by id, of any tool; those that `sft-dist score` writes are called ifd.",
+    )
+
+    @model_validator(mode="after")
+    def _scores_decide(self) -> FiltersConfig:
+        for name, rule in self.scores.items():
+            if not rule.drops:
+                raise ValueError(
+                    f"scores.{name} drops nothing, so its file would be read for nothing; set min, max, keep_top or missing=drop"
+                )
+        return self
 
     def with_rules(self, own: RecordRules | None) -> FiltersConfig:
         """Return these rules, those that a source sets itself in their place.
@@ -212,3 +250,7 @@ class FiltersConfig(RecordRules):
         """
         update = {name: getattr(own, name) for name in own.model_fields_set} if own else {}
         return self.model_copy(update=update)
+
+    def without_scores(self) -> FiltersConfig:
+        """Return the rules that need no file of scores: it may not be there yet."""
+        return self.model_copy(update={"scores": {}})

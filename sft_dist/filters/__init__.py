@@ -3,10 +3,9 @@
 rules             rules on one example, with patterns and ngrams; language: one more
 decontamination   finds training examples that contain evaluated ones
 exact_duplicates  and near_duplicates: groups of equal and nearly equal examples
-quality           thresholds on losses that `sft-dist score` measured
 
 A rule that the config sets to null or false is off; 0 is a number like any other. What needs more than the one example
-(exact and near duplicates, decontamination, quality) is applied by `selection`, which sees every source whole.
+(exact and near duplicates, decontamination, scores by id) is applied by `selection`, which sees every source whole.
 """
 
 from __future__ import annotations

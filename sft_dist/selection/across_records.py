@@ -1,17 +1,15 @@
-"""What a record's neighbours decide: leakage is noted, of equal and nearly equal examples the first is kept, scores count."""
+"""What a record's neighbours decide: leakage is noted, of equal and nearly equal examples the first is kept."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 from sft_dist.config.data import DataConfig
 from sft_dist.core.records import Drop, Example
 from sft_dist.filters import Seen
 from sft_dist.filters.decontamination import Overlap
 from sft_dist.filters.near_duplicates import NearDuplicates, bands_of
-from sft_dist.filters.quality import Quality, read_scores
 from sft_dist.selection.facts import Ranked
 from sft_dist.selection.judge import Verdict
 
@@ -86,7 +84,6 @@ class CrossRecordFilter:
     source: str
     contamination: ContaminationLog
     near: NearDuplicates | None
-    quality: Quality | None
     exact: bool
 
     def __post_init__(self) -> None:
@@ -104,7 +101,7 @@ class CrossRecordFilter:
             drop = self.near.add(verdict.shingles, *record.bands, record.id, self.source)
             if drop:
                 return drop
-        return self.quality(record) if self.quality and not record.is_prompt else None
+        return None
 
 
 def near_index(data: DataConfig) -> NearDuplicates:
@@ -112,18 +109,3 @@ def near_index(data: DataConfig) -> NearDuplicates:
     rule = data.filters.near_duplicates
     assert rule is not None
     return NearDuplicates(threshold=rule.threshold, bands=bands_of(rule.threshold, rule.permutations)[0])
-
-
-def scores_path(data: DataConfig, source: str) -> Path:
-    """Return where the scores of a source lie."""
-    rule = data.filters.quality
-    return Path((rule.scores if rule else None) or Path(data.dir) / "scores") / f"{source}.jsonl"
-
-
-def quality_of(data: DataConfig, source: str) -> Quality | None:
-    """Return the thresholds on a source's scores, None when the rule is off. Raises UserError without a score file."""
-    rule = data.filters.quality
-    if rule is None:
-        return None
-    scores = read_scores(scores_path(data, source))
-    return Quality(scores, max_ifd=rule.max_ifd, keep_top=rule.keep_top, source=source)

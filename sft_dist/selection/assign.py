@@ -26,10 +26,7 @@ from sft_dist.core.sets import SetName
 from sft_dist.filters import filters_fingerprint
 from sft_dist.filters.decontamination import ContaminationIndex
 from sft_dist.holdout import Candidates, Holdout
-from sft_dist.selection.across_records import (
-    ContaminationLog,
-    scores_path,
-)
+from sft_dist.selection.across_records import ContaminationLog
 from sft_dist.selection.facts import (
     FOLDER,
     BlockFacts,
@@ -47,6 +44,7 @@ from sft_dist.selection.files import (
     make_folder,
     read_selected,
 )
+from sft_dist.selection.id_files import files_by_id
 from sft_dist.selection.judge import (
     SAMPLED,
     FindEvaluated,
@@ -277,14 +275,6 @@ def _key(data: DataConfig, sources: dict[str, Source], seed: int) -> str:
             "filters": {name: filters_fingerprint(data.filters_of(name)) for name in sources},
             "eval_inputs": data.filters.eval_inputs,
             "max_bad_share": data.max_bad_share,
-            "scores": _score_files(data, sources),
+            "scores": [checksum(path) for files in files_by_id(data).values() for path in files],
         }
     )
-
-
-def _score_files(data: DataConfig, sources: dict[str, Source]) -> list[str]:
-    """Return the content of the score files, as far as they are there and wanted."""
-    if data.filters.quality is None:
-        return []
-    paths = [scores_path(data, name) for name in sources]
-    return [checksum(path) if path.is_file() else "" for path in paths]

@@ -113,7 +113,7 @@ class FactMaker:
         options = rule.model_dump(exclude={"across_sources"}) if rule else None
         alone = {
             name: data.filters_of(name).model_copy(
-                update={"near_duplicates": None, "leakage": None, "quality": None}
+                update={"near_duplicates": None, "leakage": None, "drop_ids": None, "scores": {}}
             )
             for name in data.sources
         }

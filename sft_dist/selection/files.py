@@ -6,7 +6,7 @@ selection.json is written last and removed first, so that what it says and what 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from json.encoder import encode_basestring
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +21,7 @@ from sft_dist.core.records import BadRecord, Drop, Example
 from sft_dist.core.sets import NEAR, SETS
 from sft_dist.holdout import Holdout
 from sft_dist.selection.across_records import Contaminated
+from sft_dist.selection.id_files import IdFile
 from sft_dist.sources import Source
 from sft_dist.sources.base import blocks_of, read_block
 
@@ -70,11 +71,19 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selected:
-    """The decision, the selection of every source, and which evaluation examples were found in training data."""
+    """The decision.
+
+    Attributes:
+        holdout: What is never trained on.
+        sources: The selection of every source.
+        contaminated: Evaluation examples that were found in training data.
+        id_files: What was found in each file by id, by key of data.filters.
+    """
 
     holdout: Holdout
     sources: dict[str, Selection]
     contaminated: tuple[Contaminated, ...] = ()
+    id_files: Mapping[str, IdFile] = field(default_factory=dict)
 
     def scaled(self, shares: Mapping[str, float]) -> Selected:
         """Return what becomes of whole sources, as far as a share of each tells: numbers only, codes stay those of the samples."""
@@ -103,6 +112,8 @@ def write_selected(folder: Path, key: str, selected: Selected) -> None:
         "contaminated": [asdict(c) for c in selected.contaminated],
         "evaluation": _evaluation(folder),
     }
+    if selected.id_files:
+        state["id_files"] = {key: asdict(file) for key, file in selected.id_files.items()}
     write_checked(folder / STATE, state)
 
 
@@ -121,7 +132,10 @@ def read_selected(folder: Path, key: str) -> Selected | None:
         sources = {name: _selection(folder, name, fields) for name, fields in state["sources"].items()}
         contaminated = tuple(Contaminated(**c) for c in state["contaminated"])
         return Selected(
-            holdout=Holdout.from_dict(state["holdout"]), sources=sources, contaminated=contaminated
+            holdout=Holdout.from_dict(state["holdout"]),
+            sources=sources,
+            contaminated=contaminated,
+            id_files={key: IdFile(**file) for key, file in state.get("id_files", {}).items()},
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

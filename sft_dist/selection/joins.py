@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 from sft_dist.core.errors import UserError
 from sft_dist.selection.facts import BAD, BlockFacts, facts_file
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
 GIB = 1 << 30
 FEW_ROWS = 1 << 18  # up to which all bands are looked at together
@@ -62,36 +65,8 @@ def common_rows(
     """
     if not equal and not bands:
         return Common(None, None)
-    import duckdb
-
     rows = sum(b.rows for b in blocks)
-    names = list(dict.fromkeys(b.source for b in blocks))
-    starts = np.cumsum([0, *(b.rows for b in blocks)])[:-1]
-    places = pa.table(
-        {
-            "filename": [facts_file(b) for b in blocks],
-            "start": pa.array(starts, pa.int64()),
-            "source": pa.array([names.index(b.source) for b in blocks], pa.int32()),
-        }
-    )
-    with ExitStack() as stack:
-        stack.enter_context(_named(rows, memory_gb, folder))
-        folder.mkdir(parents=True, exist_ok=True)
-        spill = stack.enter_context(tempfile.TemporaryDirectory(prefix=".spill-", suffix=".tmp", dir=folder))
-        settings: dict[str, str | int | float | list[str]] = {
-            "memory_limit": f"{int(memory_gb * GIB)}B",
-            "threads": threads,
-            "temp_directory": spill,
-        }
-        engine = stack.enter_context(
-            duckdb.connect(":memory:", config={**settings, "preserve_insertion_order": False})
-        )
-        engine.register("places", places)
-        files = ", ".join(quoted(facts_file(b)) for b in blocks)
-        engine.execute(
-            f"CREATE VIEW facts AS SELECT start + file_row_number AS place, source, f.* FROM "
-            f"read_parquet([{files}], filename=true, file_row_number=true) f JOIN places USING (filename)"
-        )
+    with open_facts(blocks, memory_gb=memory_gb, threads=threads, folder=folder) as engine:
 
         def repeated(keys: str, query: str) -> NDArray[np.bool_]:
             """Return which rows share their keys with another one; the query gives the keys and `place`."""
@@ -135,9 +110,56 @@ def _named(rows: int, memory_gb: float, folder: Path) -> Iterator[None]:
     except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
         reason = str(error).split("\n", 1)[0]
         raise UserError(
-            f"duplicates among {rows:,} records cannot be looked for with data.memory_gb={memory_gb:g} and the disk of {folder} ({reason}), so "
+            f"{rows:,} records cannot be joined (duplicates, scores by id) with data.memory_gb={memory_gb:g} and the disk of {folder} ({reason}), so "
             "nothing was selected; raise data.memory_gb, or make room on that disk, and run the same command again"
         ) from None
+
+
+@contextmanager
+def open_facts(
+    blocks: Sequence[BlockFacts], *, memory_gb: float, threads: int, folder: Path
+) -> Iterator[DuckDBPyConnection]:
+    """Open an engine with the view `facts`: every row of every block, its `place` counted over all of them.
+
+    Args:
+        blocks: The facts, in order; those of a source follow one another.
+        memory_gb: Memory of the engine, in GiB; what needs more goes to disk.
+        threads: Of the engine.
+        folder: Where it puts that.
+
+    Raises:
+        UserError: The memory or the disk is too small for what is asked.
+    """
+    import duckdb
+
+    names = list(dict.fromkeys(b.source for b in blocks))
+    starts = np.cumsum([0, *(b.rows for b in blocks)])[:-1]
+    places = pa.table(
+        {
+            "filename": [facts_file(b) for b in blocks],
+            "start": pa.array(starts, pa.int64()),
+            "source": pa.array([names.index(b.source) for b in blocks], pa.int32()),
+        }
+    )
+    with ExitStack() as stack:
+        stack.enter_context(_named(sum(b.rows for b in blocks), memory_gb, folder))
+        folder.mkdir(parents=True, exist_ok=True)
+        spill = stack.enter_context(tempfile.TemporaryDirectory(prefix=".spill-", suffix=".tmp", dir=folder))
+        settings: dict[str, str | int | float | list[str]] = {
+            "memory_limit": f"{int(memory_gb * GIB)}B",
+            "threads": threads,
+            "temp_directory": spill,
+        }
+        engine = stack.enter_context(
+            duckdb.connect(":memory:", config={**settings, "preserve_insertion_order": False})
+        )
+        engine.register("places", places)
+        files = ", ".join(quoted(facts_file(b)) for b in blocks)
+        engine.execute(
+            f"CREATE VIEW facts AS SELECT start + file_row_number AS place, source, f.* FROM "
+            f"read_parquet([{files}], filename=true, file_row_number=true) f JOIN places USING (filename)"
+        )
+        yield engine
 
 
 def quoted(text: str) -> str:

@@ -11,6 +11,7 @@ import shutil
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -28,8 +29,8 @@ from sft_dist.selection.across_records import (
     ContaminationLog,
     CrossRecordFilter,
     near_index,
-    quality_of,
 )
+from sft_dist.selection.by_id import ByIdRules, LeftOut, cells_of
 from sft_dist.selection.facts import (
     BlockFacts,
     bytes_of,
@@ -115,7 +116,6 @@ class OrderedPass:
                         name,
                         self.contamination,
                         near,
-                        quality_of(data, name),
                         exact=data.filters.exact_duplicates,
                     )
                     selections[name], first_bad = self._source(
@@ -124,10 +124,23 @@ class OrderedPass:
                 first += sum(f.rows for f in found)
                 # after the rejects are written: they show why
                 _check_source(data, self.sources[name], selections[name], first_bad)
-                write_codes(self.folder, name, selections[name].codes)
+        rules = ByIdRules(
+            data,
+            blocks,
+            self.folder,
+            threads=self._threads,
+            sampled=any(s.share < 1 for s in self.sources.values()),
+        )
+        if rules:
+            self._leave_out(rules, blocks, selections)
+        for name, selection in selections.items():
+            write_codes(self.folder, name, selection.codes)
         write_json(self.folder / "eval" / NEAR, dict(sorted(holdout.near.items())))
         selected = Selected(
-            holdout=holdout, sources=selections, contaminated=self.contamination.contaminated()
+            holdout=holdout,
+            sources=selections,
+            contaminated=self.contamination.contaminated(),
+            id_files=rules.files,
         )
         # The selection is about to say it; a launch that is killed here would leave them for good afterwards.
         shutil.rmtree(self.folder / JUDGED, ignore_errors=True)
@@ -143,9 +156,65 @@ class OrderedPass:
             bands=self.judge.sketcher.bands if self.judge.sketcher else 0,
             across_sources=bool(rule and rule.across_sources),
             memory_gb=self.data.memory_gb,
-            threads=self.data.processes or len(os.sched_getaffinity(0)),
+            threads=self._threads,
             folder=self.folder,
         )
+
+    @property
+    def _threads(self) -> int:
+        return self.data.processes or len(os.sched_getaffinity(0))
+
+    def _leave_out(
+        self, rules: ByIdRules, blocks: Mapping[str, list[BlockFacts]], selections: dict[str, Selection]
+    ) -> None:
+        """Take from the selections what the rules by id leave out; it joins the rejects."""
+        trained = np.concatenate([s.codes == TRAIN for s in selections.values()])
+        cells, names = cells_of(blocks)
+        dropped: dict[str, Counter[str]] = defaultdict(Counter)
+        for left in rules(trained, cells):
+            first = 0
+            for name, found in blocks.items():
+                dropped[name] += self._reject_left(name, found, first, left)
+                first += sum(f.rows for f in found)
+        first = 0
+        for name, selection in selections.items():
+            own = slice(first, first := first + selection.read)
+            codes = np.where((selection.codes == TRAIN) & ~trained[own], np.uint8(DROPPED), selection.codes)
+            tasks = tuple(sorted({names[c][1] for c in np.unique(cells[own][trained[own]]).tolist()}))
+            selections[name] = replace(
+                selection,
+                codes=codes,
+                tasks=tasks,
+                dropped=selection.dropped | dropped[name],
+                fingerprint=selection_fingerprint(codes, tasks),
+            )
+            _check_source(self.data, self.sources[name], selections[name], None)
+
+    def _reject_left(
+        self, name: str, blocks: Sequence[BlockFacts], first: int, left: LeftOut
+    ) -> Counter[str]:
+        """Write what a rule leaves out of one source, whose rows begin at `first`; return how many by reason."""
+        starts = np.cumsum([first, *(f.rows for f in blocks)])
+        cuts = np.searchsorted(left.places, starts).tolist()
+        rows = [
+            (left.places[a:b] - start).tolist()
+            for a, b, start in zip(cuts, cuts[1:], starts.tolist(), strict=False)
+        ]
+        counts: Counter[str] = Counter()
+        if cuts[0] == cuts[-1]:
+            return counts
+        size = sum(bytes_of(f.block) for f, own in zip(blocks, rows, strict=True) if own)
+        # Not aside: as long as no state is written, none of these files counts.
+        with (self.folder / "rejects" / f"{name}.jsonl").open(
+            "a", encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            read = self.workers(ReadBodies(), list(zip(blocks, rows, strict=True)), size=size)
+            for ((_, own), bodies), start in zip(read, starts.tolist(), strict=False):
+                for row in own:
+                    drop = left.drop(start + row)
+                    counts[drop.reason] += 1
+                    reject(file, drop, bodies[row])
+        return counts
 
     def _source(
         self,

@@ -103,8 +103,7 @@ def build(shared_data: Path, folder: Path) -> SimpleNamespace:
         words = overrides(shared_data, root, data, server.url)
         assert main(["construct", *words]) == 0
         write_scores(load_config(words), scores)
-        quality = f"{{scores: {scores}, keep_top: {KEEP_TOP}, max_ifd: {MAX_IFD}}}"
-        words.append(f"data.filters.quality={quality}")
+        words.append(f"data.filters.scores={{ifd: {{file: {scores}, keep_top: {KEEP_TOP}, max: {MAX_IFD}}}}}")
         for command in ("prepare", "check", "card"):
             assert main([command, *words]) == 0, command
         asked = [prompt_of(seen.body) for seen in server.seen]

@@ -39,6 +39,7 @@ def test_records_become_a_store_and_a_data_set(tmp_path: Path) -> None:
     summary = api.check(config)
     assert summary.examples == 20
     store = api.prepare(config)["mine"]
+    assert [e.id for e in api.examples(config)] == [store.id_hex(i) for i in range(len(store))]
     rows = api.to_dataset(store)
     assert len(rows) == len(store) == 20
     for row in rows:

@@ -160,28 +160,31 @@ def source_file(mixture: SimpleNamespace, name: str) -> Path:
     return Path(mixture.config.data.sources[name].path)
 
 
-def test_the_score_files_decide_what_quality_drops(mixture):
-    """Of each task the hardest `KEEP_TOP` of those below `MAX_IFD`, by the scores of all its records."""
+def test_the_score_files_decide_what_is_dropped(mixture):
+    """Of each task the hardest `KEEP_TOP` of those up to `MAX_IFD`, among what every other rule keeps."""
     reasons: Counter[str] = Counter()
-    for name, records in mixture.records.items():
+    for name in mixture.records:
+        left = rejects(mixture.data, name)
+        kept = [(row["id"], row["task"]) for row in mixture.stored.get(name, ())]
+        files = sorted((mixture.data / "rejects").glob(f"{name}-render-*.jsonl"))
+        kept += [(r["record"]["id"], r["record"]["task"]) for f in files for r in lines(f)]
+        low = [(r["record"]["id"], r["record"]["task"]) for r in left if r["reason"] == "score_rank"]
         by_task: dict[str, list[float]] = {}
-        for r in records:
-            if isinstance(r, Example) and score_of(r.id) < MAX_IFD:
-                by_task.setdefault(r.task, []).append(score_of(r.id))
+        for key, task in (*kept, *low):
+            by_task.setdefault(task, []).append(score_of(key))
         least = {t: sorted(v)[len(v) - -int(-KEEP_TOP * len(v) // 1)] for t, v in by_task.items()}
-        for row in mixture.stored.get(name, ()):
-            assert least[row["task"]] <= score_of(row["id"]) < MAX_IFD
-        for r in rejects(mixture.data, name):
-            if r["reason"] in {"ifd_low", "ifd_too_high"}:
-                score = score_of(r["record"]["id"])
-                assert (
-                    (score >= MAX_IFD)
-                    if r["reason"] == "ifd_too_high"
-                    else (score < least[r["record"]["task"]])
-                )
-                assert f"{score:.3f}" in r["detail"]
+        assert all(least[task] <= score_of(key) <= MAX_IFD for key, task in kept)
+        assert all(score_of(key) < least[task] for key, task in low)
+        for r in left:
+            if r["reason"] == "score_high":
+                assert score_of(r["record"]["id"]) > MAX_IFD
+            if r["reason"] in {"score_rank", "score_high"}:
+                assert f"{score_of(r['record']['id']):.3f}" in r["detail"]
                 reasons[r["reason"]] += 1
-    assert min(reasons["ifd_low"], reasons["ifd_too_high"]) > 100
+    assert min(reasons["score_rank"], reasons["score_high"]) > 100
+    file = mixture.card["id_files"]["scores.ifd"]
+    assert (file["unknown"], file["missing"]) == (0, 0)
+    assert "Scores and lists by id" in mixture.page
 
 
 def test_the_mixture_follows_the_config(mixture):

@@ -116,8 +116,9 @@ def test_a_task_of_prompts_is_never_drawn_for_evaluation(tmp_path):
     assert selected.sources["asked"].prompts == 30
 
 
-def test_a_quality_score_is_not_asked_of_prompts(tmp_path):
-    config = write(tmp_path, ASKED, filters={"quality": {"scores": str(tmp_path / "scores")}})
+def test_a_score_is_not_asked_of_prompts(tmp_path):
+    rule = {"file": str(tmp_path / "scores"), "missing": "drop"}
+    config = write(tmp_path, ASKED, filters={"scores": {"ifd": rule}})
     (tmp_path / "scores").mkdir()
     examples = open_source("answered", config.data.sources["answered"])
     scores = "".join(json.dumps({"id": e.id, "task": e.task, "ifd": 0.5}) + "\n" for e in examples)
@@ -125,6 +126,7 @@ def test_a_quality_score_is_not_asked_of_prompts(tmp_path):
         (tmp_path / "scores" / f"{name}.jsonl").write_text(lines)
     _, selected = run(config)
     assert selected.sources["asked"].prompts == 30
+    assert selected.id_files["scores.ifd"].missing == 0
 
 
 def test_no_store_holds_a_prompt(tmp_path):

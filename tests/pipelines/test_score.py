@@ -120,18 +120,18 @@ def test_an_untrained_model_scores_nothing(sft: Sft, project: Path):
 
 
 def test_the_filter_keeps_the_hardest_of_each_task(sft: Sft, project: Path):
-    code, _, error = sft("prepare", "my.yaml", "data.filters.quality.keep_top=0.5")
+    code, _, error = sft("prepare", "my.yaml", "data.filters.scores={ifd: {keep_top: 0.5}}")
     assert code == 2
     assert "sft-dist score" in error
     sft("score", "my.yaml")
-    assert sft("prepare", "my.yaml", "data.filters.quality={keep_top: 0.5, max_ifd: null}")[0] == 0
+    assert sft("prepare", "my.yaml", "data.filters.scores={ifd: {keep_top: 0.5}}")[0] == 0
     scores = {}
     for line in map(json.loads, (project / "data" / "scores" / "records.jsonl").read_text().splitlines()):
         scores.setdefault(line["task"], {})[line["id"]] = line["ifd"]
     rejects = [
         json.loads(x) for x in (project / "data" / "rejects" / "records.jsonl").read_text().splitlines()
     ]
-    dropped = {r["record"]["id"] for r in rejects if r["reason"] == "ifd_low"}
+    dropped = {r["record"]["id"] for r in rejects if r["reason"] == "score_rank"}
     for found in scores.values():
         order = sorted(found, key=found.__getitem__)
         assert dropped & set(found) == set(order[: len(order) // 2])

@@ -393,7 +393,7 @@ def test_a_launch_that_ends_at_a_block_loses_that_block_alone(tmp_path: Path, mo
 
 def test_missing_scores_name_the_command(tmp_path: Path):
     with pytest.raises(UserError, match="sft-dist score"):
-        run(write(tmp_path, rows(), quality={}))
+        run(write(tmp_path, rows(), scores={"ifd": {"max": 1}}))
     assert not (tmp_path / "data" / "selection.json").exists()
 
 

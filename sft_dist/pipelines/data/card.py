@@ -117,6 +117,7 @@ def gather(
         evaluation={
             name: (len({e.task for e in members}), len(members)) for name, members in evaluation.items()
         },
+        id_files={key: _as_dict(file) for key, file in prepared.selected.id_files.items()},
         held_out=tuple(sorted(prepared.selected.holdout.tasks)),
         settings=_settings(config, corpus) | (prepared.lineage.rows() if prepared.lineage else {}),
     )

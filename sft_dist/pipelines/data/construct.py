@@ -114,9 +114,8 @@ class _Inputs:
         self.name = name
         self.config: SetConfig = config.construct.sets[name]
         sources, self._seeds = _open_sources(config, root, name, self.config)
-        # scores of quality may not be there yet, and a seed need not be among the best
-        filters = config.data.filters.model_copy(update={"quality": None})
-        data = config.data.model_copy(update={"filters": filters})
+        # scores may not be there yet, and a seed need not be among the best
+        data = config.data.model_copy(update={"filters": config.data.filters.without_scores()})
         plain = config.model_copy(update={"data": data})
         selected: Selected = select(plain.data, sources, root / name / "selection", progress, seed=plain.seed)
         self.holdout = selected.holdout

@@ -6,7 +6,7 @@ token of a document is never a target. Each assistant turn of a conversation is 
 
 <source>.jsonl      {"id", "task", "ifd", "loss", "loss_alone", "tokens"}, one line an example; ifd null: not renderable
 <source>.json       what the scores depend on
-.selection/         what would be trained on without `filters.quality` (selection/assign.py)
+.selection/         what would be trained on without `filters.scores` (selection/assign.py)
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from sft_dist.config.auto import asked, supposed
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_object, write_json
 from sft_dist.core.records import Batch, Drop, Example, Tokens
-from sft_dist.filters.quality import read_scores
 from sft_dist.model import isolation_check
 from sft_dist.model.load import load_packed
 from sft_dist.model.packed import PackedLM, to_inputs
@@ -36,9 +35,9 @@ from sft_dist.pack import assign_rows
 from sft_dist.pipelines.data.renderer import make_renderer
 from sft_dist.pipelines.train.engine import rope_scaling
 from sft_dist.render.renderer import Renderer
-from sft_dist.selection.across_records import scores_path
 from sft_dist.selection.assign import select
 from sft_dist.selection.files import Selected, training_examples
+from sft_dist.selection.id_files import scores_path
 from sft_dist.shards.format import key_changes
 from sft_dist.sources import Source, open_source
 
@@ -70,7 +69,7 @@ def score(
     """Score what has no score yet; return the score file of each source.
 
     Args:
-        config: The run's config; `filters.quality` is left out of it while the examples are chosen.
+        config: The run's config; `filters.scores` are left out of it while the examples are chosen.
         rebuild: Start over where scores were made with other settings; without it they are an error.
         progress: Told what is being done.
 
@@ -86,8 +85,8 @@ def score(
     paths = {name: scores_path(config.data, name) for name in sources}
     if not paths:
         raise UserError("data.sources is empty, so there is nothing to score; add a source")
-    filters = config.data.filters.model_copy(update={"quality": None})
-    plain = config.model_copy(update={"data": config.data.model_copy(update={"filters": filters})})
+    data = config.data.model_copy(update={"filters": config.data.filters.without_scores()})
+    plain = config.model_copy(update={"data": data})
     selected = select(
         plain.data, sources, next(iter(paths.values())).parent / ".selection", progress, seed=plain.seed
     )
@@ -204,9 +203,9 @@ def _score_source(
     losses: _Losses,
     progress: Progress,
 ) -> None:
-    done = read_scores(path)
-    waiting = (e for e in examples if done.of(e) is None)
-    count = len(done.ids)
+    done = _scored(path)
+    waiting = (e for e in examples if e.id not in done)
+    count = len(done)
     with path.open("a", encoding="utf-8") as file:
         while block := list(islice(waiting, BLOCK)):
             progress(f"scoring {path.stem}: {count:,} of {total:,}")
@@ -214,6 +213,20 @@ def _score_source(
             file.flush()
             os.fsync(file.fileno())
             count += len(block)
+
+
+def _scored(path: Path) -> set[str]:
+    """Return the ids that a score file holds. Raises UserError for a line that is no score."""
+    ids = set()
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                ids.add(str(json.loads(line)["id"]))
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise UserError(
+                    f"{path}:{number} is no score ({error!r}), so scoring cannot go on from it; remove the line"
+                ) from None
+    return ids
 
 
 def _lines(block: Sequence[Example], renderer: Renderer, losses: _Losses) -> Iterator[dict[str, Any]]:
@@ -255,7 +268,7 @@ def _open(path: Path, key: dict[str, str], *, rebuild: bool) -> None:
         if not rebuild:
             raise UserError(
                 f"{path} was made with other settings; changed: {', '.join(changed)}. Scores of two models cannot be "
-                "compared, so it is not continued; start over with --rebuild, or set filters.quality.scores to another folder"
+                "compared, so it is not continued; start over with --rebuild, or move the folder (data.filters.scores.NAME.file then names it)"
             )
         path.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from sft_dist.report.card.wording import (
     DIVERSITY_NOTE,
     GROUP_NOTES,
     GROUPS,
+    ID_FILES,
     REASONS,
     RENDERED,
     SET_NAMES,
@@ -148,6 +149,12 @@ def _left_out(facts: CardFacts) -> Iterable[str]:
         )
     row("**kept**", [s.amount.examples for s in facts.sources])
     yield markdown_table(("", *columns), rows)
+    if facts.id_files:
+        files = [
+            (f"`{key}`", f"`{leaf(f['file'])}`", *(count(f[k]) for k in ID_FILES))
+            for key, f in facts.id_files.items()
+        ]
+        yield markdown_table(("file by id", "path", *ID_FILES.values()), files, text=2)
     if kinds := [k for k in RENDERED if any(s.rendered.get(k) for s in facts.sources)]:
         rendered = [
             (markdown_cell(s.name), *(count(s.rendered.get(k, 0)) for k in kinds)) for s in facts.sources

@@ -10,6 +10,7 @@ from sft_dist.report.card.facts import CardFacts, SourceFacts
 from sft_dist.report.card.mixture import diversity, folded, mixture, share_cells
 from sft_dist.report.card.wording import (
     DIVERSITY_NOTE,
+    ID_FILES,
     LISTED,
     REASONS,
     RENDERED,
@@ -193,7 +194,7 @@ def _left_out(facts: CardFacts) -> str:
     )
     return _section(
         "left-out",
-        body + _rendered(facts) + _contamination(facts),
+        body + _id_files(facts) + _rendered(facts) + _contamination(facts),
         "Every record with its reason lies in rejects/ of the data folder.",
     )
 
@@ -205,6 +206,19 @@ def _held_out(facts: CardFacts) -> str:
     if len(facts.held_out) <= LISTED:
         return f"<p>Never trained on: {names}.</p>"
     return f'<details><summary>{count(len(facts.held_out))} tasks are never trained on</summary><p class="small">{names}</p></details>'
+
+
+def _id_files(facts: CardFacts) -> str:
+    """Return what was found in the files of scores and listed ids."""
+    rows = [
+        (
+            name_cell(key, f'<br/><span class="small mono">{esc(f["file"])}</span>'),
+            *(Cell(count(f[k]), f[k]) for k in ID_FILES),
+        )
+        for key, f in facts.id_files.items()
+    ]
+    shown = table(("file by id", *ID_FILES.values()), rows, css="fit")
+    return f"<h3>Scores and lists by id</h3>{shown}" if rows else ""
 
 
 def _rendered(facts: CardFacts) -> str:

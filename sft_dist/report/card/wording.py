@@ -27,15 +27,18 @@ REASONS = {
     "heldout_copy": "the question and answer of a held-out task, under another name",
     "heldout_instruction": "generated, and asks what a held-out task asks",
     "heldout_origin": "made from what is held out",
-    "ifd_low": "among the easiest of its task",
-    "ifd_too_high": "the prompt does not help the answer",
     "leakage": "gives an evaluation example away",
+    "listed": "its id is listed (data.filters.drop_ids)",
     "near_duplicate": "an earlier example is nearly equal",
     "no_end_of_text": "a text, and the tokenizer has no end-of-sequence token",
     "no_messages": "has no turns",
     "no_target": "nothing in it carries loss",
     "not_unicode": "holds a lone surrogate, which no tokenizer encodes",
     "part_weights": "parts of a turn have loss weights that cannot be told apart once they are joined",
+    "score_high": "a score is above the most that is kept",
+    "score_low": "a score is below the least that is kept",
+    "score_missing": "has no score",
+    "score_rank": "a score is not among the best of its task",
     "stop_token": "a turn holds no end-of-turn token, or several",
     "template_error": "the chat template refuses it",
     "template_mangles_content": "the chat template alters its content",
@@ -71,6 +74,14 @@ RENDERED = {
 # Groups of tasks -> the head of their column, and what is to be known of them.
 GROUPS = {"categories": "category", "domains": "domain", "languages": "language"}
 GROUP_NOTES = {"domains": "A task of several domains counts in each."}
+
+# Files by id: a column of numbers each (`selection.id_files.IdFile`), and its head.
+ID_FILES = {
+    "ids": "ids in it",
+    "unknown": "of no record here",
+    "examples": "examples looked up",
+    "missing": "not found",
+}
 
 # What is wrong with a mixture -> what it means, what to do.
 WARNINGS = {
