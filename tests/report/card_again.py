@@ -345,6 +345,7 @@ def card_again(
             for name, members in kept.items()
         },
         "contaminated": selection["contaminated"],
+        "id_files": selection.get("id_files", {}),
         "evaluation": {
             name: [len({e["task"] for e in members}), len(members)]
             for name in ("seen", "heldout")
