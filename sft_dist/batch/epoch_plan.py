@@ -188,6 +188,14 @@ class EpochPlan:
         sizes = np.diff(self._corpus.first)
         return dict(zip(self._corpus.source_names, (drawn / np.maximum(sizes, 1)).tolist(), strict=True))
 
+    def shares(self, unit: str) -> dict[str, float]:
+        """Return each source's share of what the epoch trains on: of its examples, tokens or targets (`mix.unit`), as they are cut."""
+        slices = self._corpus.slices(self.docs, self._geometry.seq_len, keep_end=self._geometry.keep_end)
+        counted = {"tokens": slices.lengths, "targets": slices.target_tokens}.get(unit)
+        names = self._corpus.source_names
+        drawn = np.bincount(self._corpus.source_of[self.docs], counted, len(names))
+        return dict(zip(names, (drawn / max(1.0, float(drawn.sum()))).tolist(), strict=True))
+
     def task_table(self) -> list[TaskCounts]:
         """Return a line for each task, before and after mixing."""
         corpus, n = self._corpus, len(self._corpus.task_names)

@@ -236,12 +236,31 @@ class MixConfig(Section):
     preset: Literal["flan2021", "flan2022", "t0"] | None = Field(
         default=None, description="Published caps and weights."
     )
+    unit: Literal["examples", "tokens", "targets"] = Field(
+        default="examples",
+        description="What the `share` of a source is a share of: the examples of an epoch, their tokens, or those that carry loss.",
+    )
     epoch_examples: PositiveInt | None = Field(
         default=None, description="Examples an epoch; null: as many as there are."
+    )
+    epoch_tokens: PositiveInt | None = Field(
+        default=None,
+        description="Tokens an epoch, of the unit tokens or targets; null: as many as there are.",
     )
     drop_duplicates: bool = Field(
         default=True, description="Draw an example that several sources hold once only."
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> MixConfig:
+        given = "epoch_tokens" if self.unit == "examples" else "epoch_examples"
+        if getattr(self, given) is not None:
+            other = "epoch_examples" if self.unit == "examples" else "epoch_tokens"
+            raise ValueError(
+                f"mix.{given}={getattr(self, given)} with mix.unit={self.unit}: the size of an epoch and the shares of sources would be "
+                f"counted in two units; use mix.{other}, or another mix.unit"
+            )
+        return self
 
 
 class PackConfig(Section):

@@ -19,6 +19,7 @@ from sft_dist.core.records import Span
 from sft_dist.pack.jit import jit
 from sft_dist.shards import Store
 
+WHOLE = 2**31 - 1  # longer than any document
 PROMPT_SHARE = 16  # a prompt of which less than a row's sixteenth would remain is none
 
 
@@ -106,6 +107,10 @@ class Corpus:
             places = np.flatnonzero(owner == k)
             if len(places):
                 yield store, places, indices[places] - self.first[k]
+
+    def target_tokens(self, indices: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Return how many tokens carry loss in each document, uncut."""
+        return self.slices(indices, WHOLE, keep_end=True).target_tokens
 
     def slices(self, indices: NDArray[np.int64], seq_len: int, *, keep_end: bool) -> TruncatedSpans:
         """Return what remains of documents when each is cut to `seq_len` tokens, and the loss weight in it.

@@ -15,14 +15,15 @@ from sft_dist.core.errors import UserError
 from sft_dist.mix.weights import Cells, Floats, Mixture, base_rates
 
 Bools = NDArray[np.bool_]
+UNITS = {"examples": "examples", "tokens": "tokens", "targets": "tokens with loss"}
 
 
 def example_counts(mixture: Mixture, sources: Sequence[SourceMix], cells: Cells) -> NDArray[np.int64]:
     """Return the examples that one epoch draws from each cell, int64 [C].
 
-    Without shares, temperature and `epoch_examples` the rates are counts. Otherwise the epoch has E examples
-    (`epoch_examples`, else as many as there are under the caps): a source with a share gets its part of E, one with
-    `epochs` its passes, the others divide the rest by rate. Task bounds are kept throughout; what they take from or
+    Without shares, temperature and a size of the epoch the rates are counts. Otherwise the epoch has E examples, or tokens
+    (`mix.unit`; `epoch_examples` or `epoch_tokens`, else as many as there are under the caps): a source with a share gets its part of
+    E, one with `epochs` its passes, the others divide the rest by rate. Task bounds, which count examples, are kept throughout; what they take from or
     give to a task is balanced by the other tasks of the same group, and a share that they make impossible is refused.
 
     Args:
@@ -43,7 +44,7 @@ def example_counts(mixture: Mixture, sources: Sequence[SourceMix], cells: Cells)
         if total is None:
             exact = np.clip(rates[group], low[group], high[group])
         else:
-            exact = _scaled(rates[group], low[group], high[group], total)
+            exact = _scaled(rates[group], low[group], high[group], total, cells.units[group])
         out[group] = _rounded_by_task(exact, cells.tasks[group])
     return out
 
@@ -56,34 +57,35 @@ def _groups(
     rates: Floats,
     bounds: tuple[Floats, Floats],
 ) -> list[tuple[Bools, float | None]]:
-    """Divide the cells into groups, each with the number of examples it gets; None: as its rates say."""
+    """Divide the cells into groups, each with what it gets, in `mix.unit`; None: as its rates say."""
     shares = {k: s.share for k, s in enumerate(sources) if s.share is not None}
     with_epochs = [k for k, s in enumerate(sources) if s.epochs is not None]
     pinned = np.isin(cells.sources, with_epochs)
     free = ~pinned & ~np.isin(cells.sources, list(shares))
-    fixed = float(np.round(rates[pinned].sum()))
+    units, size = cells.units, mixture.epoch_examples or mixture.epoch_tokens
+    fixed = float(np.round((rates * units)[pinned].sum()))
     groups: list[tuple[Bools, float | None]] = [(cells.sources == k, None) for k in with_epochs]
-    if not shares and mixture.epoch_examples is None and mixture.rate != "temperature":
+    if not shares and size is None and mixture.rate != "temperature":
         return [*groups, (free, None)]
 
     _check_shares(shares, cells.source_names, others=bool(free.any() or with_epochs))
-    if mixture.epoch_examples is not None:
-        total = float(mixture.epoch_examples)
+    if size is not None:
+        total = float(size)
     elif with_epochs and not free.any():
         total = fixed / (1.0 - sum(shares.values()))
     else:
-        total = fixed + float(np.round(capped[~pinned].sum()))
+        total = fixed + float(np.round((capped * units)[~pinned].sum()))
     parts = [float(np.round(share * total)) for share in shares.values()]
     groups += [(cells.sources == k, part) for k, part in zip(shares, parts, strict=True)]
     for k, part in zip(shares, parts, strict=True):
         _check_bounds(mixture, cells, k, part, *bounds)
     rest = total - fixed - sum(parts)
-    rounding = 1.0 + len(shares)
+    rounding = (1.0 + len(shares)) * float(units.max())
     if rest < -rounding or (rest > rounding and not free.any()):
         raise UserError(
-            f"an epoch of {total:,.0f} examples does not add up: sources with `share` bring {sum(parts):,.0f}, sources "
+            f"an epoch of {total:,.0f} {UNITS[mixture.unit]} does not add up: sources with `share` bring {sum(parts):,.0f}, sources "
             f"with `epochs` {fixed:,.0f}, which leaves {rest:,.0f} for {int(free.sum())} other tasks; change "
-            "mix.epoch_examples, or the shares or epochs"
+            f"mix.{'epoch_examples' if mixture.unit == 'examples' else 'epoch_tokens'}, or the shares or epochs"
         )
     return [*groups, (free, max(rest, 0.0))]
 
@@ -93,15 +95,17 @@ def _check_bounds(
 ) -> None:
     """Refuse a share that the bounds of the source's tasks do not allow: one of the two would be ignored."""
     own = cells.sources == source
-    least, most = float(low[own].sum()), float(high[own].sum())
+    units = cells.units
+    least, most = float((low * units)[own].sum()), float((high * units)[own].sum())
     name, tasks = cells.source_names[source], len(np.unique(cells.tasks[own]))
-    asked = f"the share of {name} is {part:,.0f} examples of an epoch"
-    if least > part + 1.0:
+    asked = f"the share of {name} is {part:,.0f} {UNITS[mixture.unit]} of an epoch"
+    slack = float(units[own].max())
+    if least > part + slack:
         raise UserError(
             f"{asked}, but mix.task_min={mixture.task_min} asks for {least:,.0f} of its {tasks} tasks, so one of the two would be ignored; "
             "raise the share, give the source weight or epochs instead of a share, or lower mix.task_min"
         )
-    if most < part - 1.0:
+    if most < part - slack:
         raise UserError(
             f"{asked}, but mix.task_max={mixture.task_max} allows {most:,.0f} of its {tasks} tasks, so one of the two would be ignored; "
             "lower the share, or raise mix.task_max"
@@ -130,18 +134,18 @@ def _check_shares(shares: Mapping[int, float], names: Sequence[str], *, others: 
         )
 
 
-def _scaled(rates: Floats, low: Floats, high: Floats, total: float) -> Floats:
-    """Scale rates by one factor so that, kept within their bounds, they sum to `total` or as near as bounds let."""
-    if not len(rates) or total >= high.sum():
+def _scaled(rates: Floats, low: Floats, high: Floats, total: float, units: Floats) -> Floats:
+    """Scale rates by one factor so that, kept within their bounds, their units sum to `total` or as near as bounds let."""
+    if not len(rates) or total >= (high * units).sum():
         return high
-    if total <= low.sum():
+    if total <= (low * units).sum():
         return low
-    lower, upper = 0.0, float(total / rates.sum())
-    while np.clip(upper * rates, low, high).sum() < total:
+    lower, upper = 0.0, float(total / (rates * units).sum())
+    while (np.clip(upper * rates, low, high) * units).sum() < total:
         lower, upper = upper, 2.0 * upper
     for _ in range(60):  # more halvings than a float has digits
         middle = 0.5 * (lower + upper)
-        if np.clip(middle * rates, low, high).sum() < total:
+        if (np.clip(middle * rates, low, high) * units).sum() < total:
             lower = middle
         else:
             upper = middle

@@ -63,6 +63,7 @@ def make_pool(corpus: Corpus, mixture: Mixture, seed: int) -> Pool:
         sizes=sizes[cells].astype(np.float64),
         tasks=cells % n_tasks,
         sources=cells // n_tasks,
+        units=_units(corpus, mixture, examples, first)[cells],
         task_names=corpus.task_names,
         source_names=corpus.source_names,
     )
@@ -80,6 +81,18 @@ def make_pool(corpus: Corpus, mixture: Mixture, seed: int) -> Pool:
         tasks=held.tasks,
         duplicates=duplicates,
     )
+
+
+def _units(
+    corpus: Corpus, mixture: Mixture, examples: NDArray[np.int64], first: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return what an example of each cell counts on the average, in `mix.unit`, before anything is cut to a row."""
+    sizes = np.diff(first)
+    if mixture.unit == "examples":
+        return np.ones(len(sizes))
+    counted = corpus.lengths[examples] if mixture.unit == "tokens" else corpus.target_tokens(examples)
+    totals = np.diff(np.concatenate(([0], np.cumsum(counted, dtype=np.int64)))[first])
+    return np.maximum(totals, 1) / np.maximum(sizes, 1)
 
 
 def draw(

@@ -29,6 +29,7 @@ class Cells:
         sizes: [C] examples of each cell, at least 1.
         tasks: [C] task code of each.
         sources: [C] source code of each.
+        units: [C] what an example of each counts on the average, in `mix.unit`: 1, its tokens, or those that carry loss.
         task_names: Task names by code.
         source_names: Source names by code.
     """
@@ -36,6 +37,7 @@ class Cells:
     sizes: Floats
     tasks: NDArray[np.int64]
     sources: NDArray[np.int64]
+    units: Floats
     task_names: Sequence[str]
     source_names: Sequence[str]
 

@@ -1,5 +1,6 @@
 """What an epoch draws: how often each task and source, which examples, in which order."""
 
+import os
 import time
 from collections import Counter
 
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 
 from sft_dist.core.errors import UserError
-from sft_dist.core.records import Message, make_example
-from sft_dist.mix import Mixture, SourceMix, draw, make_pool
+from sft_dist.core.records import Message, Span, Tokens, make_example
+from sft_dist.mix import Corpus, Mixture, SourceMix, draw, make_pool
+from sft_dist.shards import ShardWriter, Store, finish_store
 
 
 def counts(corpus, mixture, epoch=0, seed=0):
@@ -328,3 +330,48 @@ def test_a_million_examples_in_a_few_tenths_of_a_second(make_corpus):
     start = time.process_time()
     assert len(draw(corpus, mixture, seed=0, epoch=0)) == 1_000_000
     assert time.process_time() - start < 0.3
+
+
+def test_shares_of_tokens_and_of_targets_are_exact_over_whole_passes(tmp_path, monkeypatch):
+    """Source a: 100 examples of 3 tokens, all but the first with loss; b: 40 of 12, one with loss; c: 10 and 20 of 5 and 9."""
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    shapes = {"a": [("x", 100, 3, 2)], "b": [("y", 40, 12, 1)], "c": [("z", 10, 5, 4), ("w", 20, 9, 3)]}
+    stores = {}
+    for s, (source, tasks) in enumerate(shapes.items()):
+        with ShardWriter(tmp_path / source, 0, "uint16", key={"tokenizer": "one"}) as writer:
+            for t, (_, n, length, targets) in enumerate(tasks):
+                for i in range(n):
+                    ids = np.arange(length, dtype=np.int32)
+                    spans = (Span(length - targets, targets, 1.0),)
+                    writer.add(f"{s:08x}{t:04x}{i:04x}" * 2, t, 0, Tokens(ids=ids, spans=spans))
+        finish_store(
+            tmp_path / source, key={"tokenizer": "one"}, tasks=[t for t, *_ in tasks], sources=[source]
+        )
+        stores[source] = Store.open(tmp_path / source)
+    corpus = Corpus(stores)
+    lengths = {"x": (3, 2), "y": (12, 1), "z": (5, 4), "w": (9, 3)}
+
+    def shares(mixture, place):
+        amounts = Counter()
+        for (source, task), n in counts(corpus, mixture).items():
+            amounts[source] += n * lengths[task][place]
+        return {s: v / sum(amounts.values()) for s, v in amounts.items()}, sum(amounts.values())
+
+    asked = {"a": SourceMix(share=0.5), "b": SourceMix(share=0.2)}
+    for unit, place in (("tokens", 0), ("targets", 1)):
+        found, _ = shares(Mixture(sources=asked, unit=unit), place)
+        assert found == pytest.approx({"a": 0.5, "b": 0.2, "c": 0.3}, abs=0.01)
+        found, total = shares(Mixture(sources=asked, unit=unit, epoch_tokens=60_000), place)
+        assert found == pytest.approx({"a": 0.5, "b": 0.2, "c": 0.3}, abs=0.0005)
+        assert total == pytest.approx(60_000, abs=30)
+    # what examples would have made of it
+    assert shares(Mixture(sources=asked), 0)[0]["b"] > 0.35
+    # task_min counts examples; a share that it makes impossible is refused in the unit
+    with pytest.raises(
+        UserError, match=r"the share of b is 240 tokens of an epoch.*task_min=40 asks for 480"
+    ):
+        draw(corpus, Mixture(sources=asked, unit="tokens", epoch_tokens=1200, task_min=40), seed=0, epoch=0)
+    with pytest.raises(ValueError, match="counted in two units"):
+        Mixture(unit="tokens", epoch_examples=10)
+    with pytest.raises(ValueError, match="counted in two units"):
+        Mixture(epoch_tokens=10)

@@ -19,6 +19,7 @@ from sft_dist.config import RunConfig
 from sft_dist.config.auto import asked, supposed
 from sft_dist.core.errors import UserError
 from sft_dist.mix import Corpus, Mixture
+from sft_dist.mix.counts import UNITS
 from sft_dist.pack import CostModel
 from sft_dist.pack.architecture import (
     EXPERTS,
@@ -211,14 +212,17 @@ class Summary:
     exact: bool = True
     warnings: tuple[str, ...] = ()
     passes: Mapping[str, float] = field(default_factory=dict)  # over each source, in the first epoch
+    unit: str = "examples"  # what `shares` are of
+    shares: Mapping[str, float] = field(default_factory=dict)  # of each source in the first epoch
     held_out: Mapping[str, str | None] = field(
         default_factory=dict
     )  # task -> why it is near; None: it is far
 
     def set_lines(self) -> tuple[str, ...]:
-        """Return, in words, the passes over each source and the tasks that are never trained on."""
+        """Return, in words, the passes over each source, its share, and the tasks that are never trained on."""
         passes = ", ".join(f"{name} {n:.3g}" for name, n in self.passes.items())
-        lines = [f"passes an epoch: {passes}"]
+        shares = ", ".join(f"{name} {n:.1%}" for name, n in self.shares.items())
+        lines = [f"passes an epoch: {passes}", f"shares of its {UNITS[self.unit]}: {shares}"]
         for kind, tasks in (
             ("near", [t for t, why in self.held_out.items() if why]),
             ("far", [t for t, why in self.held_out.items() if not why]),
@@ -286,6 +290,8 @@ def summarise(
             *config_warnings(config, ranks=ranks, steps=steps),
         ),
         passes=first.passes(),
+        unit=config.mix.unit,
+        shares=first.shares(config.mix.unit),
         held_out={task: selected.holdout.near.get(task) for task in sorted(selected.holdout.heldout_inputs)},
     )
 

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sft_dist.mix import Corpus
+from sft_dist.mix.corpus import WHOLE
 from sft_dist.report.card.facts import RARE, REPEATED, Amount, Balance, TaskFacts, TaskLabels
-
-WHOLE = 2**31 - 1  # longer than any example
 
 
 def amounts(

@@ -94,6 +94,8 @@ def _sources(facts: CardFacts) -> Iterable[str]:
             count(s.amount.tokens),
             *_shares(s.amount, facts.total),
             ratio(s.amount.drawn_examples, s.amount.examples),
+            share(s.amount.drawn_tokens, facts.total.drawn_tokens),
+            share(s.amount.drawn_target_tokens, facts.total.drawn_target_tokens),
         )
         for s in facts.sources
     ]
@@ -107,6 +109,8 @@ def _sources(facts: CardFacts) -> Iterable[str]:
         "share",
         "share in an epoch",
         "passes",
+        "of its tokens",
+        "of its loss",
     )
     yield markdown_table(heads, rows, text=3)
     for s in facts.sources:

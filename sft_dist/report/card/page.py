@@ -101,10 +101,14 @@ def _sources(facts: CardFacts) -> str:
             Cell(count(s.amount.examples), s.amount.examples),
             Cell(short(s.amount.tokens), s.amount.tokens),
             *share_cells(s.amount, facts.total),
+            *(Cell(share(part, whole), part / max(1, whole)) for part, whole in _drawn(s, facts)),
         )
         for s in facts.sources
     ]
-    heads = ("source", "licence", "records", "examples", "tokens", "share", "in an epoch", "passes")
+    heads = (
+        *("source", "licence", "records", "examples", "tokens", "share", "in an epoch", "passes"),
+        *("of its tokens", "of its loss"),
+    )
     origins = join(
         f"<dt>{esc(s.name)}</dt><dd>{_origin(s)}</dd>" for s in facts.sources if s.files or s.datasets
     )
@@ -123,6 +127,12 @@ def _sources(facts: CardFacts) -> str:
     else:
         body = f'<div class="two">{shown}<div>{listing}</div></div>'
     return _section("sources", table(heads, rows, left=("licence",), css="sortable") + body)
+
+
+def _drawn(s: SourceFacts, facts: CardFacts) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return (of this source, of all) for the tokens of an epoch, and for those that carry loss."""
+    a, t = s.amount, facts.total
+    return (a.drawn_tokens, t.drawn_tokens), (a.drawn_target_tokens, t.drawn_target_tokens)
 
 
 def _licence(s: SourceFacts) -> str:
