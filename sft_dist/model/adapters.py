@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib.util
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from sft_dist.core.errors import UserError
 from sft_dist.model.adapter_folder import WEIGHTS, check_folder
 from sft_dist.model.parts import decoder_of
 from sft_dist.model.trainable import shape_of
+from sft_dist.model.weight_files import BaseFiles, match
 
 NAME = "default"  # of the one adapter, as peft calls it
 BASE, SAVED = ".base_layer.", f".modules_to_save.{NAME}."
@@ -173,7 +175,7 @@ def _targets(hf: Any, wanted: tuple[str, ...]) -> str:
     last = {n.rpartition(".")[2] for n in linear}
     # a Linear in a list is called 0, and so are layers: such names are written out
     others = {n.rpartition(".")[2] for n, m in decoder.named_modules() if not isinstance(m, nn.Linear)}
-    refused = _refused_by_peft(hf, last) | _shared(decoder)
+    refused = _refused_by_peft(hf, last) | _shared(decoder) | _of_its_own(decoder)
     if not wanted:
         taken = last - refused
         names = sorted((taken - others) | {n for n in linear if n.rpartition(".")[2] in others & taken})
@@ -190,7 +192,7 @@ def _targets(hf: Any, wanted: tuple[str, ...]) -> str:
     if unfit := [n for n in names if n.rpartition(".")[2] in refused]:
         raise UserError(
             f"lora.target_modules has {unfit[0]}, which cannot be adapted in {hf.config.model_type}: a fused kernel would pass the adapter "
-            "by, or several layers share the module; leave it out"
+            "by, several layers share the module, or it computes more than a product with its weight; leave it out"
         )
     some = "|".join(name.replace(".", "[.]") for name in names)
     return f"{prefix.replace('.', '[.]')}[.](?:.*[.])?(?:{some})" if prefix else f"(?:.*[.])?(?:{some})"
@@ -203,6 +205,45 @@ def _shared(decoder: nn.Module) -> set[str]:
         if isinstance(module, nn.Linear):
             names.setdefault(id(module.weight), []).append(name)
     return {n.rpartition(".")[2] for found in names.values() if len(found) > 1 for n in found}
+
+
+PLAIN = (
+    "FalconLinear",
+)  # of transformers, with a forward pass of their own that is a product with the weight
+
+
+def _of_its_own(decoder: nn.Module) -> set[str]:
+    """Return the last names of Linear modules that compute something else: groups of their input (DeepSeek V4), a choice of experts (Llama 4)."""
+    return {
+        name.rpartition(".")[2]
+        for name, module in decoder.named_modules()
+        if isinstance(module, nn.Linear)
+        and type(module).__module__.startswith("transformers.models.")
+        and type(module).forward is not nn.Linear.forward
+        and type(module).__name__ not in PLAIN
+    }
+
+
+def refuse_unmerged(model: Any, lora: LoraConfig, found: BaseFiles | None) -> None:
+    """Refuse adapters that an export could not merge.
+
+    Args:
+        model: The base, its weights unread.
+        lora: What is adapted.
+        found: The files of the base; None: it is merged into no file.
+
+    Raises:
+        UserError: The files hold an adapted matrix and others as one tensor.
+    """
+    if found is None or lora.export != "merged":
+        return
+    adapted, held = re.compile(_targets(model, lora.target_modules)), match(model, found).key_of
+    apart = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and adapted.fullmatch(n)]
+    if unmerged := [n for n in apart if f"{n}.weight" not in held]:
+        raise UserError(
+            f"lora adapts {unmerged[0]}, which the files of the base hold with others as one tensor, so the adapters cannot be merged into "
+            "them; use lora.export=adapter, or leave it out of lora.target_modules"
+        )
 
 
 def _refused_by_peft(hf: Any, names: Iterable[str]) -> set[str]:

@@ -191,6 +191,8 @@ def load_packed(
         recurrent_by=recurrent_by,
         device=device,
     )
+    if lora is not None:
+        adapters.refuse_unmerged(skeleton, lora, BaseFiles.find(path, revision))
     quantisation = adapters.quantisation(lora, torch_dtype, device)
     source = None if zero_config is None else partition.find_weights(path, skeleton, zero_config, revision)
     borders = Borders() if way.alone else None

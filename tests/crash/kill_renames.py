@@ -1,6 +1,7 @@
-"""Kills one command just before each call that renames, links or removes a file, then runs it again: `python kill_renames.py FOLDER OUT.json COMMAND`.
+"""Kills one command just before a call that renames, links or removes a file, then runs it again: `python kill_renames.py FOLDER OUT.json COMMAND`.
 
-COMMAND is the place in COMMANDS. Everything runs in children of one warm process, one rank.
+At the last call of each kind: from one place in our code, on files whose names differ in numbers only (with SFT_EVERY_KILL=1 at every
+call). COMMAND is the place in COMMANDS. Everything runs in children of one warm process, one rank.
 """
 
 from __future__ import annotations
@@ -173,22 +174,30 @@ def run(work: Path, command: Command) -> dict[str, Any]:
     def undisturbed() -> int:
         return again(partial(command.work, place))
 
-    assert undisturbed() == 0
+    assert again(partial(victims.note_changes, work / "kinds.json", partial(command.work, place))) == 0
     reference = command.result(place)
-    changes, failed, unequal, left = 0, [], [], []
-    while True:
+    kinds = read_json(work / "kinds.json")
+    last = {kind: at for at, kind in enumerate(kinds)}
+    chosen = range(len(kinds)) if os.environ.get("SFT_EVERY_KILL") == "1" else sorted(last.values())
+    alive, failed, unequal, left = [], [], [], []
+    for change in chosen:
         shutil.rmtree(place)
         shutil.copytree(start, place)
-        code = again(partial(victims.die_at, changes, partial(command.work, place)))
-        if code >= 0:
-            break
-        if undisturbed() != 0:
-            failed.append(changes)
+        if again(partial(victims.die_at, change, partial(command.work, place))) >= 0:
+            alive.append(change)
+        elif undisturbed() != 0:
+            failed.append(change)
         elif command.result(place) != reference:
-            unequal.append(changes)
-        left += [f"{changes}: {p.name}" for p in place.rglob(".*.partial*")]
-        changes += 1
-    return {"changes": changes, "code": code, "failed": failed, "unequal": unequal, "left": left}
+            unequal.append(change)
+        left += [f"{change}: {p.name}" for p in place.rglob(".*.partial*")]
+    return {
+        "changes": len(kinds),
+        "kills": len(chosen),
+        "alive": alive,
+        "failed": failed,
+        "unequal": unequal,
+        "left": left,
+    }
 
 
 if __name__ == "__main__":

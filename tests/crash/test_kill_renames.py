@@ -17,5 +17,5 @@ CHANGES = {"prepare": 15, "construct": 3, "train": 15, "export": 2, "evaluate": 
 def test_a_kill_at_each_change_of_a_folder(command: str, crash: Callable[..., dict[str, Any]]) -> None:
     seen = crash("kill_renames.py", list(CHANGES).index(command), timeout_s=1500)
     assert seen["changes"] >= CHANGES[command]
-    assert seen["code"] == 0
-    assert (seen["failed"], seen["unequal"], seen["left"]) == ([], [], [])
+    assert seen["kills"] >= CHANGES[command] // 2
+    assert (seen["alive"], seen["failed"], seen["unequal"], seen["left"]) == ([], [], [], [])

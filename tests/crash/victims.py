@@ -5,7 +5,9 @@ Each child leads a session of its own, so one kill ends it with the workers that
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import sys
 import time
@@ -73,6 +75,26 @@ CHANGES = (
     "os.remove",
     "os.rmdir",
 )  # audit events of calls that change what a folder names
+
+
+def note_changes(out: Path, work: Callable[[], int]) -> int:
+    """Do the work in this child; write what kind of change to a folder each was: the call, the place in our code, the names without numbers."""
+    kinds: list[str] = []
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        if event in CHANGES:
+            frame, places = sys._getframe(), []
+            while frame.f_back is not None:
+                frame = frame.f_back
+                if "sft_dist" in frame.f_code.co_filename:
+                    places.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}")
+            names = [re.sub(r"[0-9a-f]{8,}|[0-9]+", "#", Path(str(a)).name) for a in arguments[:2]]
+            kinds.append(" ".join([event, *names, *places[:4]]))
+
+    sys.addaudithook(watch)
+    code = work()
+    out.write_text(json.dumps(kinds))
+    return code
 
 
 def die_at(change: int, work: Callable[[], int]) -> int:
