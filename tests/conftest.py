@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +27,41 @@ def shared_data() -> Path:
     return root
 
 
+def _group_of(nodeid: str) -> str:
+    """Return the name of the tests that one process takes together: those of a file, which share what its fixtures made.
+
+    Wider groups share launches of the session; the families of the matrix share nothing.
+    """
+    file = Path(nodeid.split("::", maxsplit=1)[0])
+    if file.parent.name in ("equivalence", "crash") and file.name != "test_kill_renames.py":
+        return file.parent.name
+    if file.name in ("test_kill_renames.py", "test_every_family.py"):
+        return nodeid
+    if file.name == "test_matrix.py":
+        return f"{file}-{zlib.crc32(nodeid.encode()) % 16}"
+    return "mixture" if file.name.startswith("test_mixture") else str(file)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the groups that may take longest (`pytest.mark.timeout`), then those of most tests, so that none is alone at the end."""
+    limits: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for item in items:
+        group, mark = _group_of(item.nodeid), item.get_closest_marker("timeout")
+        limits[group] = max(limits[group], int(mark.args[0]) if mark and mark.args else 0)
+        sizes[group] += 1
+    items.sort(key=lambda item: (-limits[g := _group_of(item.nodeid)], -sizes[g], g))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep tests together that share what a fixture made: `make test` runs several processes, each takes one group after another.
-
-    A group is a file. Wider ones share launches of the session; the families of the matrix share nothing.
-    """
+    """Give each process of `make test` one group of tests after another, in the order of `pytest_collection_modifyitems`."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Groups(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = Path(nodeid.split("::", maxsplit=1)[0])
-            if file.parent.name in ("equivalence", "crash"):
-                return file.parent.name
-            if file.name == "test_matrix.py":
-                return f"{file}-{zlib.crc32(nodeid.encode()) % 16}"
-            return "mixture" if file.name.startswith("test_mixture") else str(file)
+            return _group_of(nodeid)
 
+    config.option.loadscopereorder = False
     return Groups(config, log)
