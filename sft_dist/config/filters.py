@@ -228,6 +228,11 @@ class FiltersConfig(RecordRules):
         default=None,
         description="File (folder, glob) with a column `id`: examples of these ids are not trained on.",
     )
+    licenses: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Licences that are allowed, as names or globs in any case; records of others, or of none, are dropped.",
+    )
     scores: dict[str, ScoreRule] = Field(
         default_factory=dict,
         description="Name -> scores by id, of any tool; those that `sft-dist score` writes are called ifd.",

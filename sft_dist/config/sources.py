@@ -54,7 +54,10 @@ class SourceBase(SourceMix):
         default=None,
         description="Underlying dataset of every record, '{field}' likewise; data.holdout.datasets looks at it.",
     )
-    license: str | None = Field(default=None, description="Licence, for the dataset card.")
+    license: str | None = Field(
+        default=None,
+        description="Licence of every record, '{field}' likewise; null: the record's own field `license`. For the card and data.filters.licenses.",
+    )
     metric: str | None = Field(
         default=None,
         json_schema_extra=RESUMABLE,

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import numpy as np
@@ -162,6 +163,30 @@ class Format:
             except (ValueError, RecursionError) as error:
                 return Drop("broken_json", f"{error}: {excerpt(answer)}")
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Licences:
+    """Records of a licence that is not allowed, or of none.
+
+    Attributes:
+        allow: Names or globs, in any case.
+        stated: Licence of records that name none themselves.
+    """
+
+    name: ClassVar[str] = "licenses"
+    reasons: ClassVar[Mapping[str, str]] = {"license": "its licence is not allowed"}
+    allow: tuple[str, ...]
+    stated: str | None
+
+    def __call__(self, example: Example) -> Drop | None:
+        """Return `license` or None."""
+        found = example.license or self.stated
+        if found is None:
+            return Drop("license", "no licence is stated")
+        if any(fnmatchcase(found.casefold(), pattern.casefold()) for pattern in self.allow):
+            return None
+        return Drop("license", f"{excerpt(found)} is not allowed")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -275,6 +275,9 @@ def _key(data: DataConfig, sources: dict[str, Source], seed: int) -> str:
             "filters": {name: filters_fingerprint(data.filters_of(name)) for name in sources},
             "eval_inputs": data.filters.eval_inputs,
             "max_bad_share": data.max_bad_share,
+            **(
+                {"licenses": {n: s.license for n, s in data.sources.items()}} if data.filters.licenses else {}
+            ),
             "scores": [checksum(path) for files in files_by_id(data).values() for path in files],
         }
     )

@@ -23,7 +23,7 @@ from sft_dist.core.files import fingerprint
 from sft_dist.core.records import BadRecord, Drop, Example
 from sft_dist.filters import Filter, build_filters, duplicate_key, filters_fingerprint
 from sft_dist.filters.near_duplicates import Codes, Sketcher
-from sft_dist.filters.rules import answers_of
+from sft_dist.filters.rules import Licences, answers_of
 from sft_dist.holdout import Asked, InstructionSample
 from sft_dist.selection.tables import TableWriter, lists_of, path_of, read_about, read_rows
 from sft_dist.sources import Source
@@ -90,6 +90,12 @@ def sketcher_of(data: DataConfig) -> Sketcher | None:
     return Sketcher(**rule.model_dump(exclude={"across_sources"})) if rule else None
 
 
+def licence_rule(data: DataConfig, source: str) -> list[Licences]:
+    """Return the rule on licences of a source, nothing where it is off."""
+    allow, stated = data.filters.licenses, data.sources[source].license
+    return [Licences(allow=allow, stated=None if stated and "{" in stated else stated)] if allow else []
+
+
 @dataclass(frozen=True, kw_only=True)
 class FactMaker:
     """Blocks -> facts. Holds what every block needs, and changes nothing.
@@ -117,12 +123,21 @@ class FactMaker:
             )
             for name in data.sources
         }
+        licences = {name: licence_rule(data, name) for name in data.sources}
         return cls(
-            rules={name: build_filters(filters) for name, filters in alone.items()},
+            rules={name: [*licences[name], *build_filters(filters)] for name, filters in alone.items()},
             sketcher=sketcher_of(data),
             seed=seed,
             keys={
-                name: fingerprint([VERSION, filters_fingerprint(filters), options, seed])
+                name: fingerprint(
+                    [
+                        VERSION,
+                        filters_fingerprint(filters),
+                        options,
+                        seed,
+                        *(r.stated for r in licences[name]),
+                    ]
+                )
                 for name, filters in alone.items()
             },
         )

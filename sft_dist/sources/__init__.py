@@ -14,7 +14,7 @@ from sft_dist.config.sources import SourceBase, SourceConfig
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import Example
 from sft_dist.sources.alpaca import AlpacaReader
-from sft_dist.sources.base import RecordError, Source
+from sft_dist.sources.base import FileSource, RecordError, Source
 from sft_dist.sources.chat import ChatReader
 from sft_dist.sources.examples import ExamplesReader
 from sft_dist.sources.flan.reader import FlanReader
@@ -84,6 +84,13 @@ def open_source(name: str, config: SourceConfig) -> Source:
     assert isinstance(config, SourceBase)
     options = {("subset" if f == "name" else f): v for f, v in values.items()}
     source = SOURCES[config.kind](name, **options)
+    if config.license is not None and "{" in config.license:
+        if not isinstance(source, FileSource):
+            raise UserError(
+                f"data.sources.{name}.license={config.license!r} names a field of its records, and a source of kind {config.kind} has none; "
+                "write the licence itself"
+            )
+        source.name_licenses(config.license)
     _check_readable(source, may_be_prompts=getattr(config, "prompts", True) is False)
     return source
 

@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from os.path import commonpath
 from pathlib import Path
@@ -99,8 +100,15 @@ class FileSource(ABC):
         self._files = files
         self._task = task
         self._dataset = dataset
+        self._license: str | None = None
         self._names_file = any(f"{{{FILE_FIELD}}}" in (pattern or "") for pattern in (task, dataset))
         self._options = {"reader": type(self).__name__, "task": task, "dataset": dataset, **options}
+
+    def name_licenses(self, pattern: str) -> None:
+        """Let every record have a licence: a pattern with fields of the record in braces."""
+        self._license = pattern
+        self._names_file = self._names_file or f"{{{FILE_FIELD}}}" in pattern
+        self._options["license"] = pattern
 
     def files(self) -> list[Path]:
         """Return the input files, in reading order."""
@@ -163,7 +171,11 @@ class FileSource(ABC):
             fields = {**raw.fields, FILE_FIELD: data_name(raw.file)} if self._names_file else raw.fields
             try:
                 # as a list: a record is taken whole or not at all
-                yield Read(number, raw, list(self.convert(fields)))
+                made = list(self.convert(fields))
+                if self._license is not None:
+                    named = fill_in(self._license, fields, "licence")
+                    made = [replace(example, license=named) for example in made]
+                yield Read(number, raw, made)
             except RecordError as error:
                 text = repr(raw.fields)[:TEXT_CHARS]
                 bad = BadRecord(file=raw.file, line=self.line_of(raw), reason=str(error), text=text)

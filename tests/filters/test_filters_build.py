@@ -12,7 +12,7 @@ from sft_dist.filters import FILTERS, build_filters, duplicate_key, filters_fing
 ALL_ON = {
     name: {} if "Rule" in str(field.annotation) else True
     for name, field in FiltersConfig.model_fields.items()
-    if name not in ("own", "drop_ids", "scores")  # need a plugin, a file or a number
+    if name not in ("own", "drop_ids", "licenses", "scores")  # need a plugin, a file or a number
 }
 
 
@@ -35,7 +35,16 @@ def test_every_rule_of_the_config_exists_and_runs():
     rules = build_filters(FiltersConfig(**ALL_ON))
     assert [f.name for f in rules] == list(FILTERS)
     # These need more than the one example: the selection pass.
-    elsewhere = {"own", "exact_duplicates", "eval_inputs", "near_duplicates", "leakage", "drop_ids", "scores"}
+    elsewhere = {
+        "own",
+        "exact_duplicates",
+        "eval_inputs",
+        "near_duplicates",
+        "leakage",
+        "drop_ids",
+        "licenses",
+        "scores",
+    }
     assert set(FILTERS) == set(FiltersConfig.model_fields) - elsewhere
     good = single_turn(
         task="t", source="s", instruction="Name a colour of the sky.", output="Blue, and at dusk red."

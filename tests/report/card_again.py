@@ -283,6 +283,7 @@ def card_again(
         codes = Counter(np.load(data / f"selection-{name}.npy").tolist())
         given = config.data.sources[name]
         licenses = sorted({x for f in files[name] for x in labels.get(f.stem, {}).get("license", ())})
+        own = sorted({e.license for e in kept.get(name, ()) if e.license})
         origins = Counter(
             o.removeprefix("dataset:")
             for e in kept.get(name, ())
@@ -293,7 +294,7 @@ def card_again(
             {
                 "name": name,
                 "kind": given.kind,
-                "license": given.license or ", ".join(licenses) or None,
+                "license": given.license or ", ".join(licenses or own) or None,
                 "files": [[f.name, f.stat().st_size] for f in files[name]],
                 "datasets": origins,
                 "read": len(members),
@@ -305,6 +306,12 @@ def card_again(
                 "amount": by_source.get(name, dict.fromkeys(COLUMNS, 0)),
             }
         )
+    licensed: dict[str, Counter[str]] = defaultdict(Counter)
+    for name, of_source in kept.items():
+        stated = config.data.sources[name].license
+        for e in of_source:
+            of_task = ", ".join(labels.get(e.task, {}).get("license", ()))
+            licensed[e.license or stated or of_task][name] += 1
     lengths = Counter(len(row["input_ids"]).bit_length() - 1 for _, row in rows)
     return {
         "name": config.name,
@@ -345,6 +352,7 @@ def card_again(
             for name, members in kept.items()
         },
         "contaminated": selection["contaminated"],
+        "licenses": licensed,
         "id_files": selection.get("id_files", {}),
         "evaluation": {
             name: [len({e["task"] for e in members}), len(members)]

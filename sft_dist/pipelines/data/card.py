@@ -65,22 +65,29 @@ def gather(
     sources: list[SourceFacts] = []
     labels: dict[str, TaskLabels] = {}
     read: set[str] = set()
+    licensed: dict[str, Counter[str]] = {}
     for name, source_config in config.data.sources.items():
         progress(f"reading {name}")
         source, selection = open_source(name, source_config), prepared.selected.sources[name]
+        by_task, found = _documented(source)
+        stated = source_config.license if "{" not in (source_config.license or "{") else None
         if name in stores:
             for example in _stored(source, prepared, stores[name], read):
                 texts.add(name, example)
+                named = example.license or stated or ", ".join(by_task.get(example.task, ()))
+                licensed.setdefault(named, Counter())[name] += 1
         info = stores[name].info if name in stores else {}
         dropped = Counter(selection.dropped)
         dropped.update(info.get("dropped", {}))
-        licenses, found = _documented(source)
+        licenses = sorted({text for texts_of in by_task.values() for text in texts_of})
         labels |= found
         sources.append(
             SourceFacts(
                 name=name,
                 kind=source_config.kind,
-                license=source_config.license or ", ".join(licenses) or None,
+                license=stated
+                or ", ".join(licenses or sorted(n for n, c in licensed.items() if n and name in c))
+                or None,
                 files=tuple((f.name, f.stat().st_size) for f in source.files()),
                 datasets=dict(texts.datasets.get(name, Counter()).most_common()),
                 read=selection.read,
@@ -117,6 +124,10 @@ def gather(
         evaluation={
             name: (len({e.task for e in members}), len(members)) for name, members in evaluation.items()
         },
+        licenses={
+            name: dict(counts)
+            for name, counts in sorted(licensed.items(), key=lambda n: (-n[1].total(), n[0]))
+        },
         id_files={key: _as_dict(file) for key, file in prepared.selected.id_files.items()},
         held_out=tuple(sorted(prepared.selected.holdout.tasks)),
         settings=_settings(config, corpus) | (prepared.lineage.rows() if prepared.lineage else {}),
@@ -143,12 +154,11 @@ def _stored(source: Source, prepared: Prepared, store: Store, read: set[str]) ->
             yield record
 
 
-def _documented(source: Source) -> tuple[list[str], dict[str, TaskLabels]]:
-    """Return what the files themselves say: licences, and of each task what it is labelled with."""
+def _documented(source: Source) -> tuple[dict[str, tuple[str, ...]], dict[str, TaskLabels]]:
+    """Return what the files themselves say of each task: its licences, and what it is labelled with."""
     describe = getattr(source, "task_info", None)
     info = {t: i for t, i in (describe() if describe else {}).items() if isinstance(i, TaskInfo)}
-    licenses = sorted({text for i in info.values() for text in i.license})
-    return licenses, {name: _labels(i) for name, i in info.items()}
+    return {name: i.license for name, i in info.items()}, {name: _labels(i) for name, i in info.items()}
 
 
 def _labels(info: TaskInfo) -> TaskLabels:

@@ -133,6 +133,7 @@ class CardFacts:
         samples: Source -> examples.
         contaminated: Evaluation examples that were found in training data.
         evaluation: Evaluation set -> (tasks, examples).
+        licenses: Licence -> source -> training examples; "": it is not stated.
         id_files: Key of data.filters -> what was found in its file by id (`selection.id_files.IdFile`).
         held_out: Tasks that are never trained on.
         settings: What of the config shapes the data.
@@ -152,6 +153,7 @@ class CardFacts:
     samples: Mapping[str, tuple[Example, ...]]
     contaminated: tuple[Mapping[str, Any], ...]
     evaluation: Mapping[str, tuple[int, int]]
+    licenses: Mapping[str, Mapping[str, int]]
     id_files: Mapping[str, Mapping[str, Any]]
     held_out: tuple[str, ...]
     settings: Mapping[str, Any]

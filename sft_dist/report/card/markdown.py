@@ -12,6 +12,7 @@ from sft_dist.report.card.wording import (
     GROUP_NOTES,
     GROUPS,
     ID_FILES,
+    NOT_STATED,
     REASONS,
     RENDERED,
     SET_NAMES,
@@ -88,7 +89,7 @@ def _sources(facts: CardFacts) -> Iterable[str]:
         (
             f"**{markdown_cell(s.name)}**",
             s.kind,
-            markdown_cell(s.license or "not stated"),
+            markdown_cell(s.license or NOT_STATED),
             count(s.read),
             count(s.amount.examples),
             count(s.amount.tokens),
@@ -113,6 +114,16 @@ def _sources(facts: CardFacts) -> Iterable[str]:
         "of its loss",
     )
     yield markdown_table(heads, rows, text=3)
+    licences = [
+        (
+            markdown_cell(name or NOT_STATED),
+            count(sum(sources.values())),
+            share(sum(sources.values()), facts.total.examples),
+            markdown_cell(", ".join(f"{s} {count(n)}" for s, n in sources.items())),
+        )
+        for name, sources in facts.licenses.items()
+    ]
+    yield markdown_table(("licence", "examples", "share", "from"), licences)
     for s in facts.sources:
         if s.files or s.datasets:
             yield f"**{markdown_cell(s.name)}**: {_origin(s)}"

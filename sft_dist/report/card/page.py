@@ -12,6 +12,7 @@ from sft_dist.report.card.wording import (
     DIVERSITY_NOTE,
     ID_FILES,
     LISTED,
+    NOT_STATED,
     REASONS,
     RENDERED,
     SET_NAMES,
@@ -126,7 +127,24 @@ def _sources(facts: CardFacts) -> str:
         body = f'<div class="one">{shown}</div><details><summary>Datasets and files of each source</summary>{listing}</details>'
     else:
         body = f'<div class="two">{shown}<div>{listing}</div></div>'
-    return _section("sources", table(heads, rows, left=("licence",), css="sortable") + body)
+    return _section(
+        "sources", table(heads, rows, left=("licence",), css="sortable") + body + _licences(facts)
+    )
+
+
+def _licences(facts: CardFacts) -> str:
+    """Return the examples of each licence, with the sources that bring them."""
+    rows = [
+        (
+            Cell(esc(name or NOT_STATED), classes="wrap"),
+            Cell(count(sum(sources.values())), sum(sources.values())),
+            Cell(share(sum(sources.values()), facts.total.examples)),
+            Cell(esc(", ".join(f"{s} {count(n)}" for s, n in sources.items())), classes="wrap"),
+        )
+        for name, sources in facts.licenses.items()
+    ]
+    shown = table(("licence", "examples", "share", "from"), rows, left=("from",), css="sortable fit")
+    return f"<h3>Licences</h3>{folded(shown, len(rows), 'licences')}" if rows else ""
 
 
 def _drawn(s: SourceFacts, facts: CardFacts) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -137,7 +155,7 @@ def _drawn(s: SourceFacts, facts: CardFacts) -> tuple[tuple[int, int], tuple[int
 
 def _licence(s: SourceFacts) -> str:
     """Return the licence; where they are many, without the addresses that their names carry."""
-    return _ADDRESS.sub("", s.license) if s.license else "not stated"
+    return _ADDRESS.sub("", s.license) if s.license else NOT_STATED
 
 
 def _origin(s: SourceFacts) -> str:

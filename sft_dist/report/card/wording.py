@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sft_dist.filters import FILTERS
+from sft_dist.filters.rules import Licences
 from sft_dist.report.card.facts import RARE, REPEATED, SourceFacts
 from sft_dist.report.formatting import DASH, count, percent
 
@@ -44,6 +45,7 @@ REASONS = {
     "template_mangles_content": "the chat template alters its content",
     "template_without_tools": "has tools, for which the chat template has no place",
     "unknown_token": "holds a token id that the tokenizer does not have",
+    **Licences.reasons,
     **{reason: words for rule in FILTERS.values() for reason, words in rule.reasons.items()},
 }
 
@@ -102,6 +104,7 @@ WARNINGS = {
         "lower the share of their source or mix.task_min; better, add examples",
     ),
 }
+NOT_STATED = "not stated"
 LISTED = 8  # names that a sentence lists
 
 DIVERSITY_NOTE = (
