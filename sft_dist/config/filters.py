@@ -168,6 +168,19 @@ class ScoreRule(Section):
         return self.missing == "drop" or any(limit is not None for limit in limits)
 
 
+class BudgetRule(Section):
+    """So many training examples, chosen to cover much and to score high; each task keeps its part."""
+
+    examples: PositiveInt = Field(description="How many are kept of all sources together.")
+    score: str | None = Field(
+        default=None, description="Name of one of `scores`: the better, the likelier; null: coverage alone."
+    )
+    task_min: PositiveInt = Field(
+        default=100,
+        description="Examples that each task keeps, if it has as many; what is left is divided in proportion to the rest of each.",
+    )
+
+
 class RecordRules(Section):
     """Rules that judge one record alone, by name. A source may set its own (`data.sources.NAME.filters`)."""
 
@@ -238,12 +251,22 @@ class FiltersConfig(RecordRules):
         description="Name -> scores by id, of any tool; those that `sft-dist score` writes are called ifd.",
     )
 
+    budget: BudgetRule | None = Field(
+        default=None, description="Keep so many examples, the best and the most different."
+    )
+
     @model_validator(mode="after")
     def _scores_decide(self) -> FiltersConfig:
+        used = self.budget.score if self.budget else None
+        if used is not None and used not in self.scores:
+            raise ValueError(
+                f"budget.score={used!r} is none of `scores` ({', '.join(self.scores) or 'there are none'}), so nothing says which "
+                f"examples are the best; add scores.{used} with its file"
+            )
         for name, rule in self.scores.items():
-            if not rule.drops:
+            if not rule.drops and name != used:
                 raise ValueError(
-                    f"scores.{name} drops nothing, so its file would be read for nothing; set min, max, keep_top or missing=drop"
+                    f"scores.{name} drops nothing, so its file would be read for nothing; set min, max, keep_top or missing=drop, or name it in budget.score"
                 )
         return self
 
@@ -258,4 +281,4 @@ class FiltersConfig(RecordRules):
 
     def without_scores(self) -> FiltersConfig:
         """Return the rules that need no file of scores: it may not be there yet."""
-        return self.model_copy(update={"scores": {}})
+        return self.model_copy(update={"scores": {}, "budget": None})

@@ -120,7 +120,7 @@ def select(
             sketcher=sketcher_of(data),
             folder=folder / JUDGED / key,
         )
-        ordered = OrderedPass(data, sources, folder, workers, contamination, judge)
+        ordered = OrderedPass(data, sources, folder, workers, contamination, judge, seed)
         selected = ordered.run(blocks, holdout, key, progress)
     _remove_stale(facts, blocks)
     return selected

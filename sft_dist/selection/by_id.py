@@ -1,4 +1,4 @@
-"""Training examples that every other rule keeps, and files by id -> which of them are left out: listed ids, scores.
+"""Training examples that every other rule keeps, and files by id -> which of them are left out: listed ids, scores, a budget.
 
 These rules come last: `sft-dist score` and other tools measure what the others keep, and a share of a task is a share of that.
 """
@@ -20,6 +20,7 @@ from sft_dist.config.filters import ScoreRule
 from sft_dist.core.errors import UserError
 from sft_dist.core.process import logger
 from sft_dist.core.records import Drop
+from sft_dist.selection.budget import over_budget
 from sft_dist.selection.facts import BlockFacts
 from sft_dist.selection.id_files import LIST_IDS, IdFile, files_by_id, join_ids
 from sft_dist.selection.joins import open_facts
@@ -52,7 +53,8 @@ class ByIdRules:
         blocks: The facts of every source, in order.
         folder: For what does not fit into memory.
         threads: Of the engine.
-        sampled: Whether the facts are those of a sample, which has not all of the ids.
+        seed: The run's seed.
+        share: Of the records that the facts are of: below 1 for a sample, which has not all of the ids.
 
     Attributes:
         files: What was found in each file, by key of data.filters.
@@ -65,23 +67,30 @@ class ByIdRules:
         folder: Path,
         *,
         threads: int,
-        sampled: bool,
+        seed: int,
+        share: float,
     ) -> None:
         self.files: dict[str, IdFile] = {}
         self._data, self._blocks, self._folder, self._threads = data, blocks, folder, threads
-        self._sampled = sampled
+        self._seed, self._share = seed, share
 
     def __bool__(self) -> bool:
-        return bool(self._data.filters.drop_ids or self._data.filters.scores)
+        filters = self._data.filters
+        return bool(filters.drop_ids or filters.scores or filters.budget)
 
-    def __call__(self, trained: Bools, cells: NDArray[np.int32]) -> Iterator[LeftOut]:
+    def __call__(
+        self, trained: Bools, cells: NDArray[np.int32], names: Sequence[tuple[str, str]]
+    ) -> Iterator[LeftOut]:
         """Yield what each rule leaves out.
 
         Args:
             trained: [rows] Which rows of all blocks are training examples so far; it follows what is left out.
-            cells: [rows] `cells_of` the blocks.
+            cells: [rows] Code of the task in its source.
+            names: (source, task) by that code.
         """
+        quality: Floats | None = None
         filters, found = self._data.filters, files_by_id(self._data)
+        budget = filters.budget
         self._trained = trained
         every = [facts for blocks in self._blocks.values() for facts in blocks]
         with ExitStack() as stack:
@@ -99,8 +108,26 @@ class ByIdRules:
                 path = rule.file or str(found[key][0].parent)
                 values = self._values(engine, key, path, found[key], rule.column or name)
                 self._check(name, path)
+                if budget and budget.score == name:
+                    quality = values if rule.best == "high" else -values
                 for dropped, drop in judged(name, rule, values, self._trained, cells):
                     yield self._left_out(dropped, drop)
+        if budget:
+            tasks = sorted({task for _, task in names})
+            task_of = np.array([tasks.index(task) for _, task in names], np.int32)
+            yield self._left_out(
+                *over_budget(
+                    every,
+                    trained,
+                    task_of[cells],
+                    quality,
+                    examples=budget.examples
+                    if self._share == 1
+                    else max(len(tasks), round(budget.examples * self._share)),
+                    task_min=budget.task_min,
+                    seed=self._seed,
+                )
+            )
 
     def _values(
         self, engine: DuckDBPyConnection, key: str, path: str, files: list[Path], column: str | None
@@ -110,7 +137,7 @@ class ByIdRules:
         self.files[key] = IdFile(
             file=path, ids=ids, unknown=unknown, examples=int(self._trained.sum()), missing=missing
         )
-        if unknown and not self._sampled:
+        if unknown and self._share == 1:
             logger().warning(
                 "data.filters.%s: %s of the %s ids in %s are of no record of these sources",
                 key,

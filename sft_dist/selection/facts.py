@@ -23,6 +23,7 @@ from sft_dist.core.files import fingerprint
 from sft_dist.core.records import BadRecord, Drop, Example
 from sft_dist.filters import Filter, build_filters, duplicate_key, filters_fingerprint
 from sft_dist.filters.near_duplicates import Codes, Sketcher
+from sft_dist.filters.ngrams import shingles
 from sft_dist.filters.rules import Licences, answers_of
 from sft_dist.holdout import Asked, InstructionSample
 from sft_dist.selection.tables import TableWriter, lists_of, path_of, read_about, read_rows
@@ -63,7 +64,9 @@ COLUMNS: dict[str, pa.DataType] = {
     "license": _NAMES,
     "has_input": pa.bool_(),
 }
-"""Column -> type; band codes of near duplicates come behind them: own_0, …, whole_0, … (whole: null without an INPUT)."""
+"""Column -> type. Band codes of near duplicates come behind them: own_0, …, whole_0, … (whole: null without an INPUT); then `GRAMS`."""
+GRAMS = "grams"  # the n-grams of words of prompt and answers that have the smallest codes, for a budget (budget.py)
+GRAM_WORDS, KEPT_GRAMS = 2, 32
 
 
 class BlockFacts(NamedTuple):
@@ -104,12 +107,14 @@ class FactMaker:
         rules: Rules that judge one example alone, by source.
         sketcher: Makes what near duplicates are found by; None: they are kept.
         seed: Of the samples of instructions.
+        grams: Whether n-grams are noted, for a budget.
         keys: Source -> what facts depend on beside the content.
     """
 
     rules: Mapping[str, Sequence[Filter]]
     sketcher: Sketcher | None
     seed: int
+    grams: bool
     keys: Mapping[str, str]
 
     @classmethod
@@ -119,12 +124,20 @@ class FactMaker:
         options = rule.model_dump(exclude={"across_sources"}) if rule else None
         alone = {
             name: data.filters_of(name).model_copy(
-                update={"near_duplicates": None, "leakage": None, "drop_ids": None, "scores": {}}
+                update={
+                    "near_duplicates": None,
+                    "leakage": None,
+                    "drop_ids": None,
+                    "scores": {},
+                    "budget": None,
+                }
             )
             for name in data.sources
         }
+        with_grams = [[GRAM_WORDS, KEPT_GRAMS]] if data.filters.budget else []
         licences = {name: licence_rule(data, name) for name in data.sources}
         return cls(
+            grams=bool(with_grams),
             rules={name: [*licences[name], *build_filters(filters)] for name, filters in alone.items()},
             sketcher=sketcher_of(data),
             seed=seed,
@@ -136,6 +149,7 @@ class FactMaker:
                         options,
                         seed,
                         *(r.stated for r in licences[name]),
+                        *with_grams,
                     ]
                 )
                 for name, filters in alone.items()
@@ -152,7 +166,8 @@ class FactMaker:
         """The columns of the tables."""
         bands = self.sketcher.bands if self.sketcher else 0
         codes = [(f"{name}_{i}", pa.uint64()) for name in ("own", "whole") for i in range(bands)]
-        return pa.schema([*COLUMNS.items(), *codes])
+        grams = [(GRAMS, pa.list_(pa.uint64()))] if self.grams else []
+        return pa.schema([*COLUMNS.items(), *codes, *grams])
 
     def make(self, source: Source, block: Block, path: Path) -> None:
         """Write the facts of a block."""
@@ -182,21 +197,26 @@ class FactMaker:
         rows: list[list[Any]] = []
         sketched: list[tuple[int, Example]] = []
         bands = [None] * (2 * self.sketcher.bands if self.sketcher else 0)
+        none = [None] * self.grams
         for read in chunk:
             for record in read.made:
                 if isinstance(record, BadRecord):
                     rest = [None] * (len(COLUMNS) - 4)
-                    rows.append([read.number, parts.get(record.file, 0), record.line, BAD, *rest, *bands])
+                    rows.append(
+                        [read.number, parts.get(record.file, 0), record.line, BAD, *rest, *bands, *none]
+                    )
                     continue
                 instructions[record.task].add(record)
                 drop = next((d for rule in rules if (d := rule(record))), None)
                 if drop is None and self.sketcher:
                     sketched.append((len(rows), record))
-                rows.append([*_row(read, parts, record, drop), *bands])
+                grams = [_grams(record)] if self.grams and drop is None else none
+                rows.append([*_row(read, parts, record, drop), *bands, *grams])
         if self.sketcher:
             for (at, _), sketch in zip(sketched, self.sketcher([e for _, e in sketched]), strict=True):
                 whole = sketch.whole_bands.tolist() if sketch.has_input else bands[: self.sketcher.bands]
-                rows[at][len(COLUMNS) - 1 :] = [sketch.has_input, *sketch.bands.tolist(), *whole]
+                end = len(COLUMNS) + len(bands)
+                rows[at][len(COLUMNS) - 1 : end] = [sketch.has_input, *sketch.bands.tolist(), *whole]
         return rows
 
 
@@ -228,6 +248,13 @@ def _row(read: Read, parts: Mapping[str, int], example: Example, drop: Drop | No
         example.license,
         None,
     ]
+
+
+def _grams(example: Example) -> list[int]:
+    """Return the distinct n-grams of what is asked and answered that have the smallest codes: a sample that equal texts share."""
+    text = "\n".join(m.content for m in example.messages if m.role != "system")
+    found: list[int] = shingles(text, GRAM_WORDS)[:KEPT_GRAMS].tolist()
+    return found
 
 
 def _lines_in(path: Path, start: int, end: int | None) -> int:

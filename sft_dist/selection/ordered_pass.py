@@ -84,9 +84,11 @@ class OrderedPass:
         workers: Workers,
         contamination: ContaminationLog,
         judge: Judge,
+        seed: int,
     ) -> None:
         self.data, self.sources, self.folder = data, sources, folder
         self.workers, self.contamination, self.judge = workers, contamination, judge
+        self.seed = seed
         self.written: set[str] = set()
 
     def run(
@@ -124,13 +126,10 @@ class OrderedPass:
                 first += sum(f.rows for f in found)
                 # after the rejects are written: they show why
                 _check_source(data, self.sources[name], selections[name], first_bad)
-        rules = ByIdRules(
-            data,
-            blocks,
-            self.folder,
-            threads=self._threads,
-            sampled=any(s.share < 1 for s in self.sources.values()),
-        )
+        rows = {name: sum(f.rows for f in found) for name, found in blocks.items()}
+        whole = sum(n / self.sources[name].share for name, n in rows.items())
+        share = sum(rows.values()) / max(1.0, whole)
+        rules = ByIdRules(data, blocks, self.folder, threads=self._threads, seed=self.seed, share=share)
         if rules:
             self._leave_out(rules, blocks, selections)
         for name, selection in selections.items():
@@ -171,7 +170,7 @@ class OrderedPass:
         trained = np.concatenate([s.codes == TRAIN for s in selections.values()])
         cells, names = cells_of(blocks)
         dropped: dict[str, Counter[str]] = defaultdict(Counter)
-        for left in rules(trained, cells):
+        for left in rules(trained, cells, names):
             first = 0
             for name, found in blocks.items():
                 dropped[name] += self._reject_left(name, found, first, left)
@@ -188,7 +187,8 @@ class OrderedPass:
                 dropped=selection.dropped | dropped[name],
                 fingerprint=selection_fingerprint(codes, tasks),
             )
-            _check_source(self.data, self.sources[name], selections[name], None)
+            if self.data.filters.budget is None:  # it may keep nothing of a source
+                _check_source(self.data, self.sources[name], selections[name], None)
 
     def _reject_left(
         self, name: str, blocks: Sequence[BlockFacts], first: int, left: LeftOut

@@ -19,6 +19,7 @@ SET_NAMES = {
 REASONS = {
     "bad_json": "tools, calls or template variables are no JSON",
     "bad_weight": "a loss weight is negative or no number",
+    "budget": "beyond the budget of examples",
     "double_bos": "the template writes the beginning-of-sequence token twice",
     "eval_input": "the input is evaluated in another task",
     "eval_record": "another example of the same record is evaluated",
