@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 from sft_dist import __version__, commands
 from sft_dist.config.convert.reading import TRAINERS
 from sft_dist.config.other_trainers import OTHER_COMMANDS
-from sft_dist.core.errors import UserError, disk_error, nearest
+from sft_dist.core.errors import NO_NAME, UserError, disk_error, nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -119,8 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if traceback:
             raise
-        sys.stderr.write(plain(f"failed: {disk_error(error)}\n"))
-        return 1
+        mistake = error.errno in NO_NAME
+        sys.stderr.write(plain(f"{'error' if mistake else 'failed'}: {disk_error(error)}\n"))
+        return 2 if mistake else 1
     except KeyboardInterrupt:
         return 130
 

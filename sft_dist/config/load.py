@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -195,9 +196,10 @@ def _prefixed(override: str, groups: set[str]) -> str:
         raise UserError(
             f"{override!r} sets Hydra itself, which only composes the config here, so it would do nothing; leave it out"
         )
-    is_value = (
-        override[len(key) + 1 :].lstrip().startswith("{")
-    )  # model={path: x}: a section, no choice of the group
+    value = override[len(key) + 1 :]
+    if re.fullmatch(r"~[^'\",]*", value):  # a home folder, which Hydra takes in quotes only
+        override = f"{key}='{value}'"
+    is_value = value.lstrip().startswith("{")  # model={path: x}: a section, no choice of the group
     return override if override[0] in "+~" or (key in groups and not is_value) else f"++{override}"
 
 
@@ -241,7 +243,10 @@ def _hydra_message(error: Exception, groups: set[str]) -> str:
             "around a list (key=[a,b]), or try them all: sft-dist sweep"
         )
     said = " ".join(text.split("\nSee https://")[0].replace("++", "").split())
-    return f"the overrides cannot be composed: {said}"
+    remedy = ""
+    if re.search("Lexer|no viable alternative|mismatched input|extraneous input|token recognition", said):
+        remedy = "; close every bracket and quote, and put a value with special characters in quotes: key='\"a: b\"'"
+    return f"the overrides cannot be composed: {said}{remedy}"
 
 
 def _explain(error: dict[str, Any]) -> str:

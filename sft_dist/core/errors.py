@@ -19,12 +19,13 @@ class BusyError(UserError):
     """Another live process holds what this one wants; what it writes there must not be touched."""
 
 
+NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)  # whatever the disk, no file can be called so
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def disk_error(error: OSError) -> str:
     """Return what a user is told of a file that could not be read or written, with a remedy where the disk is full or read-only."""
-    remedy = ""
+    remedy = "; check the path" if error.errno in NO_NAME else ""
     if error.errno in NO_ROOM:
         act = "name a place that can be written" if error.errno == errno.EROFS else "make room"
         remedy = f"; what is whole is kept: {act} and run the same command again"

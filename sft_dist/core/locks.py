@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -37,7 +38,7 @@ _READ: dict[Path, IO[str]] = {}
 
 
 def begin_reading(folder: Path) -> None:
-    """Say that this process reads the files of a folder, until it ends: meanwhile `is_only_reader` is false for others."""
+    """Say that this process reads the files of a folder, until it ends: meanwhile `without_readers` is false for others."""
     if folder.resolve() not in _READ:
         with suppress(OSError):  # where it cannot be written, nobody removes anything from it
             held = (folder / ".readers").open("a")
@@ -45,17 +46,15 @@ def begin_reading(folder: Path) -> None:
             _READ[folder.resolve()] = held
 
 
-def is_only_reader(folder: Path) -> bool:
-    """Say whether no other process reads the files of a folder, as far as locks can tell."""
-    held = _READ.get(folder.resolve())
+@contextmanager
+def without_readers(folder: Path) -> Iterator[bool]:
+    """Yield whether no other process reads the files of a folder, as far as locks can tell; none begins to until the end."""
+    held, alone = _READ.get(folder.resolve()), False
+    if held is not None:
+        with suppress(BlockingIOError):
+            alone = take_lock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     try:
-        return (
-            held is not None
-            and take_lock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            and take_lock(held, fcntl.LOCK_SH)
-        )
-    except BlockingIOError:
-        take_lock(
-            _READ[folder.resolve()], fcntl.LOCK_SH
-        )  # a failed conversion may have lost the lock (flock(2))
-        return False
+        yield alone
+    finally:
+        if held is not None:
+            take_lock(held, fcntl.LOCK_SH)  # a conversion that failed may have lost it (flock(2))

@@ -11,13 +11,12 @@ from __future__ import annotations
 import fcntl
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from sft_dist.config.data import DataConfig
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import checksum, fingerprint
-from sft_dist.core.locks import begin_reading, is_only_reader, take_lock
+from sft_dist.core.locks import begin_reading, take_lock, without_readers
 from sft_dist.core.process import logger
 from sft_dist.core.records import Example
 from sft_dist.core.rng import derive
@@ -41,6 +40,7 @@ from sft_dist.selection.facts import (
 )
 from sft_dist.selection.files import (
     Selected,
+    facts_of_selection,
     make_folder,
     read_selected,
 )
@@ -100,6 +100,7 @@ def select(
             "of its own"
         )
     make_folder(folder)
+    before = facts_of_selection(folder)
     facts = facts or facts_folder(data)
     with Workers(data, sources) as workers:
         blocks = make_facts(data, sources, facts, workers, progress, seed=seed, part=part)
@@ -122,7 +123,8 @@ def select(
         )
         ordered = OrderedPass(data, sources, folder, workers, contamination, judge, seed)
         selected = ordered.run(blocks, holdout, key, progress)
-    _remove_stale(facts, blocks)
+    if facts == facts_folder(data) and folder == facts.parent:  # not of a dry run, nor of what is constructed
+        _remove_stale(facts, blocks, before)
     return selected
 
 
@@ -251,14 +253,16 @@ def _sampled(
     return [examples[place] for place in places]
 
 
-def _remove_stale(folder: Path, blocks: Mapping[str, list[BlockFacts]]) -> None:
-    """Remove facts of these sources that were of other content or settings, unless another launch may be reading them."""
-    for name, found in blocks.items() if is_only_reader(folder) else ():
-        used = {facts.path.name for facts in found}
-        for path in (folder / name).iterdir():
-            with suppress(FileNotFoundError):
+def _remove_stale(
+    folder: Path, blocks: Mapping[str, list[BlockFacts]], before: Mapping[str, set[str]]
+) -> None:
+    """Remove facts of these sources that neither this selection nor the one before was made of, unless somebody may be reading them."""
+    with without_readers(folder) as alone:
+        for name, found in blocks.items() if alone else ():
+            used = {facts.path.name for facts in found} | before.get(name, set())
+            for path in (folder / name).iterdir():
                 if path.name.split(".")[0] not in used:
-                    path.unlink()
+                    path.unlink(missing_ok=True)
 
 
 def _key(data: DataConfig, sources: dict[str, Source], seed: int) -> str:

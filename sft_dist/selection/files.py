@@ -5,6 +5,8 @@ selection.json is written last and removed first, so that what it says and what 
 
 from __future__ import annotations
 
+import errno
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from json.encoder import encode_basestring
@@ -141,6 +143,15 @@ def read_selected(folder: Path, key: str) -> Selected | None:
         return None
 
 
+def facts_of_selection(folder: Path) -> dict[str, set[str]]:
+    """Return the names of the facts that the selection of a folder was made of, by source; empty where there is none."""
+    try:
+        sources = _state(folder)["sources"].items()
+        return {name: {str(key) for key, _ in fields["blocks"]} for name, fields in sources}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
 def stored_sources(folder: Path, names: Iterable[str]) -> list[str] | None:
     """Return which of the sources have training examples, and so a store; None: not all of them were selected from yet."""
     try:
@@ -232,9 +243,13 @@ def make_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise UserError(
-            f"the folder {folder} cannot be made ({error.strerror}), so there is no place for what is written; set data.dir (or --out) to another"
+            f"the folder {folder} cannot be made or written ({error.strerror}), so there is no place for what is written; set data.dir (or --out) to another"
         ) from None
 
 

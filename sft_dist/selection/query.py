@@ -45,7 +45,8 @@ def query(folder: Path, sql: str) -> tuple[list[str], Iterator[tuple[Any, ...]]]
     engine = duckdb.connect(":memory:")
     try:
         _make_views(engine, data)
-        found = engine.execute(sql)
+        if (found := engine.execute(sql)) is None:
+            raise UserError("there is no statement, so there is nothing to answer; see docs/data.md")
         names = [column[0] for column in found.description or ()]
     except duckdb.Error as error:
         engine.close()
@@ -84,8 +85,20 @@ def _data_folder(folder: Path) -> Path:
 
 
 def _make_views(engine: Any, data: Path) -> None:
-    remedy = "run: sft-dist prepare --rebuild"
+    import duckdb
+
+    remedy = f"remove {data / STATE} and run sft-dist prepare, which makes anew what is not whole"
     state = read_object(data / STATE, remedy, {"sources": dict})
+    try:
+        _fill_views(engine, data, state, remedy)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, EOFError, OSError, duckdb.Error) as error:
+        reason = str(error).split("\n", 1)[0] or type(error).__name__
+        raise UserError(f"{data} is damaged ({reason}), so its records are unknown; {remedy}") from None
+
+
+def _fill_views(engine: Any, data: Path, state: dict[str, Any], remedy: str) -> None:
     files: list[str] = []
     blocks: dict[str, list[Any]] = {"filename": [], "source": [], "first": []}
     outcomes: list[pa.Table] = []

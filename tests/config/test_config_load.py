@@ -196,6 +196,8 @@ assert "torch" not in sys.modules
         ("optim.lr=1e-5,2e-5", "'optim.lr=1e-5,2e-5' has several values(.*)sft-dist sweep"),
         ("optim.lr=range(1,5)", "'optim.lr=range(1,5)' has several values"),
         ("optim.lr=[1", "cannot be composed: no viable alternative"),
+        ("optim.lr=[1", "close every bracket and quote"),
+        ("name=a:%b`c", "put a value with special characters in quotes"),
         ("optim.lr=${nope}", "Interpolation key 'nope' not found"),
         ("hydra.run.dir=x", "sets Hydra itself"),
     ],
@@ -206,3 +208,8 @@ def test_what_cannot_be_composed_is_one_line(override: str, said: str) -> None:
     assert re.search(re.escape(said).replace(re.escape("(.*)"), ".*"), str(error.value))
     assert "\n" not in str(error.value)
     assert "multirun" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["~", "~/data", "~/my data/x", "~someone/x"])
+def test_a_home_folder_needs_no_quotes(path: str) -> None:
+    assert load_config([f"data.dir={path}"]).data.dir == path

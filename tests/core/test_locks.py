@@ -70,15 +70,35 @@ sys.stdin.read()
 """
 
 
+def alone(folder: Path) -> bool:
+    """Whether no other process reads a folder."""
+    with locks.without_readers(folder) as found:
+        return found
+
+
 def test_what_another_process_reads_is_known_without_a_clock(tmp_path: Path) -> None:
-    assert not locks.is_only_reader(tmp_path)  # it does not read it itself
+    assert not alone(tmp_path)  # it does not read it itself
     locks.begin_reading(tmp_path)
-    assert locks.is_only_reader(tmp_path)
+    assert alone(tmp_path)
     command = [sys.executable, "-c", READER, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "reads\n"
-        assert not locks.is_only_reader(tmp_path)
+        assert not alone(tmp_path)
         other.kill()
         other.wait()
-        assert locks.is_only_reader(tmp_path)
+    assert alone(tmp_path)
+
+
+def test_nobody_begins_to_read_what_is_being_removed(tmp_path: Path) -> None:
+    locks.begin_reading(tmp_path)
+    command = [sys.executable, "-c", READER, str(tmp_path)]
+    with locks.without_readers(tmp_path) as alone:
+        assert alone
+        other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(1.0)
+    with other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "reads\n"
+        other.kill()

@@ -198,6 +198,31 @@ def test_a_data_folder_that_cannot_be(sft: Sft) -> None:
     assert "data.dir" in refused(sft, "prepare", "my.yaml", "data.dir=''")
 
 
+@pytest.mark.parametrize("place", ["/proc/self", "/sys", "/dev/null/x", "x" * 300])
+def test_a_data_folder_that_cannot_be_written(sft: Sft, place: str) -> None:
+    assert place[:20] in refused(sft, "prepare", "my.yaml", f"data.dir={place}")
+
+
+def test_a_name_that_is_too_long_for_any_disk(sft: Sft) -> None:
+    assert "File name too long; check the path" in refused(
+        sft, "check", "my.yaml", f"data.sources.chats.path={'a' * 300}"
+    )
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "data.sources.chats.path=~nobody-here/x",
+        "run_root=~nobody-here/x",
+        "render.template=~nobody-here/x.jinja",
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["optim.lr=fast"]])
+def test_the_home_of_a_user_who_is_not_there(sft: Sft, word: str, more: list[str]) -> None:
+    err = refused(sft, "check", "my.yaml", word, *more)
+    assert more or "a user whom this machine does not know" in err
+
+
 def test_a_task_file_that_is_no_text(sft: Sft, project: Path) -> None:
     (project / "tasks.txt").write_bytes(b"one\n\xff\xfe\n")
     assert "tasks.txt is not text" in refused(sft, "prepare", "my.yaml", "data.holdout.task_file=tasks.txt")

@@ -59,6 +59,8 @@ def test_columns_stand_in_the_documentation(sft: Sft, project: Path) -> None:
     [
         ("data", "SELECT nothing FROM records", "the question cannot be answered"),
         ("data", "SELEC 1", "the question cannot be answered"),
+        ("data", "SELECT CAST(id AS INTEGER) FROM records", "the question cannot be answered"),
+        ("data", "", "there is no statement"),
         ("elsewhere", "SELECT 1", "holds no selection.json"),
     ],
 )
@@ -74,7 +76,17 @@ def test_facts_that_are_gone_are_named(sft: Sft, project: Path) -> None:
     assert sft("prepare", "my.yaml")[0] == 0
     next((project / "data/facts/records").glob("*.parquet")).unlink()
     code, _, err = sft("query", "data", "SELECT 1")
-    assert (code, "so the records of records are unknown; run: sft-dist prepare --rebuild" in err) == (
-        2,
-        True,
-    )
+    assert (code, "so the records of records are unknown; remove data/selection.json" in err) == (2, True)
+    (project / "data/selection.json").unlink()
+    assert sft("prepare", "my.yaml")[0] == 0
+    assert sft("query", "data", "SELECT 1")[0] == 0
+
+
+@pytest.mark.parametrize("file", ["facts/records/*.parquet", "selection-records.npy", "selection.json"])
+@pytest.mark.parametrize("content", [b"", b"PAR1", b'{"sources": {"records": {"blocks": [3]}}}'])
+def test_a_damaged_data_folder_is_one_sentence(sft: Sft, project: Path, file: str, content: bytes) -> None:
+    assert sft("prepare", "my.yaml")[0] == 0
+    next((project / "data").glob(file)).write_bytes(content)
+    code, _, err = sft("query", "data", "SELECT count(*) FROM records")
+    assert (code, err.count("\n"), "Traceback" in err) == (2, 1, False)
+    assert "remove data/selection.json and run sft-dist prepare" in err

@@ -427,3 +427,31 @@ def test_memory_that_is_too_little_to_look_for_duplicates_is_one_sentence(tmp_pa
         run(small)
     assert not [p for p in (tmp_path / "data").iterdir() if p.name.startswith(".spill")]
     assert run(config)
+
+
+def test_facts_of_this_selection_and_the_one_before_stay(tmp_path: Path) -> None:
+    """Going back to earlier settings reads nothing anew; what is older goes; a dry run removes nothing."""
+
+    def facts() -> set[str]:
+        return {p.name for p in (tmp_path / "data/facts/main").glob("*.parquet")}
+
+    def settings(chars: int) -> RunConfig:
+        return write(tmp_path, rows(), length={"min_answer_chars": chars})
+
+    made = []
+    for chars in (1, 2, 3):
+        run(settings(chars))
+        made.append(facts())
+    assert [len(m) for m in made] == [1, 2, 2]
+    assert made[1] > made[0]
+    assert not made[2] & made[0]
+    left = tmp_path / "data/facts/main/.x.parquet.1.tmp"
+    left.touch()  # of a launch that was killed
+    config = settings(4)
+    sources = {n: open_source(n, c) for n, c in config.data.sources.items()}
+    select(config.data, sources, tmp_path / "dry", lambda _: None, seed=0, facts=tmp_path / "data/facts")
+    assert facts() > made[2]
+    assert left.exists()
+    run(settings(2))
+    assert not left.exists()
+    assert facts() == made[2]  # that of the dry run went
