@@ -181,6 +181,10 @@ class LoraConfig(Section):
         description="Magnitude and direction apart (DoRA, arXiv 2402.09353): slower, often better.",
     )
     rslora: bool = Field(default=False, description="Scale by alpha / sqrt(rank) (arXiv 2312.03732).")
+    lr_ratio: PositiveFloat = Field(
+        default=1.0,
+        description="Learning rate of an adapter's second matrix, which begins at zero, over that of its first (LoRA+, arXiv 2402.12354; 16 is usual).",
+    )
     quantize_base: Literal["nf4"] | None = Field(
         default=None,
         description="Hold the frozen base in 4 bits (QLoRA): CUDA, bitsandbytes, ZeRO stage 1 or 2.",

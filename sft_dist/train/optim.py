@@ -18,9 +18,10 @@ from sft_dist.model.trainable import shape_of
 
 # A parameter of a repeated layer, in the names of Hugging Face models.
 LAYER = re.compile(r"\.layers\.(\d+)\.")
+SECOND = ".lora_B."  # in the names of the second matrices of adapters
 
 
-def parameter_groups(module: Any, optim: OptimConfig) -> list[dict[str, Any]]:
+def parameter_groups(module: Any, optim: OptimConfig, *, lr_ratio: float = 1.0) -> list[dict[str, Any]]:
     """Split trainable parameters by weight decay (matrices decay; vectors, that is norms and biases, do not) and rate.
 
     With `layer_lr_decay` each layer has the rate of the layer above it times that factor (arXiv 1801.06146). What lies
@@ -29,6 +30,7 @@ def parameter_groups(module: Any, optim: OptimConfig) -> list[dict[str, Any]]:
     Args:
         module: The model.
         optim: Reads name, weight_decay and layer_lr_decay.
+        lr_ratio: `lora.lr_ratio`: rate of the second matrices of adapters over that of all else.
 
     Returns:
         Groups with `lr_scale`, a factor of the scheduled rate; `matrices`, whether the rule for whole matrices updates
@@ -41,7 +43,7 @@ def parameter_groups(module: Any, optim: OptimConfig) -> list[dict[str, Any]]:
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     layers = {n: int(m[1]) for n, _ in named if (m := LAYER.search(n))}
     depth = max(layers.values(), default=-1) + 1
-    groups: dict[tuple[bool, bool, int], list[Any]] = {}
+    groups: dict[tuple[bool, bool, int, bool], list[Any]] = {}
     for name, parameter in named:
         dimensions = len(shape_of(parameter))
         whole = optimizer.matrices is not None and dimensions > 1 and name in layers
@@ -51,18 +53,19 @@ def parameter_groups(module: Any, optim: OptimConfig) -> list[dict[str, Any]]:
                 "it would be updated as something that it is not; use optim.name=adamw"
             )
         below = depth - layers[name] if name in layers else depth + 1 if "embed" in name else 0
-        key = (dimensions <= 1, whole, below if optim.layer_lr_decay < 1 else 0)
+        below = below if optim.layer_lr_decay < 1 else 0
+        key = (dimensions <= 1, whole, below, lr_ratio != 1 and SECOND in name)
         groups.setdefault(key, []).append(parameter)
     return [
         {
             "params": parameters,
             "weight_decay": 0.0 if vector else optim.weight_decay,
-            "lr_scale": optim.layer_lr_decay**below,
+            "lr_scale": optim.layer_lr_decay**below * (lr_ratio if second else 1.0),
             "matrices": whole,
             "states": (rule := _rule(optim.name, matrices=whole)).states,
             "counts_steps": rule.counts_steps,
         }
-        for (vector, whole, below), parameters in sorted(groups.items(), key=lambda g: g[0])
+        for (vector, whole, below, second), parameters in sorted(groups.items(), key=lambda g: g[0])
     ]
 
 

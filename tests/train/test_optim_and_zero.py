@@ -91,6 +91,28 @@ def test_each_layer_learns_slower_than_the_one_above_it() -> None:
     }
 
 
+class Adapted(nn.Module):
+    """A layer with an adapter, named as peft names it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.ModuleDict()])
+        self.layers[0]["lora_A"] = nn.ModuleDict({"default": nn.Linear(4, 2, bias=False)})
+        self.layers[0]["lora_B"] = nn.ModuleDict({"default": nn.Linear(2, 4, bias=False)})
+
+
+def test_the_second_matrices_of_adapters_have_a_rate_of_their_own() -> None:
+    """LoRA+, arXiv 2402.12354."""
+    module = Adapted()
+    optim = OptimConfig(weight_decay=0.0)
+    groups = parameter_groups(module, optim, lr_ratio=16.0)
+    assert {g["lr_scale"]: names(module, g) for g in groups} == {
+        1.0: ["layers.0.lora_A.default.weight"],
+        16.0: ["layers.0.lora_B.default.weight"],
+    }
+    assert [g["lr_scale"] for g in parameter_groups(module, optim)] == [1.0]
+
+
 def test_muon_refuses_experts_that_are_one_tensor() -> None:
     module = Tower()
     module.inner.layers[0].experts = nn.Parameter(torch.zeros(4, 2, 2))

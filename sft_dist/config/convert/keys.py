@@ -132,6 +132,9 @@ RULES: dict[str, rules.Rule] = {
     "use_dora": rules.flag("lora.dora", True),
     "peft_use_rslora": rules.flag("lora.rslora", True),
     "use_rslora": rules.flag("lora.rslora", True),
+    **dict.fromkeys(
+        ("loraplus_lr_ratio", "lora_plus_lr_ratio", "lorap_lr_ratio"), rules.to("lora.lr_ratio", float)
+    ),
     "load_in_4bit": rules.used,
     "load_in_8bit": rules.base_8bit,
     "quantization_bit": rules.quant_bits,

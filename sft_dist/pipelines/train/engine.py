@@ -114,7 +114,8 @@ def build_engine(config: RunConfig, folder: RunFolder, tokenizer: TextTokenizer)
     base = None if config.model.shape else _base_of(model_path, config.model.revision)
     if config.lora is not None:
         check_base(config.lora, base)
-    groups = parameter_groups(loaded.module, config.optim)
+    ratio = config.lora.lr_ratio if config.lora else 1.0
+    groups = parameter_groups(loaded.module, config.optim, lr_ratio=ratio)
     engine = zero.make_engine(loaded.module, settings, groups, config.optim)
     recurrent = _check_documents(engine, loaded, config, device, sequence)
     _note(folder, loaded, model_path, base, recurrent)
