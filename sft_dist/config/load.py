@@ -85,7 +85,7 @@ def _missing_files(values: dict[str, Any]) -> Iterator[str]:
                 (
                     f"data.sources.{name}.path",
                     source.get("path"),
-                    source.get("kind") not in ("hub", "promptsource"),
+                    source.get("kind") not in ("hub", "promptsource", "patterns"),
                 )
             )
     for key, path, local in named:

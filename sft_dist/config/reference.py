@@ -14,6 +14,7 @@ from sft_dist.config.construct import SetConfig
 from sft_dist.config.load import group_choices, tagged_models
 from sft_dist.config.root import RunConfig
 from sft_dist.config.sources import SourceConfig
+from sft_dist.config.user_files import PatternFile, PromptFile
 
 TYPES = {
     "dict": "mapping",
@@ -47,9 +48,11 @@ def _sections() -> Iterator[str]:
     yield "\n## data.sources.NAME\n\nEvery source has a `kind`, which decides its other keys.\n"
     for kind, model in tagged_models(SourceConfig, "kind").items():
         yield from _section(f"data.sources.NAME (kind: {kind})", model, level="###")
+    yield from _section("The file of patterns", PatternFile, level="###")
     yield "\n## construct.sets.NAME\n\nEvery generated set has a `method`, which decides its other keys.\n"
     for method, model in tagged_models(SetConfig, "method").items():
         yield from _section(f"construct.sets.NAME (method: {method})", model, level="###")
+    yield from _section("The file of prompts", PromptFile, level="###")
 
 
 def _section(path: str, model: type[BaseModel], level: str = "##") -> Iterator[str]:
@@ -76,7 +79,12 @@ def _default(field: Any) -> str:
     if field.default is PydanticUndefined:
         return "`{}`" if field.default_factory is dict else "required"
     value = list(field.default) if isinstance(field.default, tuple) else field.default
-    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+    value = value.replace("\n", "\\n") if isinstance(value, str) else value
+    return f"`{value if isinstance(value, str) else json.dumps(value, default=_fields)}`"
+
+
+def _fields(value: BaseModel) -> dict[str, Any]:
+    return value.model_dump()
 
 
 def _type(annotation: Any) -> str:

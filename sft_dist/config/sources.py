@@ -21,6 +21,14 @@ from sft_dist.config.train import METRICS
 from sft_dist.core.records import Role
 
 
+def known_metric(name: str | None) -> str | None:
+    """Return a name of a metric; raise `ValueError` when there is none of that name."""
+    known = [m for m in (*METRICS, *plugins.METRICS) if m != "auto"]
+    if name is not None and name not in known:
+        raise ValueError(f"{name!r} is no metric that can judge a source; use one of {', '.join(known)}")
+    return name
+
+
 class SourceMix(Section):
     """How much of a source an epoch draws."""
 
@@ -73,13 +81,7 @@ class SourceBase(SourceMix):
         "and heldout (tasks that no source trains) judge.",
     )
 
-    @field_validator("metric")
-    @classmethod
-    def _known_metric(cls, name: str | None) -> str | None:
-        known = [m for m in (*METRICS, *plugins.METRICS) if m != "auto"]
-        if name is not None and name not in known:
-            raise ValueError(f"{name!r} is no metric that can judge a source; use one of {', '.join(known)}")
-        return name
+    _metric = field_validator("metric")(known_metric)
 
     @model_validator(mode="after")
     def _one_part(self) -> Self:
@@ -255,6 +257,10 @@ class PromptsourceSource(SourceBase):
     original_task_only: bool = Field(
         default=False, description="Only templates that ask what the dataset was made for."
     )
+    unseen_templates: tuple[str, ...] = Field(
+        default=(),
+        description="Names or globs of templates that are never trained on; the probe of phrasing asks with those of the same kind (original task or not).",
+    )
     per_record: Literal["all", "one"] = Field(
         default="all", description="Ask each record through all templates, or through one drawn for it."
     )
@@ -262,6 +268,45 @@ class PromptsourceSource(SourceBase):
         default=None, description="Cut each inserted field, as T0's own data was at 2048; null: whole."
     )
     seed: NonNegativeInt = Field(default=0, description="Of the drawn templates and of the `choice` filter.")
+
+
+class PatternsSource(SourceBase):
+    """Annotated records of any kind, asked through pattern pairs of your own file."""
+
+    kind: Literal["patterns"]
+    path: str = Field(
+        description="The records: a file, a folder of files, a glob, or what `datasets` opens (hub name, save_to_disk)."
+    )
+    patterns: str = Field(
+        description="YAML file of pattern pairs; its keys stand below (The file of patterns)."
+    )
+    name: str | None = Field(default=None, description="Subset of a hub dataset.")
+    split: str = Field(default="train", description="Split of a hub dataset.")
+    revision: str | None = Field(default=None, description="Revision of a hub dataset.")
+    columns: tuple[str, ...] | None = Field(
+        default=None, description="Column names of CSV and TSV files without a header line."
+    )
+    pattern_names: tuple[str, ...] = Field(
+        default=("*",), description="Names or globs of patterns; '!' before one takes its patterns away."
+    )
+    unseen_patterns: tuple[str, ...] = Field(
+        default=(),
+        description="Names or globs of patterns that are never trained on; the probe of phrasing asks with those of the same kind.",
+    )
+    patterns_per_record: PositiveInt | None = Field(
+        default=1, description="Patterns that ask a record, drawn for it by weight; null: all that fit."
+    )
+    few_shot_share: float = Field(
+        default=0.0, ge=0, le=1, description="Share of prompts that show exemplars with their answers."
+    )
+    shots: PositiveInt = Field(
+        default=3, description="Exemplars in such a prompt, at most; their number is drawn."
+    )
+    exemplar_pool: PositiveInt = Field(
+        default=32,
+        description="First distinct records of each task that serve as exemplars and are never examples themselves.",
+    )
+    seed: NonNegativeInt = Field(default=0, description="Of patterns and exemplars.")
 
 
 FlanVariant = Literal["zero_shot", "few_shot", "cot", "cot_few_shot", "explain", "inversion"]
@@ -359,6 +404,7 @@ SourceConfig = Annotated[
     | HubSource
     | PromptsourceSource
     | FlanSource
+    | PatternsSource
     | TextSource
     | TokensSource
     | ExamplesSource,

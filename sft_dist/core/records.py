@@ -60,6 +60,13 @@ class Message:
     end_weight: float | None = None
 
 
+class Phrasing(NamedTuple):
+    """Another wording of a prompt, with its answer, that is never trained on."""
+
+    prompt: str
+    answer: str
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
     """One training or evaluation conversation.
@@ -82,6 +89,8 @@ class Example:
         demonstrations: What the examples ask that its prompt shows solved.
         license: The record's own licence.
         choices: Answers that the record lets choose from, the right ones among them; empty where the answer is free.
+        phrasings: What the record asks in wordings that are held out, for the evaluation.
+        checks: What its answer has to keep, each a JSON object: `verifier` and its options (`verify/`).
     """
 
     id: str
@@ -99,6 +108,8 @@ class Example:
     demonstrations: tuple[str, ...] = ()
     license: str | None = None
     choices: tuple[str, ...] = ()
+    phrasings: tuple[Phrasing, ...] = ()
+    checks: tuple[str, ...] = ()
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -188,6 +199,8 @@ def make_example(
     demonstrations: tuple[str, ...] = (),
     license: str | None = None,  # noqa: A002  the field's own name
     choices: tuple[str, ...] = (),
+    phrasings: tuple[Phrasing, ...] = (),
+    checks: tuple[str, ...] = (),
 ) -> Example:
     """Build an example and its content address."""
     return Example(
@@ -206,6 +219,8 @@ def make_example(
         demonstrations=demonstrations,
         license=license,
         choices=choices,
+        phrasings=phrasings,
+        checks=checks,
     )
 
 
@@ -224,6 +239,7 @@ def single_turn(
     demonstrations: tuple[str, ...] = (),
     license: str | None = None,  # noqa: A002  the field's own name
     choices: tuple[str, ...] = (),
+    phrasings: tuple[Phrasing, ...] = (),
 ) -> Example:
     """Build an example from (INSTRUCTION, optional INPUT, OUTPUT): one user turn, one assistant turn; None: a prompt."""
     content = f"{instruction}\n\n{input}" if input else instruction
@@ -244,6 +260,7 @@ def single_turn(
         demonstrations=demonstrations,
         license=license,
         choices=choices,
+        phrasings=phrasings,
     )
 
 
@@ -281,7 +298,7 @@ def example_to_dict(e: Example) -> dict[str, Any]:
         "source": e.source,
         "messages": [message_to_dict(m) for m in e.messages],
     }
-    for key in ("tools", "references", "origin", "demonstrations", "choices"):
+    for key in ("tools", "references", "origin", "demonstrations", "choices", "phrasings", "checks"):
         if value := getattr(e, key):
             out[key] = list(value)
     for key in ("template_kwargs", "input_start", "question", "license"):
@@ -312,6 +329,8 @@ def example_from_dict(fields: Mapping[str, Any]) -> Example:
         demonstrations=tuple(fields.get("demonstrations", ())),
         license=fields.get("license"),
         choices=tuple(fields.get("choices", ())),
+        phrasings=tuple(Phrasing(*p) for p in fields.get("phrasings", ())),
+        checks=tuple(fields.get("checks", ())),
     )
 
 

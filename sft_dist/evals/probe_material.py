@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sft_dist.core.records import Example, Message, make_example, single_turn
+from sft_dist.core.records import Example, Message, Phrasing, make_example, single_turn
 from sft_dist.core.rng import derive
 from sft_dist.evals.metrics import exact_match
 from sft_dist.evals.splits import AnswerLoss, Continuation, Generation, Kind
@@ -122,6 +122,22 @@ def with_instruction(e: Example, instruction: str) -> Example:
         references=e.references,
         origin=(*e.origin, e.id),
         input_start=len(instruction) + 2 if instruction and e.input else None,
+    )
+
+
+def with_phrasing(e: Example, phrasing: Phrasing) -> Example:
+    """Return a single-turn example under another wording, which may have an answer of its own."""
+    own = phrasing.answer == e.output
+    return make_example(
+        task=e.task,
+        source=e.source,
+        messages=(
+            *(m for m in e.messages if m.role == "system"),
+            Message(role="user", content=phrasing.prompt),
+            Message(role="assistant", content=phrasing.answer),
+        ),
+        references=e.references if own else (),
+        origin=(*e.origin, e.id),
     )
 
 

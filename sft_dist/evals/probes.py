@@ -37,6 +37,7 @@ from sft_dist.evals.probe_material import (
     share,
     shares,
     with_instruction,
+    with_phrasing,
 )
 from sft_dist.evals.splits import KINDS, SHOWN_TOKENS, Kind
 from sft_dist.evals.statistics import Contrast, contrast, mcnemar_p, mean_interval, wilson
@@ -71,6 +72,9 @@ def phrasing_variants(m: Material) -> Variants:
     """Return trained tasks' items under wordings that training never had."""
     out: dict[str, list[Example]] = {}
     for e in m.sets.get("seen", ()):
+        if e.phrasings:
+            out[e.id] = [with_phrasing(e, p) for p in e.phrasings[:WRONG]]
+            continue
         wordings = [*m.phrasings.get(e.task, ())] or [w.format(e.instruction) for w in REWORDED]
         if e.instruction:
             out[e.id] = [with_instruction(e, w) for w in wordings[:WRONG]]
@@ -98,7 +102,9 @@ def judge_phrasing(m: Material, v: Variants, model: Answers, _: Answers | None) 
             "worst wording": interval(worst, m),
         },
         "difference": difference(change),
-        "wordings": "of the source" if m.phrasings else "by a rule list",
+        "wordings": "of the source"
+        if m.phrasings or any(e.phrasings for e in m.sets["seen"])
+        else "by a rule list",
         "sentence": f"Under wordings that training never had, exact match changes by {100 * change.difference:+.1f} points "
         f"[{100 * change.low:+.1f}, {100 * change.high:+.1f}].{few(change.units)}",
     }

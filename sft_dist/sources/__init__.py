@@ -46,6 +46,12 @@ def _promptsource(name: str, **options: Any) -> Source:
     return PromptsourceReader(name, **options)
 
 
+def _patterns(name: str, **options: Any) -> Source:
+    from sft_dist.sources.patterns.reader import PatternsReader
+
+    return PatternsReader(name, **options)
+
+
 SOURCES: dict[str, Callable[..., Source]] = {
     "demo": _demo,
     "natural_instructions": NaturalInstructionsReader,
@@ -55,6 +61,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "examples": ExamplesReader,
     "promptsource": _promptsource,
     "flan": FlanReader,
+    "patterns": _patterns,
     "text": TextReader,
     "tokens": TokensReader,
 }

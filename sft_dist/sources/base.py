@@ -7,11 +7,13 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from os.path import commonpath
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+from sft_dist.core.errors import UserError, nearest
 from sft_dist.core.files import checksum, fingerprint
 from sft_dist.core.records import BadRecord, Example
 from sft_dist.sources.files.blocks import LEAST_BYTES, Block, Part, grouped, part_bytes
@@ -258,6 +260,32 @@ def fill_in(pattern: str, fields: Mapping[str, Any], what: str) -> str:
         return str(found).strip()
 
     return _FIELD.sub(value, pattern)
+
+
+def chosen_names(known: Sequence[str], globs: Sequence[str], *, key: str, what: str) -> set[str]:
+    """Return the names that globs choose; a glob after "!" takes names away.
+
+    Args:
+        known: All names.
+        globs: Names or globs; without one that adds, all are chosen.
+        key: The config key, for messages.
+        what: What is named, in one word.
+
+    Raises:
+        UserError: When a glob matches none.
+    """
+    wanted = [n for n in globs if not n.startswith("!")] or ["*"]
+    unwanted = [n[1:] for n in globs if n.startswith("!")]
+    for pattern in (*wanted, *unwanted):
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise UserError(
+                f"{key}: no {what} is called {pattern!r}; there are {', '.join(map(repr, known))}.{nearest(pattern, known)}"
+            )
+    return {
+        name
+        for name in known
+        if any(fnmatchcase(name, p) for p in wanted) and not any(fnmatchcase(name, p) for p in unwanted)
+    }
 
 
 def text_field(fields: Mapping[str, Any], name: str) -> str:

@@ -589,3 +589,26 @@ def test_the_reader_is_not_confused_by_yaml_of_other_loaders(tmp_path):
     path = template_yaml(tmp_path, t="{{a}} ||| y")
     with pytest.raises(yaml.YAMLError):
         yaml.safe_load(Path(path).read_text())  # our tags are ours alone
+
+
+def test_unseen_templates_are_wordings_for_the_evaluation_and_metrics_follow_named_tasks(tmp_path):
+    asked = {"metrics": ["Accuracy"], "original_task": True}
+    templates = {
+        "one": {"jinja": "Q {{q}} ||| {{a}}", "answer_choices": "y ||| n", "metadata": asked},
+        "two": {"jinja": "Ask {{q}} ||| {{ {'y': 'yes', 'n': 'no'}[a] }}", "metadata": asked},
+        "back": {"jinja": "A {{a}} ||| {{q}}", "metadata": {"metrics": ["ROUGE"], "original_task": False}},
+    }
+    rows = [{"q": "x", "a": "y"}]
+    source = reader(tmp_path, rows, templates, unseen_templates=("two",), task="p3/{__template__}")
+    found = {e.task: e.phrasings for e in source}
+    assert found == {"p3/one": (("Ask x", "yes"),), "p3/back": ()}
+    assert source.task_metrics() == {"p3/one": "choice", "p3/back": "rouge_l"}
+    # one task of templates that name different metrics has none
+    assert reader(tmp_path, rows, templates, task="p3").task_metrics() == {}
+    plain = reader(tmp_path, rows, templates)
+    assert all(not e.phrasings for e in plain)
+    assert plain.fingerprint() != reader(tmp_path, rows, templates, unseen_templates=("two",)).fingerprint()
+    with pytest.raises(UserError, match="names all templates that are chosen"):
+        reader(tmp_path, rows, templates, unseen_templates=("*",))
+    with pytest.raises(UserError, match="no chosen template is called 'too'.*Did you mean 'two'"):
+        reader(tmp_path, rows, templates, unseen_templates=("too",))

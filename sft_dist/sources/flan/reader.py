@@ -4,9 +4,7 @@ Variants: zero_shot and few_shot (question -> answer), cot and cot_few_shot (que
 (question and answer -> rationale), inversion (rationale and answer -> question). Which one, its wording and whether
 options are shown depend on the seed and the question alone.
 
-Exemplars of few-shot prompts come from the first records of each task, which are never examples themselves, nor is any
-later record with the same question. So nothing that is evaluated can be shown in a training prompt; and as an example
-names its exemplars in `origin`, it is refused where their dataset or task is held out.
+Exemplars of few-shot prompts are those of `sources/exemplars.py`.
 """
 
 from __future__ import annotations
@@ -18,10 +16,10 @@ from functools import partial
 from typing import Any
 
 from sft_dist.core.errors import UserError
-from sft_dist.core.process import logger
 from sft_dist.core.records import BadRecord, Example, single_turn
 from sft_dist.core.rng import derive
 from sft_dist.sources.base import FILE_FIELD, FileSource, RecordError, data_name
+from sft_dist.sources.exemplars import ExemplarPools, check_pool
 from sft_dist.sources.files.blocks import Part
 from sft_dist.sources.files.data_files import TEXT_CHARS, RawRecord, data_files, read_records
 from sft_dist.sources.flan.patterns import ANSWER, COT, EXPLAIN, FEW_SHOT, INVERSION, FewShot, Pattern
@@ -70,11 +68,7 @@ class FlanReader(FileSource):
                 f"data.sources.{name}.variants gives no variant a share, so nothing would be asked; name one"
             )
         self._pool_size = exemplar_pool if any(v in self._shares for v in _FEW_SHOT) else 0
-        if 0 < self._pool_size < shots:
-            raise UserError(
-                f"data.sources.{name}: exemplar_pool={exemplar_pool} holds less than the {shots} exemplars (shots) of one prompt; "
-                "raise it or lower shots"
-            )
+        check_pool(name, self._pool_size, shots)
         self._columns, self._unescape = columns, unescape
         self._read = partial(
             read_question,
@@ -105,8 +99,7 @@ class FlanReader(FileSource):
         wanted: Container[int] | None = None,  # noqa: ARG002  any may be an exemplar
     ) -> Iterator[RawRecord | BadRecord | None]:
         """Yield the records that are not exemplars, each with the exemplars of its task."""
-        pools: dict[str, dict[str, _Exemplar]] = {}
-        asked: set[str] = set()
+        pools = ExemplarPools[_Exemplar](self._pool_size)
         for raw in read_records(self._files, columns=self._columns, unescape=self._unescape):
             if isinstance(raw, BadRecord):
                 yield raw
@@ -120,15 +113,11 @@ class FlanReader(FileSource):
                     file=raw.file, line=raw.line, reason=str(error), text=repr(raw.fields)[:TEXT_CHARS]
                 )
                 continue
-            pool = pools.setdefault(task, {})
-            if question.origin not in pool and len(pool) < self._pool_size:
-                pool[question.origin] = _Exemplar.of(question, task, self.name, origin)
-            if question.origin in pool:
+            if pools.takes(task, question.origin, partial(_Exemplar.of, question, task, self.name, origin)):
                 self.skip("exemplar", task)
                 continue
-            asked.add(task)
-            yield raw._replace(fields={_ASKED: _Asked(question, task, origin, tuple(pool.values()))})
-        self._check_left(set(pools), asked)
+            yield raw._replace(fields={_ASKED: _Asked(question, task, origin, pools.of(task))})
+        pools.check_left(self.name, "set the shares of few_shot and cot_few_shot to 0")
 
     def convert(self, fields: Mapping[str, Any]) -> Iterable[Example]:
         """Return the example of a record."""
@@ -187,20 +176,6 @@ class FlanReader(FileSource):
             return []
         usable = [e for e in asked.pool if variant == "few_shot" or e.question.rationale]
         return chance.sample(usable, min(self._shots, len(usable)))
-
-    def _check_left(self, tasks: set[str], asked: set[str]) -> None:
-        """Complain when exemplars took every record of a task."""
-        gone = sorted(tasks - asked)
-        if gone and not asked:
-            raise UserError(
-                f"data.sources.{self.name}: all records serve as exemplars (exemplar_pool={self._pool_size}), so none is left "
-                "to train on; lower exemplar_pool, or set the shares of few_shot and cot_few_shot to 0"
-            )
-        if gone:
-            logger().warning(
-                "data.sources.%s: all records of %d tasks, such as %s, serve as exemplars; a smaller exemplar_pool than %d keeps some",
-                self.name, len(gone), gone[0], self._pool_size,
-            )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

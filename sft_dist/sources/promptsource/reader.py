@@ -8,17 +8,18 @@ where a text of the record holds "|||", also inside lists, it never splits.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from sft_dist.core.files import expanded, fingerprint
-from sft_dist.core.records import BadRecord, Example, single_turn
+from sft_dist.core.errors import UserError
+from sft_dist.core.files import fingerprint
+from sft_dist.core.records import BadRecord, Example, Phrasing, single_turn
 from sft_dist.core.rng import derive
-from sft_dist.sources.base import FileSource, RecordError
+from sft_dist.sources.annotated_rows import AnnotatedRows
+from sft_dist.sources.base import FileSource, RecordError, chosen_names
 from sft_dist.sources.files.blocks import Block, Part
-from sft_dist.sources.files.data_files import RawRecord, data_files, file_kind, read_records
+from sft_dist.sources.files.data_files import RawRecord
 from sft_dist.sources.promptsource.environment import PromptEnvironment
 from sft_dist.sources.promptsource.render import CompiledTemplate, PromptRecord
 from sft_dist.sources.promptsource.template_files import (
@@ -28,16 +29,12 @@ from sft_dist.sources.promptsource.template_files import (
     template_file,
 )
 
-if TYPE_CHECKING:
-    from sft_dist.sources.hub import HubReader
-
 TEMPLATE_FIELD = "__template__"  # in `task`, the template's name
 
 METRIC_NAMES = {"Accuracy": "accuracy", "ROUGE": "rouge_l", "Squad": "token_f1", "COQA F1": "token_f1"}
 """What templates call a metric -> its name in `evals.metrics.METRICS`; accuracy among answer choices is `choice`."""
 
 _ASKED = "__asked__"
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class PromptsourceReader(FileSource):
@@ -54,6 +51,7 @@ class PromptsourceReader(FileSource):
         revision: str | None = None,
         template_names: tuple[str, ...] = ("*",),
         original_task_only: bool = False,
+        unseen_templates: tuple[str, ...] = (),
         per_record: Literal["all", "one"] = "all",
         truncate_chars: int | None = None,
         seed: int = 0,
@@ -66,12 +64,24 @@ class PromptsourceReader(FileSource):
         Raises:
             UserError: When there are no records or templates, a glob matches none, or a template is not valid.
         """
-        self._rows = _Rows(name, path, subset, split, revision, columns)
+        self._rows = AnnotatedRows(name, path, subset, split, revision, columns)
         file = template_file(templates, dataset or self._rows.dataset, name)
         chosen = choose_templates(
             read_templates(file), template_names, original_task_only=original_task_only, source=name
         )
+        unseen: set[str] = set()
+        if unseen_templates:
+            where = f"data.sources.{name}.unseen_templates"
+            unseen = chosen_names(
+                [t.name for t in chosen], unseen_templates, key=where, what="chosen template"
+            )
+            if len(unseen) == len(chosen):
+                raise UserError(
+                    f"{where} names all templates that are chosen, so none is left to train on; name fewer"
+                )
+        held, chosen = [t for t in chosen if t.name in unseen], [t for t in chosen if t.name not in unseen]
         self._environment = PromptEnvironment()
+        self._unseen = [CompiledTemplate(t, self._environment, truncate_chars, file) for t in held]
         self._compiled = [CompiledTemplate(t, self._environment, truncate_chars, file) for t in chosen]
         self._one, self._seed = per_record == "one", seed
         super().__init__(
@@ -85,6 +95,7 @@ class PromptsourceReader(FileSource):
             seed=seed,
             columns=columns,
             rows=self._rows.fingerprint,
+            **({"unseen_templates": [asdict(t) for t in held]} if held else {}),
         )
 
     def records(
@@ -142,59 +153,42 @@ class PromptsourceReader(FileSource):
                 origin=(*(self.origin_of(fields) or _datasets(template)), record.origin),
                 question="\n".join(t for t in _texts(record.fields) if t and t in parts[0]) or None,
                 choices=choices if len(choices) > 1 and parts[1] in choices else (),
+                phrasings=self._phrasings(record, template),
             )
             return
         self.skip("template_skips", candidates[0].template.task)
+
+    def _phrasings(self, record: PromptRecord, template: PromptTemplate) -> tuple[Phrasing, ...]:
+        """Return the record as unseen templates of the same kind ask it."""
+        kind = [c for c in self._unseen if c.template.original_task == template.original_task]
+        found = (c.render(record, self._environment, self._seed) for c in kind)
+        return tuple(Phrasing(*parts) for parts in found if len(parts) == 2 and all(parts))
 
     def task_info(self) -> dict[str, PromptTemplate]:
         """Return the chosen templates by the task that each gives where the config names no other."""
         return {c.template.task: c.template for c in self._compiled}
 
     def task_metrics(self) -> dict[str, str]:
-        """Return the metric of each task, where its template names one that is known here."""
-        found = {}
+        """Return the metric of each task, where its templates agree on one that is known here and the config's `task` names no field."""
+        found: dict[str, set[str]] = {}
         for c in self._compiled:
             names = [METRIC_NAMES[m] for m in c.template.metrics if m in METRIC_NAMES]
-            if names and self._task is None:
-                chosen = c.template.answer_choices is not None and names[0] == "accuracy"
-                found[c.template.task] = "choice" if chosen else names[0]
-        return found
+            try:
+                task = (
+                    c.template.task if self._task is None else self.task_of({TEMPLATE_FIELD: c.template.name})
+                )
+            except RecordError:
+                continue  # a field of the records
+            chosen = c.template.answer_choices is not None and names[:1] == ["accuracy"]
+            found.setdefault(task, set()).add("choice" if chosen else names[0] if names else "")
+        return {
+            task: metric for task, metrics in found.items() if len(metrics) == 1 and (metric := min(metrics))
+        }
 
     def answer_choices(self, template_name: str, fields: Mapping[str, Any]) -> list[str] | None:
         """Return the answers that a template lets choose from for one record; None when the answer is free."""
         compiled = next(c for c in self._compiled if c.template.name == template_name)
         return compiled.choices(PromptRecord(RawRecord("", 0, dict(fields))), self._environment, self._seed)
-
-
-class _Rows:
-    """The annotated records: data files, or anything that `datasets` opens."""
-
-    def __init__(
-        self,
-        name: str,
-        path: str,
-        subset: str | None,
-        split: str,
-        revision: str | None,
-        columns: tuple[str, ...] | None,
-    ) -> None:
-        self.dataset: str | None = None  # the name that the template folder has it under, if known
-        self.fingerprint = ""
-        self._columns = columns
-        self.hub: HubReader | None = None
-        if not _is_dataset(path):
-            self.files = data_files(path)
-            return
-        from sft_dist.sources.hub import HubReader  # imports `datasets`, which takes seconds
-
-        hub = HubReader(name, path=path, subset=subset, split=split, revision=revision, format="alpaca")
-        self.hub, self.files, self.fingerprint = hub, hub.files(), hub.fingerprint()
-        self.dataset = f"{path}/{subset}" if subset else path
-
-    def read(self, parts: Sequence[Part] | None) -> Iterator[RawRecord | BadRecord]:
-        if self.hub is not None:
-            return self.hub.records(parts)
-        return read_records(self.files if parts is None else parts, columns=self._columns)
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -203,14 +197,6 @@ def _texts(value: Any) -> Iterator[str]:
         yield value.strip()
     for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
         yield from _texts(inner)
-
-
-def _is_dataset(path: str) -> bool:
-    """Return whether `path` is for `datasets`: saved by `save_to_disk`, or no path here and a name as on the hub."""
-    place = expanded(path)
-    if place.is_dir():
-        return any((place / f).is_file() for f in ("state.json", "dataset_dict.json"))
-    return not place.exists() and not file_kind(place)[0] and _HUB_NAME.fullmatch(path) is not None
 
 
 @dataclass(frozen=True, slots=True)

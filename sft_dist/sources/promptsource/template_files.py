@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import yaml
 
 from sft_dist.core.errors import UserError, nearest
 from sft_dist.core.files import expanded
+from sft_dist.sources.base import chosen_names
 
 try:
     from yaml import CSafeLoader as _SafeLoader
@@ -148,22 +148,10 @@ def choose_templates(
     Raises:
         UserError: When a glob matches none, or none is left.
     """
-    wanted = [n for n in names if not n.startswith("!")] or ["*"]
-    unwanted = [n[1:] for n in names if n.startswith("!")]
-    for pattern in (*wanted, *unwanted):
-        if not any(fnmatchcase(t.name, pattern) for t in templates):
-            known = [t.name for t in templates]
-            raise UserError(
-                f"data.sources.{source}.template_names: no template is called {pattern!r}; "
-                f"there are {', '.join(map(repr, known))}.{nearest(pattern, known)}"
-            )
-    chosen = [
-        t
-        for t in templates
-        if any(fnmatchcase(t.name, p) for p in wanted)
-        and not any(fnmatchcase(t.name, p) for p in unwanted)
-        and (t.original_task or not original_task_only)
-    ]
+    named = chosen_names(
+        [t.name for t in templates], names, key=f"data.sources.{source}.template_names", what="template"
+    )
+    chosen = [t for t in templates if t.name in named and (t.original_task or not original_task_only)]
     if not chosen:
         raise UserError(
             f"data.sources.{source}: template_names and original_task_only leave none of {len(templates)} templates, "
