@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from sft_dist.config.base import FOLDER_NAME, Section
+from sft_dist.core.errors import nearest
+from sft_dist.verify.table import CONSTRAINTS, VERIFIERS, fault
 
 TAKEN = ("cache", "lock", "launches.jsonl")  # what lies beside the sets
 DERIVED = ("model", "messages", "prompt", "max_tokens", "n", "seed", "stream")  # of a request: ours to set
@@ -70,6 +80,18 @@ class SetBase(Section):
         min_length=1,
         description="Names of data.sources whose training examples or prompts it is made from.",
     )
+    teacher: str | None = Field(
+        default=None,
+        description="Name in construct.teachers of the model that makes it; null: construct.teacher.",
+    )
+    prompts: str | None = Field(
+        default=None,
+        description="YAML file of prompts in place of ours; its keys stand below (The file of prompts).",
+    )
+    rare_below: PositiveInt | None = Field(
+        default=None,
+        description="Start only from tasks that have fewer training examples than this in all sources of `seeds` together; null: from all.",
+    )
     max_tokens: PositiveInt = Field(default=1024, description="Tokens of one answer, at most.")
     sampling: dict[str, Any] = Field(
         default_factory=dict,
@@ -130,16 +152,98 @@ class EvolveSet(SetBase):
     attempts: PositiveInt = Field(default=2, description="At an answer that is cut off or empty.")
 
 
-class AnswerSet(SetBase):
+class ConverseSet(SetBase):
+    """Conversations of several turns: the teacher answers a prompt, goes on as the user, answers again. Needs a chat model."""
+
+    method: Literal["converse"]
+    turns: PositiveInt = Field(
+        default=3, description="Answers in a conversation, at most; may be raised later."
+    )
+    count: PositiveInt | None = Field(default=None, description="Prompts, the first ones; null: all.")
+    attempts: PositiveInt = Field(default=2, description="At a turn that is cut off or empty.")
+
+
+class AnsweredBase(SetBase):
+    """What sets share that are answers to prompts that exist, best of several."""
+
+    count: PositiveInt | None = Field(default=None, description="Prompts, the first ones; null: all.")
+    attempts: PositiveInt = Field(default=2, description="At an answer that is cut off or empty.")
+    verify: dict[str, dict[str, JsonValue]] = Field(
+        default_factory=dict,
+        description="Verifier -> its options, such as {exact: {}, at_most_words: {words: 50}}: only answers that pass all are kept.",
+    )
+    samples: PositiveInt = Field(
+        default=1,
+        description="Answers that are asked for, at most, each with a seed of its own, until `keep` of them pass; in place of `attempts`.",
+    )
+    keep: PositiveInt = Field(default=1, description="Different answers of a prompt that are kept, at most.")
+    reference_field: str | None = Field(
+        default=None,
+        description="Field of the seeds' records that verifiers compare with (an answer, tests, or a list of them); null: the seed's answer.",
+    )
+
+    @property
+    def verifies(self) -> bool:
+        """Whether answers are verified."""
+        return bool(self.verify)
+
+    @model_validator(mode="after")
+    def _verifies(self) -> Self:
+        for name, options in self.verify.items():
+            if wrong := fault(name, options):
+                raise ValueError(f"verify: {wrong}")
+        given = {
+            "samples": self.samples > 1,
+            "keep": self.keep > 1,
+            "reference_field": self.reference_field is not None,
+        }
+        if not self.verifies and (idle := [name for name, yes in given.items() if yes]):
+            raise ValueError(
+                f"{idle[0]} would change nothing, because nothing is verified; add verify, such as {{exact: {{}}}}"
+            )
+        if self.keep > self.samples:
+            raise ValueError(f"keep={self.keep} answers cannot come of samples={self.samples}; raise samples")
+        return self
+
+
+class AnswerSet(AnsweredBase):
     """Answers of the teacher to prompts that exist."""
 
     method: Literal["answer"]
-    count: PositiveInt | None = Field(default=None, description="Prompts, the first ones; null: all.")
-    attempts: PositiveInt = Field(default=2, description="At an answer that is cut off or empty.")
+
+
+class ConstrainSet(AnsweredBase):
+    """Controllability data: prompts that exist with constraints that a program checks, and answers that keep them."""
+
+    method: Literal["constrain"]
+    most_constraints: PositiveInt = Field(
+        default=2, description="Constraints of one prompt, at most; their number is drawn."
+    )
+    kinds: tuple[str, ...] = Field(
+        default=(), description="Verifiers that constraints are drawn from; empty: all that one can ask for."
+    )
+
+    @property
+    def verifies(self) -> bool:
+        """Whether answers are verified."""
+        return True
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if odd := [k for k in self.verify if VERIFIERS[k].needs_reference]:
+            raise ValueError(
+                f"verify: {odd[0]} compares with an answer that a prompt with a constraint has none of; leave it out, or use method=answer"
+            )
+        if odd := [k for k in self.kinds if k not in CONSTRAINTS]:
+            raise ValueError(
+                f"kinds: {odd[0]!r} is nothing that an instruction can ask for; use {', '.join(CONSTRAINTS)}"
+            )
+        return self
 
 
 SetConfig = Annotated[
-    SelfInstructSet | InstructWildSet | EvolveSet | AnswerSet, Field(discriminator="method")
+    SelfInstructSet | InstructWildSet | EvolveSet | AnswerSet | ConstrainSet | ConverseSet,
+    Field(discriminator="method"),
 ]
 
 
@@ -147,6 +251,10 @@ class ConstructConfig(Section):
     """Sets by name, made in this order; a set may start from an earlier one."""
 
     teacher: TeacherConfig | None = None
+    teachers: dict[str, TeacherConfig] = Field(
+        default_factory=dict,
+        description="Further teachers by name, each with a cache and a budget of its own; a set names one.",
+    )
     sets: dict[str, SetConfig] = Field(default_factory=dict, description="Generated sets by name.")
 
     @model_validator(mode="after")
@@ -156,7 +264,24 @@ class ConstructConfig(Section):
                 raise ValueError(
                     f"sets.{name}: this cannot be a folder name; use letters, digits, '.', '_' and '-', and none of {', '.join(TAKEN)}"
                 )
-        if self.sets and self.teacher is None:
+        for name in self.teachers:
+            if not re.fullmatch(FOLDER_NAME, name):
+                raise ValueError(
+                    f"teachers.{name}: this cannot be a folder name, which its answers have; use letters, digits, '.', '_' and '-'"
+                )
+        for name, options in self.sets.items():
+            if options.teacher is not None and options.teacher not in self.teachers:
+                raise ValueError(
+                    f"sets.{name}.teacher names {options.teacher!r}, which is none of construct.teachers; there are "
+                    f"{', '.join(self.teachers) or 'none'}.{nearest(options.teacher, self.teachers)}"
+                )
+        for name, options in self.sets.items():
+            asked = self.teacher if options.teacher is None else self.teachers[options.teacher]
+            if isinstance(options, ConverseSet) and asked is not None and asked.endpoint == "completions":
+                raise ValueError(
+                    f"sets.{name} makes conversations, and its teacher is asked with endpoint=completions, by single texts; use endpoint=chat"
+                )
+        if self.teacher is None and any(s.teacher is None for s in self.sets.values()):
             raise ValueError(
                 "sets are to be generated, but there is no teacher; set construct.teacher.model and .url"
             )

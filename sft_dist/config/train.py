@@ -377,7 +377,17 @@ class CheckpointConfig(Section):
     )
 
 
-METRICS = ("auto", "exact_match", "rouge_l", "rouge_l_xlingual", "token_f1", "accuracy", "choice", "numeric")
+METRICS = (
+    "auto",
+    "exact_match",
+    "rouge_l",
+    "rouge_l_xlingual",
+    "token_f1",
+    "accuracy",
+    "choice",
+    "numeric",
+    "checks",
+)
 
 
 class EvalConfig(Section):

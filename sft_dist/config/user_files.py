@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
@@ -317,12 +317,17 @@ def read_user_file(path: str, model: type[FileModel], key: str) -> FileModel:
     try:
         return model.model_validate(values)
     except pydantic.ValidationError as error:
-        mistakes = "; ".join(_explain(dict(e), model) for e in error.errors())
+        found: list[dict[str, Any]] = [dict(e) for e in error.errors()]
+        # an entry with a mistake is not counted, so that a list of one seems to be empty
+        short = [
+            e for e in found if e["type"] == "too_short" and any(e["loc"] == o["loc"][:-1] for o in found)
+        ]
+        mistakes = "; ".join(_explain(e, model) for e in found if e not in short)
         raise UserError(f"{key}: {path} cannot be used: {mistakes}") from None
 
 
-def _explain(error: dict[str, object], model: type[BaseModel]) -> str:
-    loc = [str(p) for p in error["loc"]]  # type: ignore[attr-defined]
+def _explain(error: dict[str, Any], model: type[BaseModel]) -> str:
+    loc = [str(p) for p in error["loc"]]
     path = ".".join(loc)
     if error["type"] == "extra_forbidden":
         known = list(model.model_fields) if len(loc) == 1 else []

@@ -7,6 +7,8 @@ The table of methods is `METHODS` in pipelines/data/construct.py.
 """
 
 from sft_dist.construct.answer import answer
+from sft_dist.construct.constrain import constrained
+from sft_dist.construct.converse import converse
 from sft_dist.construct.evolve import evolve
 from sft_dist.construct.instructwild import instructwild
 from sft_dist.construct.novelty import NoveltyPool
@@ -21,6 +23,8 @@ __all__ = [
     "SeedExample",
     "Teacher",
     "answer",
+    "constrained",
+    "converse",
     "evolve",
     "group_seeds",
     "instructwild",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from sft_dist.construct.output import Made, Output
 from sft_dist.construct.seed_examples import training_only
 from sft_dist.construct.stage import Outcome, Stage, outcomes
 from sft_dist.construct.teacher import Teacher
-from sft_dist.construct.templates import ANSWER_STOP, VERSION, answer_prompt
+from sft_dist.construct.templates import ANSWER_STOP, answer_prompt
+from sft_dist.construct.verified import Verification
 from sft_dist.core.records import Drop, Example, Message, make_example
 from sft_dist.holdout import Holdout, descend
 
@@ -30,6 +32,7 @@ async def answer(
     max_tokens: int = 2048,
     sampling: Mapping[str, Any] | None = None,
     attempts: int = 2,
+    verification: Verification | None = None,
 ) -> Made:
     """Answer the last user turn of each example anew.
 
@@ -44,17 +47,20 @@ async def answer(
         max_tokens: Of one answer.
         sampling: Parameters of the server.
         attempts: At an answer that is cut off or empty.
+        verification: By what answers are kept, and how many are asked for instead of `attempts`; None: the first answer is kept.
 
     Raises:
         UserError: When an example is held out, the folder holds another set, or the budget is spent.
         UnavailableError: When the server is down.
     """
     key = {
-        "templates": VERSION, "examples": fingerprint, "teacher": teacher.identity(), "max_tokens": max_tokens,
-        "sampling": dict(sampling or {}), "attempts": attempts,
+        "templates": teacher.prompts.version, "examples": fingerprint, "teacher": teacher.identity(), "max_tokens": max_tokens,
+        "sampling": dict(sampling or {}), "attempts": attempts, **(verification.key() if verification else {}),
     }  # fmt: skip
     journal = Journal(folder / "answers.jsonl", key)
     stage = answer_stage(teacher, max_tokens=max_tokens, sampling=sampling or {}, attempts=attempts)
+    if verification is not None:
+        stage = _verified(stage, verification)
 
     def prompts() -> Iterable[Example]:
         return islice(training_only(examples(), holdout), count)
@@ -64,9 +70,21 @@ async def answer(
         for example, outcome in zip(prompts(), outcomes(journal), strict=False):
             if isinstance(outcome, Drop):
                 output.drop(outcome, example.instruction)
-            else:
-                output.keep(with_answer(example, outcome, source=name, origin=descend([example])))
+                continue
+            for text in [outcome] if verification is None else outcome:
+                output.keep(with_answer(example, text, source=name, origin=descend([example])))
     return output.made()
+
+
+def _verified(stage: Stage[Example], verification: Verification) -> Stage[Example]:
+    """Return the stage with answers that are asked for until enough of them pass; its outcome is a list of theirs."""
+
+    def ask(example: Example, name: str, attempt: int) -> CompletionRequest | Drop:
+        return verification.missing(example) or stage.ask(example, name, attempt)
+
+    return replace(
+        stage, ask=ask, attempts=verification.samples, verify=verification.verify(), keep=verification.keep
+    )
 
 
 def answer_stage(
@@ -84,8 +102,9 @@ def answer_stage(
             return Drop("several_turns", "a plain language model is asked with a single turn")
         stop = {} if teacher.chat else {"stop": ANSWER_STOP}
         prompt = tuple({"role": t.role, "content": t.content} for t in turns)
+        own = teacher.prompts.answer(example.instruction, example.input) if len(turns) == 1 else None
         return teacher.request(
-            prompt if teacher.chat else answer_prompt(example.instruction, example.input),
+            own or (prompt if teacher.chat else answer_prompt(example.instruction, example.input)),
             item=name,
             attempt=attempt,
             max_tokens=max_tokens,
@@ -108,6 +127,8 @@ def with_answer(example: Example, outcome: Outcome, *, source: str, origin: tupl
         messages=(*_turns(example), Message(role="assistant", content=text, reasoning_content=reasoning)),
         origin=origin,
         input_start=example.input_start,
+        question=example.question if example.checks else None,
+        checks=example.checks,
     )
 
 

@@ -113,7 +113,9 @@ async def bootstrap(
         try:
             line = await _round(teacher, seeds, made, pool, plan, number)
         except (BudgetSpentError, UnavailableError) as error:
-            raise left_undone(error, f"instructions stand at {len(made):,} of {count:,}") from None
+            raise left_undone(
+                error, f"instructions stand at {len(made):,} of {count:,}", teacher.key
+            ) from None
         journal.append(line)
         take(line)
     return made[:count], dropped

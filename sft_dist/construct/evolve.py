@@ -21,10 +21,6 @@ from sft_dist.construct.teacher import Teacher
 from sft_dist.construct.templates import (
     EVOLVE_SAMPLING,
     LABEL_SAMPLING,
-    OPERATIONS,
-    VERSION,
-    evolve_prompt,
-    same_prompt,
     says_equal,
 )
 from sft_dist.core.files import fingerprint
@@ -69,7 +65,7 @@ async def evolve(
     """
     pool = list(islice(_prompts(examples, holdout, name), count))
     key = {
-        "templates": VERSION, "examples": fingerprint([[e.id, e.origin] for e in pool]), "teacher": teacher.identity(),
+        "templates": teacher.prompts.version, "examples": fingerprint([[e.id, e.origin] for e in pool]), "teacher": teacher.identity(),
         "max_tokens": max_tokens, "sampling": dict(sampling or {}), "attempts": attempts,
     }  # fmt: skip
     finished: list[tuple[Example | Drop, str]] = []  # with the text that a Drop is about
@@ -126,11 +122,12 @@ def _evolve_stage(
     teacher: Teacher, epoch: int, *, max_tokens: int, sampling: Mapping[str, Any], attempts: int
 ) -> Stage[Example]:
     """Return the stage whose outcome is the rewritten instruction."""
+    operations = teacher.prompts.operations
 
     def ask(original: Example, name: str, attempt: int) -> CompletionRequest:
-        operation = OPERATIONS[derive(teacher.seed, "operation", name) % len(OPERATIONS)]
+        operation = operations[derive(teacher.seed, "operation", name) % len(operations)]
         return teacher.request(
-            evolve_prompt(operation, original.instruction),
+            teacher.prompts.evolve(operation, original.instruction),
             item=name,
             attempt=attempt,
             max_tokens=max_tokens,
@@ -153,7 +150,7 @@ def _compare_stage(teacher: Teacher, epoch: int) -> Stage[tuple[Example, Example
         if isinstance(result, Drop):
             return result
         return teacher.request(
-            same_prompt(original.instruction, result.instruction),
+            teacher.prompts.same(original.instruction, result.instruction),
             item=name,
             attempt=attempt,
             max_tokens=8,

@@ -16,7 +16,6 @@ from sft_dist.construct.output import Made, Output
 from sft_dist.construct.seed_examples import SeedExample, joint_origin, seeds_fingerprint
 from sft_dist.construct.stage import outcomes
 from sft_dist.construct.teacher import Teacher
-from sft_dist.construct.templates import VERSION, wild_prompt
 from sft_dist.core.records import Drop, Message, make_example
 
 
@@ -55,10 +54,10 @@ async def instructwild(
     """
     plan = Plan(
         human=human, machine=0, round_requests=round_requests, threshold=threshold, max_tokens=max_tokens,
-        sampling=sampling or {}, prompt=wild_prompt, english=False,
+        sampling=sampling or {}, prompt=teacher.prompts.wild, english=False,
     )  # fmt: skip
     key = {
-        "templates": VERSION, "seeds": seeds_fingerprint(seeds), "teacher": teacher.identity(), "human": human,
+        "templates": teacher.prompts.version, "seeds": seeds_fingerprint(seeds), "teacher": teacher.identity(), "human": human,
         "round_requests": round_requests, "threshold": threshold, "max_tokens": max_tokens, "sampling": dict(sampling or {}),
     }  # fmt: skip
     instructions, rejected = await bootstrap(

@@ -20,14 +20,9 @@ from sft_dist.construct.teacher import Teacher
 from sft_dist.construct.templates import (
     INSTANCE_SAMPLING,
     LABEL_SAMPLING,
-    VERSION,
-    classification_prompt,
-    input_first_prompt,
-    output_first_prompt,
     parse_input_first,
     parse_output_first,
     says_yes,
-    tasks_prompt,
 )
 from sft_dist.core.records import Drop, single_turn
 from sft_dist.core.rng import generator
@@ -75,10 +70,10 @@ async def self_instruct(
     shown = _Shots(seeds, teacher.seed)
     plan = Plan(
         human=human, machine=machine, round_requests=round_requests, threshold=threshold, max_tokens=max_tokens,
-        sampling=sampling or {}, prompt=tasks_prompt,
+        sampling=sampling or {}, prompt=teacher.prompts.tasks,
     )  # fmt: skip
     key = {
-        "templates": VERSION, "seeds": seeds_fingerprint(seeds), "teacher": teacher.identity(), "human": human, "machine": machine,
+        "templates": teacher.prompts.version, "seeds": seeds_fingerprint(seeds), "teacher": teacher.identity(), "human": human, "machine": machine,
         "round_requests": round_requests, "threshold": threshold, "max_tokens": max_tokens, "sampling": dict(sampling or {}),
     }  # fmt: skip
     instructions, rejected = await bootstrap(
@@ -146,7 +141,7 @@ class _Shots:
         def ask(item: Instruction, name: str, attempt: int) -> CompletionRequest:
             stop = {} if teacher.chat else {"stop": ["\n", "Task:"]}
             return teacher.request(
-                classification_prompt(shown, item.text),
+                teacher.prompts.classification(shown, item.text),
                 item=name,
                 attempt=attempt,
                 max_tokens=8,
@@ -167,7 +162,7 @@ class _Shots:
             instruction, classification = item
             numbers = self._yes if classification else self._no
             shown = [(self._seeds[i].instruction, self._seeds[i].instances) for i in numbers]
-            prompt = output_first_prompt if classification else input_first_prompt
+            prompt = teacher.prompts.output_first if classification else teacher.prompts.input_first
             stop = {} if teacher.chat else {"stop": ["Task:", f"Example {max_instances + 1}"]}
             return teacher.request(
                 prompt(shown, instruction.text, most=max_instances),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -25,7 +25,7 @@ Outcome: TypeAlias = Any  # JSON-ready, or a Drop
 
 AHEAD = 4  # times the concurrency: one slow answer does not hold up the others
 SAY_EVERY = 20  # items
-AGAIN = {"cut_off", "empty", "unreadable"}  # another seed may mend these
+AGAIN = {"cut_off", "empty", "unreadable", "unverified"}  # another seed may mend these
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +38,8 @@ class Stage(Generic[Item]):
         ask: (item, its id, attempt) -> the request, or a Drop for an item that cannot be asked.
         read: (item, completion) -> the outcome; a Drop whose reason is in AGAIN is attempted again.
         attempts: Requests an item, at most.
+        verify: (item, outcome) -> a Drop where the outcome does not pass; `unverified` is attempted again.
+        keep: Different outcomes of an item that are wanted: its outcome is their list; None: one, which is its outcome.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Stage(Generic[Item]):
     ask: Callable[[Item, str, int], CompletionRequest | Drop]
     read: Callable[[Item, Completion], Outcome]
     attempts: int = 1
+    verify: Callable[[Item, Outcome], Awaitable[Drop | None]] | None = None
+    keep: int | None = None
 
     async def run(
         self, teacher: Teacher, journal: Journal, items: Iterable[Item], total: int | None = None
@@ -68,10 +72,13 @@ class Stage(Generic[Item]):
                 if journal.done % SAY_EVERY == 0:
                     teacher.progress(f"{self.name}: {journal.done:,}{of}")
         except (BudgetSpentError, UnavailableError) as error:
-            raise left_undone(error, f"{self.name} stands at item {journal.done:,}{of}") from None
+            raise left_undone(
+                error, f"{self.name} stands at item {journal.done:,}{of}", teacher.key
+            ) from None
 
     async def _outcome(self, teacher: Teacher, item: Item, name: str) -> Outcome:
         outcome: Outcome = None
+        kept: list[Outcome] = []
         for attempt in range(self.attempts):
             request = self.ask(item, name, attempt)
             if isinstance(request, Drop):
@@ -79,19 +86,32 @@ class Stage(Generic[Item]):
             try:
                 completion = await teacher.client.complete(request)
             except RefusedError as error:
-                return Drop("refused_by_server", str(error))
+                outcome = Drop("refused_by_server", str(error))
+                break
             outcome = self.read(item, completion)
+            if self.verify is not None and not isinstance(outcome, Drop):
+                outcome = await self.verify(item, outcome) or outcome
+            if not isinstance(outcome, Drop) and self.keep is not None:
+                kept += [outcome] if outcome not in kept else []
+                if len(kept) < self.keep:
+                    continue
             if not (isinstance(outcome, Drop) and outcome.reason in AGAIN):
                 break
-        return outcome
+        return kept or outcome
 
 
-def left_undone(error: BudgetSpentError | UnavailableError, where: str) -> Exception:
-    """Return what is said when a stage ends early: a spent budget is the user's decision, a dead server is a failure."""
+def left_undone(error: BudgetSpentError | UnavailableError, where: str, key: str) -> Exception:
+    """Return what is said when a stage ends early: a spent budget is the user's decision, a dead server is a failure.
+
+    Args:
+        error: Why.
+        where: How far the stage came.
+        key: Of the config, where the teacher stands.
+    """
     if isinstance(error, BudgetSpentError):
         return UserError(
             f"the token budget does not suffice ({error}): {where}. Everything answered is kept; raise "
-            "construct.teacher.budget_tokens and run the same command again"
+            f"{key}.budget_tokens and run the same command again"
         )
     return UnavailableError(f"{where}: {error}")
 

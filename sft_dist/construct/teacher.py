@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sft_dist.client import Client, CompletionRequest, request_seed
+from sft_dist.construct.prompts import Prompts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,7 +20,9 @@ class Teacher:
         chat: Whether it is asked with turns (/chat/completions) or continues a text (/completions).
         seed: The run's seed.
         extra: Parameters sent with every request.
+        prompts: What it is asked with.
         progress: Told what is being done.
+        key: Of the config, for messages.
     """
 
     client: Client
@@ -27,7 +30,9 @@ class Teacher:
     chat: bool
     seed: int
     extra: Mapping[str, Any] = field(default_factory=dict)
+    prompts: Prompts = field(default_factory=Prompts)
     progress: Callable[[str], None] = lambda _: None
+    key: str = "construct.teacher"
 
     def request(
         self,
@@ -40,6 +45,9 @@ class Teacher:
     ) -> CompletionRequest:
         """Return the request for one attempt at one item; a text is a user's turn to a chat model."""
         turns = ({"role": "user", "content": prompt},) if isinstance(prompt, str) and self.chat else prompt
+        system = self.prompts.system
+        if system and not isinstance(turns, str) and turns[0]["role"] != "system":
+            turns = ({"role": "system", "content": system}, *turns)
         return CompletionRequest(
             model=self.model,
             prompt=turns,

@@ -14,6 +14,7 @@ LIST_SAMPLING = {"temperature": 0.7, "top_p": 0.5, "presence_penalty": 2.0}
 LABEL_SAMPLING = {"temperature": 0.0}
 INSTANCE_SAMPLING = {"temperature": 0.0, "presence_penalty": 1.5}
 EVOLVE_SAMPLING = {"temperature": 1.0, "top_p": 0.95}
+NEXT_SAMPLING = {"temperature": 1.0}
 LIST_STOP = [
     "\n\n",
     f"\n{LAST_TASK}",
@@ -192,3 +193,26 @@ def answer_prompt(instruction: str, given: str = "") -> str:
 
 
 ANSWER_STOP = ["\n### "]
+
+
+ENDED = "END"
+
+
+def next_turn_prompt(spoken: str) -> str:
+    """Return the request for what a user says next."""
+    return (
+        "Below is a conversation of a user with an assistant. Write the user's next message: a question or request that follows from what "
+        "was said, asks for something new, and can be answered in text. Write the message alone, as the user would. "
+        f"If the user has nothing more to ask, write {ENDED}.\n\n{spoken}\n\nUser:"
+    )
+
+
+def conversation(spoken: Sequence[tuple[str, str]]) -> str:
+    """Return (role, text) turns as text."""
+    return "\n\n".join(f"{role.capitalize()}: {text}" for role, text in spoken)
+
+
+def next_turn(text: str) -> str:
+    """Return the user's turn that an answer to `next_turn_prompt` holds; empty where there is none."""
+    said = re.sub(r"^\W*user:\s*", "", text.strip(), flags=re.IGNORECASE).strip()
+    return "" if re.sub(r"\W", "", said).upper() == ENDED else said

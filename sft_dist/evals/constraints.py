@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from sft_dist.verify.table import VERIFIERS, broken
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,46 +18,30 @@ class Constraint:
     holds: Callable[[str], bool]
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text)
+ASKED: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("at_least_words", {"words": 20}),
+    ("at_most_words", {"words": 8}),
+    ("sentences", {"number": 2}),
+    ("bullets", {"number": 3}),
+    ("keyword", {"word": "river"}),
+    ("no_keyword", {"word": "the"}),
+    ("capitals", {}),
+    ("no_commas", {}),
+    ("json", {}),
+    ("start", {"text": "Well"}),
+    ("end", {"text": "that is all"}),
+    ("quotes", {}),
+)
+"""Verifiers of `verify/table.py` with their options, as the probe asks for them."""
 
 
-def _sentences(text: str) -> int:
-    return len([s for s in re.split(r"[.!?]+(?:\s|$)", text) if s.strip()])
+def _constraint(name: str, options: Mapping[str, Any]) -> Constraint:
+    wording = VERIFIERS[name].wording
+    assert wording is not None
+    return Constraint(wording(options), lambda text: broken(text, name, options) is None)
 
 
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
-
-
-CONSTRAINTS: dict[str, Constraint] = {
-    "at_least_words": Constraint("Use at least 20 words.", lambda t: len(_words(t)) >= 20),
-    "at_most_words": Constraint("Use at most 8 words.", lambda t: 0 < len(_words(t)) <= 8),
-    "sentences": Constraint("Write exactly two sentences.", lambda t: _sentences(t) == 2),
-    "bullets": Constraint(
-        "Write exactly three bullet points that begin with a hyphen.",
-        lambda t: len(re.findall(r"^\s*- ", t, re.MULTILINE)) == 3,
-    ),
-    "keyword": Constraint("Use the word river.", lambda t: "river" in map(str.lower, _words(t))),
-    "no_keyword": Constraint(
-        "Do not use the word the.", lambda t: bool(_words(t)) and "the" not in map(str.lower, _words(t))
-    ),
-    "capitals": Constraint("Write in capital letters only.", str.isupper),
-    "no_commas": Constraint("Do not use commas.", lambda t: bool(t.strip()) and "," not in t),
-    "json": Constraint("Answer with valid JSON only.", _is_json),
-    "start": Constraint("Begin with the word Well.", lambda t: t.lstrip().lower().startswith("well")),
-    "end": Constraint(
-        "End with the words that is all.", lambda t: t.rstrip(" .!").lower().endswith("that is all")
-    ),
-    "quotes": Constraint(
-        "Put the whole answer in double quotation marks.",
-        lambda t: len(t.strip()) > 2 and t.strip()[0] == t.strip()[-1] == '"',
-    ),
-}
+CONSTRAINTS: dict[str, Constraint] = {name: _constraint(name, options) for name, options in ASKED}
 
 PROMPTS = (
     "Describe a forest.", "Explain why it rains.", "Tell me about bread.", "Describe your favourite season.", "Explain how a bicycle works.",

@@ -9,7 +9,6 @@ with accents. `metric_of_task` therefore takes `rouge_l_xlingual` where the refe
 
 from __future__ import annotations
 
-import math
 import re
 import string
 import unicodedata
@@ -23,6 +22,9 @@ from typing import Any
 
 from rapidfuzz.distance import LCSseq
 
+from sft_dist.verify.constraints import NUMBER, equal_numbers
+from sft_dist.verify.table import keeps
+
 GPT2 = "openai-community/gpt2"
 MAX_LABELS = 10
 """Distinct answers up to which a task counts as a classification."""
@@ -31,7 +33,6 @@ LOST_LETTERS = 0.01
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _NOT_ROUGE = re.compile(r"[^a-z0-9]+")
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?\.?\d+(?:[eE][-+]?\d+)?")
 # Scripts that put no blanks between words: each letter is a token.
 _NO_BLANKS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
@@ -77,9 +78,12 @@ def token_f1(prediction: str, references: Sequence[str]) -> float:
 
 def numeric(prediction: str, references: Sequence[str]) -> float:
     """Return 1 when the last number of the prediction equals the last number of a reference, to 1e-6."""
-    said = _last_number(prediction)
-    wanted = [n for r in references if (n := _last_number(r)) is not None]
-    return float(said is not None and any(math.isclose(said, n, rel_tol=1e-6, abs_tol=1e-9) for n in wanted))
+    return float(equal_numbers(prediction, references))
+
+
+def checks(prediction: str, wanted: Sequence[str]) -> float:
+    """Return 1 when the prediction keeps all checks of its record."""
+    return float(keeps(prediction, wanted))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,7 @@ class Metric:
         note: One sentence for the page.
         higher_is_better: Direction.
         binary: Whether scores are 0 or 1, so that Wilson's interval fits one task.
+        by_checks: Whether it takes the checks of the record in place of its references.
     """
 
     title: str
@@ -99,6 +104,7 @@ class Metric:
     note: str
     higher_is_better: bool = True
     binary: bool = False
+    by_checks: bool = False
 
 
 METRICS: dict[str, Metric] = {
@@ -131,6 +137,13 @@ METRICS: dict[str, Metric] = {
     "numeric": Metric(
         "numeric match", numeric, "The last number of the answer is right, to 1e-6.", binary=True
     ),
+    "checks": Metric(
+        "checks kept",
+        checks,
+        "The answer keeps all constraints that its record names, as programs check them.",
+        binary=True,
+        by_checks=True,
+    ),
 }
 """One entry adds a metric: scoring, report, comparison, sweep and validation read it here (its name: config/train.py)."""
 
@@ -150,6 +163,7 @@ def metric_of_task(
     told: str | None = None,
     classification: bool = False,
     choices: bool = False,
+    checked: bool = False,
 ) -> str:
     """Return the metric that judges a task.
 
@@ -159,6 +173,7 @@ def metric_of_task(
         told: What the source of the task says.
         classification: Whether the source says that it is one.
         choices: Whether every example offers answers to choose from.
+        checked: Whether every example names checks.
     """
     if asked not in (AUTO, "rouge_l"):
         return asked
@@ -166,11 +181,13 @@ def metric_of_task(
     if asked == AUTO:
         if told in METRICS and (told != "choice" or choices):
             return str(told)
+        if checked:
+            return "checks"
         labels = {normalise(rs[0]) for rs in references}
         few = 1 < len(labels) <= min(MAX_LABELS, len(references) // 3)
         if classification or (few and all(len(label.split()) <= 4 for label in labels)):
             return "accuracy"
-        if answers and all(_NUMBER.fullmatch(a.strip()) for a in answers):
+        if answers and all(NUMBER.fullmatch(a.strip()) for a in answers):
             return "numeric"
     return "rouge_l_xlingual" if needs_xlingual(answers) else "rouge_l"
 
@@ -268,10 +285,3 @@ def _lcs_f1(said: Sequence[str], wanted: Sequence[str]) -> float:
 def _bag_f1(said: Counter[str], wanted: Counter[str]) -> float:
     common = sum((said & wanted).values())
     return 2 * common / (said.total() + wanted.total()) if common else 0.0
-
-
-def _last_number(text: str) -> float | None:
-    found = _NUMBER.findall(text)
-    with suppress(ValueError, IndexError):
-        return float(found[-1].replace(",", ""))
-    return None

@@ -157,14 +157,26 @@ def judge_of(
     told: Mapping[str, str],
     categories: Mapping[str, str],
 ) -> str:
-    """Return the metric that judges the evaluated examples of a task; the arguments are those of `score_examples`."""
-    return metric_of_task(
+    """Return the metric that judges the evaluated examples of a task; the arguments are those of `score_examples`.
+
+    Raises:
+        UserError: When `checks` is asked for, and an example names none.
+    """
+    checked = all(e.checks for e in members)
+    found = metric_of_task(
         metric,
         [e.answers for e in members],
         told=told.get(task),
         classification=categories.get(task) in CLASSIFICATION_CATEGORIES,
         choices=all(e.choices for e in members),
+        checked=checked,
     )
+    if found in METRICS and METRICS[found].by_checks and not checked:
+        raise UserError(
+            f"the metric {found} judges by the constraints that records name, and examples of {task} name none, so every answer would be "
+            "right; use eval.metric=auto, which takes it where there are some"
+        )
+    return found
 
 
 def scores(
@@ -229,10 +241,11 @@ def _judge(
     generation: Generation,
     loss: AnswerLoss | None,
 ) -> ScoredExample:
-    wanted = dict.fromkeys((judge, "exact_match", *(["rouge_l"] if judge == "exact_match" else [])))
+    judges = dict.fromkeys((judge, "exact_match", *(["rouge_l"] if judge == "exact_match" else [])))
 
     def mean(metric: str, candidates: tuple[str, ...]) -> float:
-        found = [METRICS[metric].function(c, e.answers) for c in candidates]
+        wanted = e.checks if METRICS[metric].by_checks else e.answers
+        found = [METRICS[metric].function(c, wanted) for c in candidates]
         return math.fsum(found) / len(found) if found else 0.0
 
     return ScoredExample(
@@ -243,7 +256,7 @@ def _judge(
         references=e.answers,
         metric=judge,
         answers={who: c[0] if c else "" for who, c in said.items()},
-        scores={who: {m: mean(m, c) for m in wanted} for who, c in said.items()},
+        scores={who: {m: mean(m, c) for m in judges} for who, c in said.items()},
         strict=bool(strict_exact_match(generation.prediction, e.answers)),
         stopped=generation.stopped,
         nats=loss.nats if loss else None,

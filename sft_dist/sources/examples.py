@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from sft_dist.core.records import Example, Message, TextWeight, make_example
+from sft_dist.core.records import Example, Message, Phrasing, TextWeight, make_example
 from sft_dist.sources.base import FileSource, RecordError, kind_of, optional_text, text_field
 from sft_dist.sources.files.data_files import data_files
 from sft_dist.sources.marks import record_weight
 from sft_dist.sources.messages import TurnFormat, check_conversation, read_turns
+from sft_dist.verify.table import read_check
 
 
 class ExamplesReader(FileSource):
@@ -51,6 +52,9 @@ class ExamplesReader(FileSource):
                 question=optional_text(fields, "question") or None,
                 demonstrations=_texts(fields, "demonstrations"),
                 license=optional_text(fields, "license") or None,
+                choices=_texts(fields, "choices"),
+                phrasings=_phrasings(fields),
+                checks=_checks(fields),
             )
         ]
 
@@ -69,6 +73,26 @@ def _weighed(message: Message, turn: Mapping[str, Any]) -> Message:
         )
     except (TypeError, ValueError):
         raise RecordError("the weights of a turn's parts are not numbers") from None
+
+
+def _phrasings(fields: Mapping[str, Any]) -> tuple[Phrasing, ...]:
+    value = fields.get("phrasings", [])
+    if not isinstance(value, list) or not all(
+        isinstance(p, list) and len(p) == len(Phrasing._fields) and all(isinstance(t, str) for t in p)
+        for p in value
+    ):
+        raise RecordError("'phrasings' is no list of [prompt, answer]")
+    return tuple(Phrasing(*p) for p in value)
+
+
+def _checks(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    checks = _texts(fields, "checks")
+    try:
+        for check in checks:
+            read_check(check)
+    except ValueError as error:
+        raise RecordError(f"'checks': {error}") from None
+    return checks
 
 
 def _texts(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from sft_dist.config.train import EvalConfig
+from sft_dist.core.errors import UserError
+from sft_dist.core.records import Message, make_example
 from sft_dist.evals import metrics
+from sft_dist.evals.baselines import Baselines
 from sft_dist.evals.metrics import (
     METRICS,
     exact_match,
@@ -23,6 +27,8 @@ from sft_dist.evals.metrics import (
     unicode_tokens,
     xlingual_tokens,
 )
+from sft_dist.evals.score import score_examples
+from sft_dist.evals.splits import Generation
 
 
 @pytest.mark.parametrize(
@@ -112,7 +118,7 @@ SCRIPTS = (
 def test_identical_texts_score_1_in_any_script(text):
     for asked in ("auto", *METRICS):
         metric = metric_of_task(asked, [[text]] * 3)
-        if metric != "numeric":
+        if metric != "numeric" and not METRICS[metric].by_checks:
             assert METRICS[metric].function(text, [text]) == 1.0, (asked, metric)
 
 
@@ -132,6 +138,31 @@ def test_the_metric_of_a_task_follows_its_answers():
     assert metric_of_task("auto", [["a b c"]], classification=True) == "accuracy"
     assert metric_of_task("auto", [["a"]], told="token_f1") == "token_f1"
     assert metric_of_task("exact_match", [["好"]]) == "exact_match"
+    assert metric_of_task("auto", [["a"], ["b"]], checked=True) == "checks"
+
+
+def test_checks_judge_by_what_the_record_names():
+    turns = (Message(role="user", content="Why?"), Message(role="assistant", content="x"))
+    e = make_example(
+        task="t",
+        source="s",
+        messages=turns,
+        checks=('{"verifier": "no_commas"}', '{"verifier": "at_most_words", "words": 3}'),
+    )
+    for said, score in {"a b": 1.0, "a, b": 0.0, "a b c d": 0.0}.items():
+        answers = {e.id: Generation(id=e.id, prediction=said, stopped=True, tokens=1)}
+        [judged] = score_examples({"seen": [e]}, answers, Baselines([]), metric="auto")
+        assert judged.metric == "checks"
+        assert judged.scores["model"]["checks"] == score
+    with pytest.raises(
+        UserError, match="judges by the constraints that records name, and examples of t name none"
+    ):
+        score_examples(
+            {"seen": [e, replace(e, id="0" * 32, checks=())]},
+            {**answers, "0" * 32: answers[e.id]},
+            Baselines([]),
+            metric="checks",
+        )
 
 
 def test_every_metric_has_its_name_in_the_config_and_stays_between_0_and_1():
@@ -140,7 +171,7 @@ def test_every_metric_has_its_name_in_the_config_and_stays_between_0_and_1():
     with pytest.raises(ValueError, match="no metric; use one of"):
         EvalConfig(metric="bleu")
     texts = [*sentences()[:60], *SCRIPTS, "", "1,234.5", "-3"]
-    for metric in METRICS.values():
+    for metric in (m for m in METRICS.values() if not m.by_checks):
         for a, b in zip(texts, reversed(texts), strict=True):
             assert 0.0 <= metric.function(a, [b, a[:3]]) <= 1.0
 
@@ -150,6 +181,8 @@ def test_token_f1_and_numbers_by_hand():
     assert token_f1("", ["a"]) == 0.0
     assert numeric("So the answer is 1,234.50 euros", ["1234.5"]) == 1.0
     assert numeric("12 apples and 13", ["12"]) == 0.0
+    assert numeric("It costs 1,200.", ["1200"]) == 1.0
+    assert numeric("It costs 1,200.", ["200"]) == 0.0
     assert numeric("none", ["0"]) == 0.0
 
 

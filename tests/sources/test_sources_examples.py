@@ -3,7 +3,15 @@
 import json
 
 from sft_dist.config.sources import ExamplesSource
-from sft_dist.core.records import BadRecord, Message, ToolCall, example_to_dict, make_example, single_turn
+from sft_dist.core.records import (
+    BadRecord,
+    Message,
+    Phrasing,
+    ToolCall,
+    example_to_dict,
+    make_example,
+    single_turn,
+)
 from sft_dist.sources import open_source
 
 PLAIN = single_turn(
@@ -25,6 +33,15 @@ TOOLS = make_example(
     tools=('{"name":"weather"}',),
 )
 
+JUDGED = make_example(
+    task="v",
+    source="mine",
+    messages=(Message(role="user", content="Wet?"), Message(role="assistant", content="yes")),
+    choices=("yes", "no"),
+    phrasings=(Phrasing("Is it wet?", "yes"),),
+    checks=('{"verifier": "no_commas"}',),
+)
+
 
 def read(tmp_path, lines, **options):
     file = tmp_path / "examples.jsonl"
@@ -33,7 +50,7 @@ def read(tmp_path, lines, **options):
 
 
 def test_there_and_back(tmp_path):
-    assert read(tmp_path, map(example_to_dict, [PLAIN, TOOLS])) == [PLAIN, TOOLS]
+    assert read(tmp_path, map(example_to_dict, [PLAIN, TOOLS, JUDGED])) == [PLAIN, TOOLS, JUDGED]
 
 
 def test_task_and_dataset_of_the_config_win(tmp_path):
@@ -49,8 +66,10 @@ def test_a_record_that_is_something_else_is_reported(tmp_path):
         {**whole, "messages": None},
         {**whole, "input_start": "4"},
         {"task": "t"},
+        {**whole, "phrasings": [["x"]]},
+        {**whole, "checks": ['{"verifier": "unit_tests"}']},
     ]
     records = read(tmp_path, lines)
-    assert [isinstance(r, BadRecord) for r in records] == [False, True, True, True, True]
-    assert [r.line for r in records[1:]] == [2, 3, 4, 5]
+    assert [isinstance(r, BadRecord) for r in records] == [False, *[True] * 6]
+    assert [r.line for r in records[1:]] == [2, 3, 4, 5, 6, 7]
     assert "'origin' holds text" in records[1].reason

@@ -1,6 +1,6 @@
 """Config -> generated sets, from the training side of the sources only.
 
-<data.dir>/construct/cache/                 every answer that was paid for, whatever set it was for
+<data.dir>/construct/cache/                 every answer that was paid for, whatever set it was for; <teacher>/: of a named teacher
 <data.dir>/construct/<set>/examples.jsonl   the set: data.sources.X={kind: examples, path: ...} trains on it
 <data.dir>/construct/<set>/*.jsonl          stages, rejects; counts.json; selection/: what of the sources was used
 <data.dir>/construct/launches.jsonl         what each launch sent and spent
@@ -14,30 +14,47 @@ import asyncio
 import fcntl
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from sft_dist.client import Cache, Client, Stats
 from sft_dist.config import RunConfig
-from sft_dist.config.construct import AnswerSet, EvolveSet, InstructWildSet, SelfInstructSet, SetConfig
+from sft_dist.config.construct import (
+    AnsweredBase,
+    AnswerSet,
+    ConstrainSet,
+    ConverseSet,
+    EvolveSet,
+    InstructWildSet,
+    SelfInstructSet,
+    SetConfig,
+)
 from sft_dist.config.sources import ExamplesSource
+from sft_dist.config.user_files import PromptFile, read_user_file
 from sft_dist.construct import (
     Made,
     SeedExample,
     Teacher,
     answer,
+    constrained,
+    converse,
     evolve,
     group_seeds,
     instructwild,
     self_instruct,
+    training_only,
 )
 from sft_dist.construct.output import EXAMPLES
+from sft_dist.construct.prompts import Prompts
+from sft_dist.construct.verified import Verification
 from sft_dist.core.errors import UserError, nearest
 from sft_dist.core.files import append_jsonl, expanded, fingerprint, remove_leftovers
 from sft_dist.core.locks import take_lock
 from sft_dist.core.records import Example
-from sft_dist.holdout import split
+from sft_dist.holdout import Holdout, split
 from sft_dist.selection.assign import select
 from sft_dist.selection.files import Selected, make_folder, seed_examples
 from sft_dist.sources import Source, open_source
@@ -60,8 +77,8 @@ def construct(
         UserError: For anything wrong with config, sources, server or key, and when the budget is spent.
         UnavailableError: When the server is down; the same command goes on later.
     """
-    teacher, sets = config.construct.teacher, config.construct.sets
-    if teacher is None or not sets:
+    sets = config.construct.sets
+    if not sets:
         raise UserError(
             "construct.sets is empty, so there is nothing to generate; add one, such as "
             "construct.sets.mine.method=self_instruct construct.sets.mine.seeds=[SOURCE] construct.teacher.model=NAME"
@@ -84,26 +101,41 @@ def construct(
 async def _make(
     config: RunConfig, root: Path, names: list[str], stats: Stats, progress: Progress
 ) -> dict[str, Made]:
-    options = config.construct.teacher
-    assert options is not None
     made: dict[str, Made] = {}
-    limits = options.model_dump(exclude={"model", "endpoint", "extra"})
-    async with Client(cache=Cache(root / "cache"), stats=stats, **limits) as client:
+    async with AsyncExitStack() as stack:
+        clients: dict[str | None, Client] = {}
         for name in names:
+            asked = config.construct.sets[name]
+            options = (
+                config.construct.teacher
+                if asked.teacher is None
+                else config.construct.teachers[asked.teacher]
+            )
+            assert options is not None
+            if asked.teacher not in clients:
+                folder = root / "cache" / (asked.teacher or "")
+                limits = options.model_dump(exclude={"model", "endpoint", "extra"})
+                client = Client(cache=Cache(folder), stats=stats, **limits)
+                clients[asked.teacher] = await stack.enter_async_context(client)
+            own = PromptFile()
+            if asked.prompts is not None:
+                own = read_user_file(asked.prompts, PromptFile, f"construct.sets.{name}.prompts")
             inputs = _Inputs(config, root, name, progress)
 
             def say(text: str, name: str = name) -> None:
                 progress(f"{name}: {text} · {_spent(stats)}")
 
             teacher = Teacher(
-                client=client,
+                client=clients[asked.teacher],
                 model=options.model,
                 chat=options.endpoint == "chat",
                 seed=config.seed,
                 extra=options.extra,
+                prompts=Prompts(own),
                 progress=say,
+                key="construct.teacher" if asked.teacher is None else f"construct.teachers.{asked.teacher}",
             )
-            made[name] = await METHODS[config.construct.sets[name].method](teacher, root / name, inputs)
+            made[name] = await METHODS[asked.method](teacher, root / name, inputs)
     return made
 
 
@@ -119,6 +151,7 @@ class _Inputs:
         plain = config.model_copy(update={"data": data})
         selected: Selected = select(plain.data, sources, root / name / "selection", progress, seed=plain.seed)
         self.holdout = selected.holdout
+        self._rare: set[str] | None = None
         self._selections = {seed: selected.sources[seed] for seed in self._seeds}
         if not any(s.kept + s.prompts for s in self._selections.values()):
             raise UserError(
@@ -128,10 +161,25 @@ class _Inputs:
             )
 
     def examples(self) -> Iterator[Example]:
-        """Yield them in reading order; what is held out, filtered or unreadable is left out.
+        """Yield them in reading order; what is held out, filtered or unreadable is left out, and what is of no rare task.
 
         An evaluation input is left out even where `data.filters.eval_inputs` lets other tasks train on it.
         """
+        most = self.config.rare_below
+        if most is None:
+            yield from self._all()
+            return
+        if self._rare is None:
+            counts = Counter(example.task for example in self._all())
+            self._rare = {task for task, n in counts.items() if n < most}
+            if not self._rare:
+                raise UserError(
+                    f"construct.sets.{self.name}.rare_below={most} leaves no task of {', '.join(self._seeds)}: the rarest has "
+                    f"{min(counts.values(), default=0)} examples, so there is nothing to start from; raise it"
+                )
+        yield from (example for example in self._all() if example.task in self._rare)
+
+    def _all(self) -> Iterator[Example]:
         for name, source in self._seeds.items():
             for example in seed_examples(source, self._selections[name]):
                 if split(example, self.holdout) == "train":
@@ -139,9 +187,10 @@ class _Inputs:
 
     def fingerprint(self) -> str:
         """Return 32 hex digits over them."""
-        return fingerprint(
-            [[s.fingerprint(), self._selections[n].fingerprint] for n, s in self._seeds.items()]
-        )
+        found: list[Any] = [
+            [s.fingerprint(), self._selections[n].fingerprint] for n, s in self._seeds.items()
+        ]
+        return fingerprint(found if self.config.rare_below is None else [found, self.config.rare_below])
 
     def groups(self, most: int, label_field: str | None = None) -> list[SeedExample]:
         """Return them as seeds."""
@@ -150,49 +199,101 @@ class _Inputs:
             labels |= _labels(source, str(label_field))
         return group_seeds(self.examples(), self.holdout, labels=labels, most=most)
 
+    def verification(self, options: AnsweredBase) -> Verification:
+        """Return how the answers of this set are verified."""
+        references: dict[str, tuple[str, ...]] | None = None
+        if options.reference_field is not None:
+            references = {}
+            for source in self._seeds.values():
+                references |= _references(source, options.reference_field)
+        return Verification(
+            verifiers=options.verify, samples=options.samples, keep=options.keep, references=references,
+            reference_field=options.reference_field,
+        )  # fmt: skip
+
 
 async def _self_instruct(teacher: Teacher, folder: Path, inputs: _Inputs) -> Made:
     options = inputs.config
     assert isinstance(options, SelfInstructSet)
     seeds = inputs.groups(options.max_seeds, options.classification_field)
-    values = options.model_dump(exclude={"method", "seeds", "max_seeds", "classification_field"})
+    values = options.model_dump(exclude={*SET_ONLY, "max_seeds", "classification_field"})
     return await self_instruct(teacher, folder, seeds, name=inputs.name, **values)
 
 
 async def _instructwild(teacher: Teacher, folder: Path, inputs: _Inputs) -> Made:
     options = inputs.config
     assert isinstance(options, InstructWildSet)
-    values = options.model_dump(exclude={"method", "seeds", "max_seeds"})
+    values = options.model_dump(exclude={*SET_ONLY, "max_seeds"})
     return await instructwild(teacher, folder, inputs.groups(options.max_seeds), name=inputs.name, **values)
 
 
 async def _evolve(teacher: Teacher, folder: Path, inputs: _Inputs) -> Made:
     options = inputs.config
     assert isinstance(options, EvolveSet)
-    values = options.model_dump(exclude={"method", "seeds"})
+    values = options.model_dump(exclude=SET_ONLY)
     return await evolve(teacher, folder, inputs.examples(), inputs.holdout, name=inputs.name, **values)
+
+
+async def _converse(teacher: Teacher, folder: Path, inputs: _Inputs) -> Made:
+    options = inputs.config
+    assert isinstance(options, ConverseSet)
+    values = options.model_dump(exclude=SET_ONLY)
+    return await converse(teacher, folder, inputs.examples(), inputs.holdout, name=inputs.name, **values)
 
 
 async def _answer(teacher: Teacher, folder: Path, inputs: _Inputs) -> Made:
     options = inputs.config
     assert isinstance(options, AnswerSet)
-    values = options.model_dump(exclude={"method", "seeds"})
+    return await _answered(teacher, folder, inputs, inputs.examples, inputs.holdout, inputs.fingerprint())
+
+
+async def _constrain(teacher: Teacher, folder: Path, inputs: _Inputs) -> Made:
+    options = inputs.config
+    assert isinstance(options, ConstrainSet)
+    prompts = constrained(
+        lambda: training_only(inputs.examples(), inputs.holdout),
+        name=inputs.name,
+        kinds=options.kinds,
+        most=options.most_constraints,
+        seed=teacher.seed,
+    )
+    drawn = [inputs.fingerprint(), inputs.name, options.kinds, options.most_constraints]
+    # the seeds are checked; a kind of constraint may be a held-out task, and what has it is for the evaluation alone
+    return await _answered(teacher, folder, inputs, prompts, Holdout(), fingerprint(drawn))
+
+
+async def _answered(
+    teacher: Teacher,
+    folder: Path,
+    inputs: _Inputs,
+    examples: Callable[[], Iterator[Example]],
+    holdout: Holdout,
+    drawn: str,
+) -> Made:
+    options = inputs.config
+    assert isinstance(options, AnsweredBase)
+    values = options.model_dump(include={"count", "max_tokens", "sampling", "attempts"})
+    verification = inputs.verification(options) if options.verifies else None
     return await answer(
         teacher,
         folder,
-        inputs.examples,
-        inputs.holdout,
+        examples,
+        holdout,
         name=inputs.name,
-        fingerprint=inputs.fingerprint(),
+        fingerprint=drawn,
+        verification=verification,
         **values,
     )
 
 
+SET_ONLY = {"method", "seeds", "teacher", "prompts", "rare_below"}  # no method's business
 METHODS = {
     "self_instruct": _self_instruct,
     "instructwild": _instructwild,
     "evolve": _evolve,
     "answer": _answer,
+    "constrain": _constrain,
+    "converse": _converse,
 }
 
 
@@ -229,6 +330,22 @@ def _labels(source: Source, field: str) -> dict[str, bool]:
         for example in made
         if isinstance(example, Example)
     }
+
+
+def _references(source: Source, field: str) -> dict[str, tuple[str, ...]]:
+    """Return what a field of a source's records holds, by id of their examples: a text, a number, or a list of them."""
+    if not isinstance(source, FileSource):
+        return {}
+    out: dict[str, tuple[str, ...]] = {}
+    for _, raw, made in source.read():
+        value = None if raw is None else raw.fields.get(field)
+        texts = tuple(
+            str(v)
+            for v in (value if isinstance(value, list) else [value])
+            if isinstance(v, str | int | float)
+        )
+        out |= {example.id: texts for example in made if isinstance(example, Example) and texts}
+    return out
 
 
 def _spent(stats: Stats) -> str:
