@@ -15,6 +15,7 @@ from sft_dist.filters.rules import answers_of, excerpt, prompt_of
 JUDGED_CHARS = 1000  # of a text: a language shows in fewer, and the time goes with the length
 
 LETTERS_OF_A_WORD = 5
+LEAST_LETTERS = 40  # of a text of which a page says the language
 CLOSE_LANGUAGES = (
     6  # that share the probability of a text; code and formulas have a little of each of a hundred
 )
@@ -63,6 +64,12 @@ class Language:
                     f"({language} {probability:.2f}): {excerpt(text)}",
                 )
         return None
+
+
+def language_of(text: str) -> str | None:
+    """Return the code of the most probable language of a text; None: it has too few letters to tell."""
+    judged = text[:JUDGED_CHARS]
+    return None if letters_of(judged) < LEAST_LETTERS else str(_identifier().rank(judged)[0][0])
 
 
 def letters_of(text: str) -> int:

@@ -23,6 +23,7 @@ import xxhash
 from sft_dist.config import RunConfig
 from sft_dist.core.records import BadRecord, Example
 from sft_dist.core.rng import derive
+from sft_dist.filters.language import language_of
 
 COLUMNS = (
     "examples", "tokens", "target_tokens", "drawn_examples", "drawn_tokens", "drawn_target_tokens",
@@ -38,7 +39,10 @@ def lines(path: Path) -> list[Row]:
 
 def rejects(data: Path, source: str) -> list[Row]:
     """What is not trained on of a source: while selecting, then while rendering."""
-    files = [data / "rejects" / f"{source}.jsonl", *(data / "rejects").glob(f"{source}-render-*.jsonl")]
+    files = [
+        data / "rejects" / f"{source}.jsonl",
+        *sorted((data / "rejects").glob(f"{source}-render-*.jsonl")),
+    ]
     return [line for file in files for line in lines(file)]
 
 
@@ -191,6 +195,9 @@ def diversity(
             name: [sum(min(19, int(v * 20 + 1e-9)) == k for v in values) for k in range(20)]
             for name, values in best.items()
         },
+        "languages": {
+            name: Counter(language_of(t) or "" for t in members[:1000]) for name, members in texts.items()
+        },
         "nearest_mean": {name: sum(values) / len(values) for name, values in best.items()},
     }
 
@@ -268,11 +275,13 @@ def card_again(
         for r, code in zip(records[name], np.load(data / f"selection-{name}.npy").tolist(), strict=True)
         if isinstance(r, Example) and code != 4
     }
+    worn = [t for t in largest_first if by_task[t]["drawn_examples"] > 4 * by_task[t]["examples"]]
     warned = {
         "nothing_kept": sorted(read - held - set(by_task)),
         "never_drawn": never,
-        "under_represented": [t for t in after["rare"] if t not in never],
-        "repeated": [t for t in largest_first if by_task[t]["drawn_examples"] > 4 * by_task[t]["examples"]],
+        "under_represented": [t for t in after["rare"] if t not in never and t not in worn],
+        "repeated": [t for t in worn if t not in after["rare"]],
+        "scarce": [t for t in worn if t in after["rare"]],
     }
     everything: Counter[str] = Counter()
     sources = []
@@ -312,6 +321,13 @@ def card_again(
         for e in of_source:
             of_task = ", ".join(labels.get(e.task, {}).get("license", ()))
             licensed[e.license or stated or of_task][name] += 1
+    first_dropped: Row = {}
+    for name in records:
+        for r in rejects(data, name):
+            body = r["record"]
+            place = body.get("id") or f"{Path(body['file']).name}, line {body['line']}"
+            first_dropped.setdefault(r["reason"], {"source": name, "id": place, "detail": r["detail"]})
+    targets = Counter(sum(s["length"] for s in row["spans"]).bit_length() - 1 for _, row in rows)
     lengths = Counter(len(row["input_ids"]).bit_length() - 1 for _, row in rows)
     return {
         "name": config.name,
@@ -327,6 +343,13 @@ def card_again(
             }
             for task in largest_first
         ],
+        "answer_lengths": {str(k): targets[k] for k in range(min(targets), max(targets) + 1)},
+        "turns": Counter(
+            str(sum(m.role == "assistant" for m in e.messages))
+            for of_source in kept.values()
+            for e in of_source
+        ),
+        "first_dropped": first_dropped,
         "lengths": {str(k): lengths[k] for k in range(min(lengths), max(lengths) + 1)},
         "total": {c: sum(a[c] for a in by_task.values()) for c in COLUMNS},
         "before": before,

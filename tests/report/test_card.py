@@ -23,7 +23,7 @@ from sft_dist.report.card.charts import columns, rings
 from sft_dist.report.card.counts import warnings
 from sft_dist.report.card.facts import Amount, Balance, TaskFacts, TaskLabels
 from sft_dist.report.card.language import distinct, nearest_rouge_l, singular, verb_and_noun
-from sft_dist.report.card.wording import REASONS
+from sft_dist.report.card.wording import REASONS, warning
 from sft_dist.report.formatting import count
 from sft_dist.shards import Store
 from sft_dist.sources import open_source
@@ -361,13 +361,15 @@ def test_what_is_wrong_with_a_mixture():
         task("few", 9, 2),
         task("worn", 9, 37),
         task("four", 9, 36),
+        task("thin", 1, 5),
     ]
-    after = Balance(effective_tasks=3.0, largest=0.4, rare=("unused", "few"))
+    after = Balance(effective_tasks=3.0, largest=0.4, rare=("unused", "few", "thin"))
     assert warnings(tasks, after, {"even", "gone"}) == {
         "nothing_kept": ("gone",),
         "never_drawn": ("unused",),
         "under_represented": ("few",),
         "repeated": ("worn",),
+        "scarce": ("thin",),
     }
     assert warnings([task("even", 5, 5)], Balance(effective_tasks=1.0, largest=1.0, rare=()), {"even"}) == {}
 
@@ -408,6 +410,30 @@ def test_the_pages_show_the_numbers(built):
     assert all(f"{100 * s:.1f} %" in html and f"{100 * s:.1f} %" in text for s in shares)
     assert "mix.cap" in html
     assert "`mix.cap`" in text
+
+
+def test_the_pages_show_the_first_record_of_each_drop_and_what_is_spoken(built):
+    folder, card, html, text = built
+    everything = [r for source in ("main", "asked") for r in rejects(folder, source)]
+    assert set(card["first_dropped"]) == {r["reason"] for r in everything}
+    for reason, first in card["first_dropped"].items():
+        assert first["id"] in html
+        assert first["id"] in text
+        assert any(r["reason"] == reason and r["detail"] == first["detail"] for r in everything)
+    assert card["first_dropped"]["unreadable"]["id"].startswith("asked.jsonl, line ")
+    sampled = card["diversity"]["sampled"]
+    assert [sum(found.values()) for found in card["diversity"]["languages"].values()] == [sampled, sampled]
+    assert set(card["turns"]) == {"1"}
+    assert "1 in 100.0 % of examples, 1 at most" in html
+    assert "CC-BY-4.0" in card["licenses"]
+
+
+def test_no_advice_makes_what_another_warns_of_worse():
+    found = {"under_represented": ("few",), "repeated": ("worn",), "never_drawn": ("unused",)}
+    assert not [kind for kind in found if "mix.task_min" in warning(kind, found)]
+    for kind, names in found.items():
+        assert "mix.task_min" in warning(kind, {kind: names})
+    assert "add examples, or leave them out" in warning("scarce", {"scarce": ("thin",)})
 
 
 def test_the_same_twice(built):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sft_dist.config import RunConfig
 from sft_dist.core.records import Example
@@ -112,10 +115,13 @@ def gather(
         sources=tuple(sources),
         tasks=tasks,
         lengths=card_counts.length_bins(corpus.lengths),
+        answer_lengths=card_counts.length_bins(corpus.target_tokens(np.arange(len(corpus)))),
+        turns=dict(sorted(texts.turns.items())),
         total=card_counts.total(cells.values()),
         before=card_counts.balance(card_counts.shares(tasks, drawn=False)),
         after=after,
         warnings=card_counts.warnings(tasks, after, read - prepared.selected.holdout.tasks),
+        first_dropped=_first_dropped(folder, sources),
         across_sources=plan.counts.duplicates,
         not_trained={**plan.counts.dropped, "truncated": plan.counts.truncated},
         diversity=texts.diversity(),
@@ -132,6 +138,29 @@ def gather(
         held_out=tuple(sorted(prepared.selected.holdout.tasks)),
         settings=_settings(config, corpus) | (prepared.lineage.rows() if prepared.lineage else {}),
     )
+
+
+def _first_dropped(folder: Path, sources: Sequence[SourceFacts]) -> dict[str, dict[str, str]]:
+    """Return of each reason the first record that it dropped."""
+    out: dict[str, dict[str, str]] = {}
+    for source in sources:
+        left = {*source.dropped, *(("unreadable",) if source.unreadable else ())} - set(out)
+        rendered = sorted((folder / "rejects").glob(f"{source.name}-render-*.jsonl"))
+        for file in (folder / "rejects" / f"{source.name}.jsonl", *rendered):
+            if not left or not file.is_file():
+                continue
+            with file.open("rb") as lines:
+                for line in lines:
+                    reason = line.split(b'"', 4)[3].decode()  # texts are long, and most lines are not wanted
+                    if reason in left:
+                        left.discard(reason)
+                        reject = json.loads(line)
+                        record, detail = reject["record"], str(reject["detail"])
+                        name = record.get("id") or f"{Path(record['file']).name}, line {record['line']}"
+                        out[reason] = {"source": source.name, "id": name, "detail": detail}
+                    if not left:
+                        break
+    return out
 
 
 def _stored(source: Source, prepared: Prepared, store: Store, read: set[str]) -> Iterator[Example]:

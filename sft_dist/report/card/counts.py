@@ -101,10 +101,14 @@ def warnings(tasks: Sequence[TaskFacts], after: Balance, read: Collection[str]) 
         read: Tasks of the records that were read, those that are held out aside.
     """
     never = [t.name for t in tasks if not t.amount.drawn_examples]
+    rare = set(after.rare)
+    repeated = [t.name for t in tasks if t.amount.drawn_examples > REPEATED * t.amount.examples]
+    scarce = [name for name in repeated if name in rare]
     out = {
         "nothing_kept": sorted(set(read) - {t.name for t in tasks}),
         "never_drawn": never,
-        "under_represented": [t for t in after.rare if t not in set(never)],
-        "repeated": [t.name for t in tasks if t.amount.drawn_examples > REPEATED * t.amount.examples],
+        "under_represented": [t for t in after.rare if t not in {*never, *scarce}],
+        "repeated": [name for name in repeated if name not in rare],
+        "scarce": scarce,
     }
     return {kind: tuple(names) for kind, names in out.items() if names}

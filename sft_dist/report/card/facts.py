@@ -102,6 +102,7 @@ class Diversity:
         distinct: "prompts" and "answers" -> (different, all) n-grams for n = 1, 2, 3.
         nearest: "instructions" and "prompts" -> how many have their nearest neighbour's ROUGE-L in each of `BINS` bins.
         nearest_mean: The mean of the same.
+        languages: "prompts" and "answers" -> code of the detected language -> texts; "": too short to tell.
     """
 
     instructions: int
@@ -111,6 +112,7 @@ class Diversity:
     distinct: Mapping[str, tuple[tuple[int, int], ...]]
     nearest: Mapping[str, tuple[int, ...]]
     nearest_mean: Mapping[str, float]
+    languages: Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,11 +124,15 @@ class CardFacts:
         sources: In the order of the config.
         tasks: The largest first.
         lengths: Training examples whose tokens lie in [2^k, 2^(k+1)), by k.
+        answer_lengths: The same of the tokens that carry loss.
+        turns: Answers in an example -> training examples.
         total: All sources together.
         before: Balance of the tasks in the stores.
         after: Balance in one epoch.
         warnings: What is wrong with the mixture -> the tasks that it concerns: `nothing_kept` (read and not held out,
-            but no example is left), `never_drawn` (stored, but not in the epoch), `under_represented` (drawn, but `rare`), `repeated` (more than `REPEATED` passes an epoch).
+            but no example is left), `never_drawn` (stored, but not in the epoch), `under_represented` (drawn, but `rare`), `repeated` (more than
+            `REPEATED` passes an epoch), `scarce` (both of the last two, and named there alone).
+        first_dropped: Reason -> the first record that it dropped: its source, its id (or place, where it cannot be read), the detail.
         across_sources: Examples that are not drawn because an earlier source holds them.
         not_trained: Drawn, but not trained on, by reason; and how many were cut to fit a row.
         diversity: See there.
@@ -143,10 +149,13 @@ class CardFacts:
     sources: tuple[SourceFacts, ...]
     tasks: tuple[TaskFacts, ...]
     lengths: Mapping[int, int]
+    answer_lengths: Mapping[int, int]
+    turns: Mapping[int, int]
     total: Amount
     before: Balance
     after: Balance
     warnings: Mapping[str, tuple[str, ...]]
+    first_dropped: Mapping[str, Mapping[str, str]]
     across_sources: int
     not_trained: Mapping[str, int]
     diversity: Diversity

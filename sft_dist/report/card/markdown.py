@@ -16,10 +16,12 @@ from sft_dist.report.card.wording import (
     REASONS,
     RENDERED,
     SET_NAMES,
+    TOO_SHORT,
     listed,
     ratio,
     share,
     skipped_lines,
+    turns_line,
     warning,
 )
 from sft_dist.report.formatting import (
@@ -80,6 +82,7 @@ def _summary(facts: CardFacts) -> str:
     return (
         f"{count(t.examples)} training examples of {count(len(facts.tasks))} tasks from {count(len(facts.sources))} sources: "
         f"{count(t.tokens)} tokens, of which {count(t.target_tokens)} ({share(t.target_tokens, t.tokens)}) carry loss. "
+        f"Answers: {turns_line(facts.turns)}. "
         f"One epoch of the mixture trains on {count(t.drawn_examples)} examples, {count(t.drawn_tokens)} tokens."
     )
 
@@ -164,6 +167,17 @@ def _left_out(facts: CardFacts) -> Iterable[str]:
         )
     row("**kept**", [s.amount.examples for s in facts.sources])
     yield markdown_table(("", *columns), rows)
+    if facts.first_dropped:
+        dropped = [
+            (
+                f"`{reason}`",
+                markdown_cell(f["source"]),
+                f"`{leaf(f['id'])}`",
+                markdown_cell(clip(f["detail"], 120)),
+            )
+            for reason, f in facts.first_dropped.items()
+        ]
+        yield markdown_table(("reason", "first in", "record", "why"), dropped, text=4)
     if facts.id_files:
         files = [
             (f"`{key}`", f"`{leaf(f['file'])}`", *(count(f[k]) for k in ID_FILES))
@@ -206,7 +220,7 @@ def _left_out(facts: CardFacts) -> Iterable[str]:
 
 def _mixture(facts: CardFacts) -> Iterable[str]:
     for kind, names in facts.warnings.items():
-        yield f"> **{warning(kind, names)}** {markdown_cell(listed(names))}."
+        yield f"> **{warning(kind, facts.warnings)}** {markdown_cell(listed(names))}."
     for title, b in (("In the stores", facts.before), ("In one epoch", facts.after)):
         rare = markdown_cell(listed(b.rare))
         yield (
@@ -258,6 +272,9 @@ def _diversity(facts: CardFacts) -> Iterable[str]:
     yield markdown_table(
         (f"of {count(d.sampled)} examples", "distinct words", "distinct pairs", "distinct triples"), rows
     )
+    codes = sorted({c for found in d.languages.values() for c in found})
+    spoken = [(c or TOO_SHORT, *(count(f.get(c, 0)) for f in d.languages.values())) for c in codes]
+    yield markdown_table(("detected language (py3langid), of a sample", *d.languages), spoken)
     heads = ("ROUGE-L with the nearest other", *d.nearest)
     bins = [
         (f"{k / BINS:.2f} to {(k + 1) / BINS:.2f}", *(count(v[k]) for v in d.nearest.values()))

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from sft_dist.report.card.charts import columns, rings
-from sft_dist.report.card.facts import BINS, RARE, Amount, Balance, CardFacts, TaskFacts
-from sft_dist.report.card.wording import GROUP_NOTES, GROUPS, listed, share, warning
+from sft_dist.report.card.facts import BINS, RARE, Amount, Balance, CardFacts, Diversity, TaskFacts
+from sft_dist.report.card.wording import GROUP_NOTES, GROUPS, TOO_SHORT, listed, share, warning
 from sft_dist.report.charts import Line, chart
 from sft_dist.report.formatting import count, decimal, esc, join, percent, short
 from sft_dist.report.html import Cell, bar, figure, name_cell, table
@@ -36,7 +36,7 @@ def mixture(facts: CardFacts) -> str:
 
 def _warnings(facts: CardFacts) -> str:
     return join(
-        f'<p class="missing"><b>{esc(warning(kind, names))}</b> {esc(listed(names))}.</p>'
+        f'<p class="missing"><b>{esc(warning(kind, facts.warnings))}</b> {esc(listed(names))}.</p>'
         for kind, names in facts.warnings.items()
     )
 
@@ -137,6 +137,19 @@ def _tracks(before: float, after: float, highest: float) -> str:
     )
 
 
+def _languages(d: Diversity) -> str:
+    """Return how many of the sampled prompts and answers are in each language."""
+    codes = sorted(
+        {c for found in d.languages.values() for c in found},
+        key=lambda c: (-sum(found.get(c, 0) for found in d.languages.values()), c),
+    )
+    rows = [
+        (c or TOO_SHORT, *(Cell(count(found.get(c, 0)), found.get(c, 0)) for found in d.languages.values()))
+        for c in codes
+    ]
+    return table(("detected (py3langid), of a sample", *d.languages), rows, css="sortable fit")
+
+
 def diversity(facts: CardFacts) -> str:
     """Return the body of the section on how different the texts are."""
     d = facts.diversity
@@ -171,5 +184,5 @@ def diversity(facts: CardFacts) -> str:
     )
     return (
         f'<div class="two">{left}{histogram}</div><details><summary>All verbs and nouns</summary>{all_verbs}</details>'
-        f"<h3>Distinct n-grams</h3>{spread}"
+        f'<div class="two"><div><h3>Distinct n-grams</h3>{spread}</div><div><h3>Languages</h3>{_languages(d)}</div></div>'
     )

@@ -19,11 +19,13 @@ from sft_dist.report.card.wording import (
     ratio,
     share,
     skipped_lines,
+    turns_line,
 )
 from sft_dist.report.formatting import clip, count, decimal, esc, format_bytes, join, percent, short
 from sft_dist.report.html import Cell, bar, figure, name_cell, page, pairs, table
 from sft_dist.report.html import stat_row as fact_row
 
+SHOWN_DETAIL = 120  # characters of why a record was dropped
 SHOWN_CHARS = 900  # of a turn in a sample
 SHOWN_DATASETS = 12
 SHOWN_FILES = 4
@@ -79,6 +81,7 @@ def _header(facts: CardFacts) -> str:
         ),
         ("Examples in an epoch", count(t.drawn_examples), f"{ratio(t.drawn_examples, t.examples)} passes"),
         ("Tokens in an epoch", short(t.drawn_tokens), f"{short(t.drawn_target_tokens)} with loss"),
+        ("Answers", count(sum(k * n for k, n in facts.turns.items())), turns_line(facts.turns)),
         ("Distinct instructions", count(facts.diversity.instructions), ""),
         ("Contamination", count(len(facts.contaminated)), "evaluation examples found in training data"),
     )
@@ -113,14 +116,20 @@ def _sources(facts: CardFacts) -> str:
     origins = join(
         f"<dt>{esc(s.name)}</dt><dd>{_origin(s)}</dd>" for s in facts.sources if s.files or s.datasets
     )
+    bins = range(
+        min((*facts.answer_lengths, *facts.lengths), default=0),
+        max((*facts.answer_lengths, *facts.lengths), default=0) + 1,
+    )
     lengths = columns(
-        {"a": list(facts.lengths.values())},
-        [short(2**k) for k in facts.lengths],
-        description="training examples by tokens",
+        {c: [v.get(k, 0) for k in bins] for c, v in (("a", facts.lengths), ("b", facts.answer_lengths))},
+        [short(2**k) for k in bins],
+        description="training examples by tokens, and by tokens with loss",
         width=1064 if len(facts.sources) > BESIDE else 520,
     )
     shown = figure(
-        "<b>Length</b> <span>of training examples in tokens: from each label to twice it</span>", lengths
+        "<b>Length</b> <span>of training examples in tokens: from each label to twice it</span><br/>"
+        '<span class="key">all tokens</span><span class="key b">tokens with loss</span>',
+        lengths,
     )
     listing = f'<dl class="origins">{origins}</dl>' if origins else ""
     if len(facts.sources) > BESIDE:
@@ -190,7 +199,8 @@ def _left_out(facts: CardFacts) -> str:
     rows = [
         (
             Cell(
-                f'<span style="display:inline-block;min-width:15rem">{esc(label.replace("_", " "))}<br/><span class="small">{esc(meaning)}</span></span>'
+                f'<span style="display:inline-block;min-width:15rem">{esc(label.replace("_", " "))}<br/><span class="small">{esc(meaning)}</span>'
+                f"{_first(facts, label)}</span>"
                 if meaning
                 else esc(label)
             ),
@@ -224,6 +234,17 @@ def _left_out(facts: CardFacts) -> str:
         "left-out",
         body + _id_files(facts) + _rendered(facts) + _contamination(facts),
         "Every record with its reason lies in rejects/ of the data folder.",
+    )
+
+
+def _first(facts: CardFacts, reason: str) -> str:
+    """Return the first record that a reason dropped, in small."""
+    found = facts.first_dropped.get(reason)
+    if not found:
+        return ""
+    said = clip(f"{found['source']}: {found['detail']}", SHOWN_DETAIL)
+    return (
+        f'<br/><span class="small">first: <span class="mono">{esc(found["id"])}</span> of {esc(said)}</span>'
     )
 
 

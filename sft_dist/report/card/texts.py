@@ -14,6 +14,7 @@ from sft_dist.core.rng import derive
 from sft_dist.core.sample import Sample
 from sft_dist.filters import Seen
 from sft_dist.filters.decontamination import question
+from sft_dist.filters.language import language_of
 from sft_dist.report.card.facts import BINS, Diversity
 from sft_dist.report.card.language import distinct, nearest_rouge_l, verb_and_noun
 
@@ -37,9 +38,11 @@ class Texts:
         self._asked: Sample[str] = Sample(SAMPLED_NEIGHBOURS, derive(seed, "card", "instructions"))
         self._shown: dict[str, Sample[Example]] = {}
         self.datasets: dict[str, Counter[str]] = {}
+        self.turns: Counter[int] = Counter()
 
     def add(self, source: str, example: Example) -> None:
         """Take one training example into account."""
+        self.turns[sum(m.role == "assistant" for m in example.messages)] += 1
         datasets = self.datasets.setdefault(source, Counter())
         datasets.update(o.removeprefix("dataset:") for o in example.origin if o.startswith("dataset:"))
         if source not in self._shown:
@@ -76,6 +79,10 @@ class Texts:
             },
             nearest={name: histogram(values) for name, values in nearest.items()},
             nearest_mean={n: float(v.mean()) if len(v) else math.nan for n, v in nearest.items()},
+            languages={
+                name: dict(Counter(language_of(t) or "" for t in texts[:SAMPLED_NEIGHBOURS]).most_common())
+                for name, texts in (("prompts", prompts), ("answers", answers))
+            },
         )
 
 

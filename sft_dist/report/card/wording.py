@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sft_dist.filters import FILTERS
 from sft_dist.filters.rules import Licences
@@ -98,13 +98,18 @@ WARNINGS = {
     ),
     "under_represented": (
         f"under-represented (less than {percent(RARE, 0)} % of an equal share of the epoch)",
-        "raise mix.task_min, lower mix.cap, or flatten with mix.rate=temperature; better, add examples",
+        "lower mix.cap, flatten with mix.rate=temperature, or raise mix.task_min; better, add examples",
     ),
     "repeated": (
         f"repeated more than {REPEATED:.0f} times an epoch",
         "lower the share of their source or mix.task_min; better, add examples",
     ),
+    "scarce": (
+        f"under-represented even though repeated more than {REPEATED:.0f} times an epoch",
+        "no mixture mends that: add examples, or leave them out",
+    ),
 }
+TOO_SHORT = "too short to tell"
 NOT_STATED = "not stated"
 LISTED = 8  # names that a sentence lists
 
@@ -126,15 +131,28 @@ def ratio(part: float, whole: float) -> str:
     return f"{part / whole:.2f}" if whole else DASH
 
 
+def turns_line(turns: Mapping[int, int]) -> str:
+    """{1: 90, 2: 8, 5: 2} -> "1 in 90.0 % of examples, 5 at most"."""
+    if not turns:
+        return DASH
+    one = share(turns.get(1, 0), sum(turns.values()))
+    return f"1 in {one} of examples, {max(turns)} at most"
+
+
 def listed(names: Sequence[str]) -> str:
     """Return the first names, and how many more there are."""
     more = len(names) - LISTED
     return ", ".join(names[:LISTED]) + (f" and {count(more)} more" if more > 0 else "")
 
 
-def warning(kind: str, names: Sequence[str]) -> str:
-    """Return the sentence for what is wrong with these tasks, with its remedy."""
+def warning(kind: str, warnings: Mapping[str, Sequence[str]]) -> str:
+    """Return the sentence for what is wrong with tasks of one kind, with its remedy: none that makes another warning worse."""
     what, remedy = WARNINGS[kind]
+    names = warnings[kind]
+    if "repeated" in warnings and kind in ("under_represented", "never_drawn"):
+        remedy = remedy.replace(", or raise mix.task_min", "")
+    if kind == "repeated" and "under_represented" in warnings:
+        remedy = remedy.replace(" or mix.task_min", "")
     tasks = "1 task" if len(names) == 1 else f"{count(len(names))} tasks"
     return f"{tasks} {what}; {remedy}:"
 
