@@ -143,8 +143,8 @@ def _languages(d: Diversity) -> str:
         {c for found in d.languages.values() for c in found},
         key=lambda c: (-sum(found.get(c, 0) for found in d.languages.values()), c),
     )
-    rows = [
-        (c or TOO_SHORT, *(Cell(count(found.get(c, 0)), found.get(c, 0)) for found in d.languages.values()))
+    rows: list[list[Cell | str]] = [
+        [c or TOO_SHORT, *(Cell(count(found.get(c, 0)), found.get(c, 0)) for found in d.languages.values())]
         for c in codes
     ]
     return table(("detected (py3langid), of a sample", *d.languages), rows, css="sortable fit")
