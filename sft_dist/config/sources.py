@@ -55,8 +55,8 @@ class SourceBase(SourceMix):
 
     task: str | None = Field(
         default=None,
-        description="Task name of every record; '{field}' in it stands for that field, '{__file__}' for its file's name; "
-        "null: the reader's own.",
+        description="Task name of every record; '{field}' in it stands for that field, '{__file__}' for its file's name, '{__verb__}' for "
+        "the root verb of its instruction ('other' without one); null: the reader's own.",
     )
     dataset: str | None = Field(
         default=None,

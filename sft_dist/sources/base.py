@@ -15,13 +15,16 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from sft_dist.core.errors import UserError, nearest
 from sft_dist.core.files import checksum, fingerprint
-from sft_dist.core.records import BadRecord, Example
+from sft_dist.core.records import BadRecord, Example, example_id
+from sft_dist.core.verbs import verb_and_noun
 from sft_dist.sources.files.blocks import LEAST_BYTES, Block, Part, grouped, part_bytes
 from sft_dist.sources.files.data_files import BINARY, TEXT_CHARS, RawRecord, cut_file, file_kind, read_wanted
 
 READER_VERSION = 4  # raised when a reader makes other examples of the same records
 
 FILE_FIELD = "__file__"  # in `task` and `dataset`, the name of the record's file without endings
+VERB_FIELD = "__verb__"  # in `task`, the root verb of the record's instruction
+NO_VERB = "other"
 RECORD = "record:"  # an origin: the one annotated record that an example asks about, a hash of its content
 
 _FIELD = re.compile(r"\{([^{}]+)\}")
@@ -102,6 +105,7 @@ class FileSource(ABC):
         self._files = files
         self._task = task
         self._dataset = dataset
+        self._names_verb = task is not None and f"{{{VERB_FIELD}}}" in task
         self._license: str | None = None
         self._names_file = any(f"{{{FILE_FIELD}}}" in (pattern or "") for pattern in (task, dataset))
         self._options = {"reader": type(self).__name__, "task": task, "dataset": dataset, **options}
@@ -171,9 +175,13 @@ class FileSource(ABC):
                 yield Read(number, None, [raw])
                 continue
             fields = {**raw.fields, FILE_FIELD: data_name(raw.file)} if self._names_file else raw.fields
+            if self._names_verb:
+                fields = {**fields, VERB_FIELD: f"{{{VERB_FIELD}}}"}  # named once the instruction is known
             try:
                 # as a list: a record is taken whole or not at all
                 made = list(self.convert(fields))
+                if self._names_verb:
+                    made = [_named_by_verb(example) for example in made]
                 if self._license is not None:
                     named = fill_in(self._license, fields, "licence")
                     made = [replace(example, license=named) for example in made]
@@ -228,6 +236,15 @@ def read_block(source: Source, block: Block, wanted: Container[int] | None = Non
     for number, record in enumerate(source):
         if wanted is None or number in wanted:
             yield Read(number, None, [record])
+
+
+def _named_by_verb(example: Example) -> Example:
+    """Return the example with the root verb of its instruction in the name of its task."""
+    found = verb_and_noun(example.instruction)
+    task = example.task.replace(f"{{{VERB_FIELD}}}", found[0] if found else NO_VERB)
+    return replace(
+        example, task=task, id=example_id(task, example.messages, example.tools, example.weight, example.form)
+    )
 
 
 def record_origin(fields: Any) -> str:

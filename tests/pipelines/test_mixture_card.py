@@ -11,7 +11,7 @@ from card_again import card_again, evaluated, html_tables, lines, markdown_table
 from mixture_run import drawn
 
 from sft_dist.core.records import Example
-from sft_dist.report.card.language import verb_and_noun
+from sft_dist.core.verbs import verb_and_noun
 from sft_dist.report.card.wording import REASONS
 from sft_dist.sources import open_source
 

@@ -17,12 +17,13 @@ from rouge_score.rouge_scorer import _score_lcs
 import sft_dist
 from sft_dist.cli import main
 from sft_dist.config.load import load_config
+from sft_dist.core.verbs import singular, verb_and_noun
 from sft_dist.mix import draw
 from sft_dist.pipelines.train.planning import mixture_of, open_corpus
 from sft_dist.report.card.charts import columns, rings
 from sft_dist.report.card.counts import warnings
 from sft_dist.report.card.facts import Amount, Balance, TaskFacts, TaskLabels
-from sft_dist.report.card.language import distinct, nearest_rouge_l, singular, verb_and_noun
+from sft_dist.report.card.language import distinct, nearest_rouge_l
 from sft_dist.report.card.wording import REASONS, warning
 from sft_dist.report.formatting import count
 from sft_dist.shards import Store

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from sft_dist.core.records import Example
 from sft_dist.core.rng import derive
 from sft_dist.core.sample import Sample
+from sft_dist.core.verbs import verb_and_noun
 from sft_dist.filters import Seen
 from sft_dist.filters.decontamination import question
 from sft_dist.filters.language import language_of
 from sft_dist.report.card.facts import BINS, Diversity
-from sft_dist.report.card.language import distinct, nearest_rouge_l, verb_and_noun
+from sft_dist.report.card.language import distinct, nearest_rouge_l
 
 SAMPLED_TEXTS = 2000  # for distinct n-grams
 SAMPLED_NEIGHBOURS = 1000  # for the nearest neighbour: the work grows with the square
