@@ -86,6 +86,27 @@ def test_modules_that_layers_share_are_left_out(model_type: str, tmp_path: Path)
         trained(base, lora=LoraConfig(rank=2, alpha=2.0, target_modules=("q_proj",)))
 
 
+@pytest.mark.parametrize(
+    ("model_type", "own"), [("deepseek_v4", "o_a_proj"), ("llama4_text", "router"), ("phimoe", "router")]
+)
+def test_a_linear_that_computes_something_else_is_left_out(model_type: str, own: str, tmp_path: Path) -> None:
+    base = tiny.save(model_type, tmp_path)
+    adapted = {n for n in trained(base, lora=LoraConfig(rank=2, alpha=2.0)) if ".lora_" in n}
+    assert adapted
+    assert not [n for n in adapted if f".{own}." in n]
+    with pytest.raises(
+        UserError, match=f"{own}, which cannot be adapted in {model_type}.*more than a product"
+    ):
+        trained(base, lora=LoraConfig(rank=2, alpha=2.0, target_modules=(own,)))
+
+
+def test_adapters_that_no_file_could_hold_merged_are_refused_at_the_start(tmp_path: Path) -> None:
+    base = tiny.save("hrm_text", tmp_path)
+    with pytest.raises(UserError, match="hold with others as one tensor.*lora.export=adapter"):
+        trained(base, lora=LoraConfig(rank=2, alpha=2.0))
+    assert trained(base, lora=LoraConfig(rank=2, alpha=2.0, export="adapter"))
+
+
 @pytest.mark.parametrize("model_type", ["gemma3n_text"])
 def test_a_linear_in_a_list_is_adapted_and_layers_are_not(model_type: str, tmp_path: Path) -> None:
     names = trained(tiny.save(model_type, tmp_path), lora=LoraConfig(rank=2, alpha=2.0))
