@@ -178,9 +178,13 @@ class PatternFile(FileSection):
         default=None,
         description="Judges the answers; null: choice where there are labels or choices, else what the answers need.",
     )
+    cot_metric: str | None = Field(
+        default=None,
+        description="Judges TASK/cot, such as numeric (the last number is right); null: what its texts need.",
+    )
     patterns: tuple[PatternPair, ...] = Field(min_length=1)
 
-    _metric = field_validator("metric")(known_metric)
+    _metric = field_validator("metric", "cot_metric")(known_metric)
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

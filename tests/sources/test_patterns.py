@@ -11,13 +11,14 @@ from sft_dist.config import RunConfig
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import BadRecord, Example, Phrasing, example_from_dict, example_to_dict
 from sft_dist.evals.choices import offered
-from sft_dist.evals.metrics import exact_match, metric_of_task
+from sft_dist.evals.metrics import exact_match, metric_of_task, numeric
 from sft_dist.evals.probe_material import Material
 from sft_dist.evals.probes import phrasing_variants
 from sft_dist.holdout import Holdout, split
 from sft_dist.selection.assign import select
 from sft_dist.selection.files import training_examples
 from sft_dist.sources import open_source
+from sft_dist.sources.hub import import_datasets
 from sft_dist.sources.patterns.reader import PatternsReader
 
 BOOLQ = """
@@ -131,10 +132,32 @@ def test_rationale_answer_and_inversion_of_one_table(tmp_path, shared_data):
     assert "####" not in thought.output
     assert asked.output == plain.messages[0].content
     assert "####" not in asked.messages[0].content
+    source = reader(tmp_path, GSM + "cot_metric: numeric\n", shared_data / "raw-annotated/gsm8k_test.jsonl")
+    assert source.task_metrics() == {"t/cot": "numeric"}
+    assert numeric("9 times 2 is 18.\nSo 18", thought.answers) == 1
     assert len({o for e in examples[:3] for o in e.origin if o.startswith("record:")}) == 1
     # holding the plain task out takes what was made of the same records with it
     held = Holdout(tasks=frozenset({"t"}))
     assert split(thought, held).reason == split(asked, held).reason == "heldout_origin"
+
+
+@pytest.mark.parametrize("few_shot", [0.0, 1.0])
+def test_a_dataset_of_the_library_is_read_like_its_file(tmp_path, few_shot):
+    datasets = import_datasets()
+    rows = [{"text": f"Review {i} of many.", "label": i % 2} for i in range(12)]
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
+    )
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(str(tmp_path / "saved"))
+    patterns = "answer: {field: label, labels: [bad, good]}\npatterns: [{name: a, input: '{text}', target: '{answer}'}]"
+    options = {"few_shot_share": few_shot, "exemplar_pool": 4}
+    saved = reader(tmp_path, patterns, tmp_path / "saved", **options)
+    plain = reader(tmp_path, patterns, rows=rows, **options)
+    assert list(saved) == list(plain)
+    assert len(list(saved)) == (8 if few_shot else 12)
+    read = [e for block in saved.blocks() for r in saved.read(block) for e in r.made]
+    assert read == list(saved)
+    assert len({saved.block_fingerprint(b) for b in saved.blocks()}) == len(saved.blocks())
 
 
 # --- the draw --------------------------------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ class PatternsReader(FileSource):
             self._rows.files,
             task=task,
             dataset=dataset,
-            patterns=file.model_dump(exclude={"metric"}),
+            patterns=file.model_dump(exclude={"metric", "cot_metric"}),
             pattern_names=sorted(chosen),
             unseen=sorted(unseen),
             per_record=patterns_per_record,
@@ -190,12 +190,13 @@ class PatternsReader(FileSource):
             )
 
     def task_metrics(self) -> dict[str, str]:
-        """Return the metric of the task of the answers, where the config names one task and the file of patterns says how it is judged."""
+        """Return the metrics of the tasks, where the config names one task and the file of patterns says how they are judged."""
         task = self.name if self._task is None else self._task
         metric = self._file.metric or (
             "choice" if self._file.answer.labels or self._file.answer.choices else None
         )
-        return {task: metric} if metric and "{" not in task else {}
+        named = {task: metric, f"{task}/cot": self._file.cot_metric}
+        return {} if "{" in task else {t: m for t, m in named.items() if m is not None}
 
     def _read(self, fields: Mapping[str, Any]) -> _Record:
         answer = read_answer(fields, self._file.answer)
