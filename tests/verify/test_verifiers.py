@@ -112,6 +112,14 @@ def test_the_folder_is_its_own_and_leaves(monkeypatch):
     assert not Path(said.partition(": ")[2]).exists()
 
 
+def test_a_process_that_outlives_the_program_keeps_nobody_waiting():
+    """As root a program may start processes, and one of them holds the pipe."""
+    code = "import os, time\nif os.fork() == 0:\n os.setsid()\n time.sleep(30)\n os._exit(0)\nos._exit(0)"
+    began = time.monotonic()
+    assert failing_tests(code, "") is not None
+    assert time.monotonic() - began < 25
+
+
 def test_a_program_that_only_waits_is_ended(monkeypatch):
     monkeypatch.setattr("sft_dist.verify.sandbox.WAIT_FACTOR", 2)
     start = time.monotonic()
