@@ -130,7 +130,8 @@ def who_stalls(run_dir: Path) -> str:
     mute = [rank for rank in range(world) if rank not in said]
     at_work = [rank for rank in sorted(said) if not said[rank]["waits"]]
     waiting = [rank for rank in sorted(said) if said[rank]["waits"]]
-    minutes = max(s["silent_s"] for s in said.values()) / 60
+    least_s = max(s["silent_s"] for s in said.values())
+    least = f"{least_s:.0f} s" if least_s < 120 else f"{least_s / 60:.0f} min"
     parts = [
         f"rank {r} on {host_of(run_dir, r) or 'an unknown host'} says nothing: it is frozen, or its node is"
         for r in mute[:NAMED]
@@ -150,7 +151,7 @@ def who_stalls(run_dir: Path) -> str:
             else f"{'all' if len(waiting) == world else len(waiting)} ranks wait"
         )
         parts.append(f"{who} for others in {phase}")
-    return f"no progress for {minutes:.0f} min or more: " + "; ".join(parts)
+    return f"no progress for {least} or more: " + "; ".join(parts)
 
 
 def host_of(run_dir: Path, rank: int) -> str:
