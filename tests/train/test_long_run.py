@@ -22,4 +22,4 @@ def test_memory_and_descriptors_are_flat_over_2000_steps(tmp_path: Path) -> None
     assert max(rss for rss, _ in late) - late[0][0] < SLACK_BYTES
     assert max(files for _, files in late) <= late[0][1] + 4  # a checkpoint that is being written
     assert len(found["opened"]) >= 3
-    assert {mode[0] for mode in found["opened"]} == {"a"}  # appended to; the end of the last line alone is looked at
+    assert {mode[0] for mode in found["opened"]} == {"a"}  # appended to, and not read
