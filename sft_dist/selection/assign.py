@@ -167,7 +167,8 @@ def make_facts(
         for number, block in enumerate(blocks_of(source))
     ]
     found: dict[Path, BlockFacts] = {}
-    turns = [(part[0] + turn) % part[1] for turn in range(part[1] if others else 1)]
+    own_first = sorted(range(min(part[1], len(wanted))), key=lambda first: (first - part[0]) % part[1])
+    turns = own_first if others else [part[0]]
     for own in turns:
         missing = []
         for w in wanted[own :: part[1]]:

@@ -250,6 +250,11 @@ def test_a_slice_that_is_none(sft: Sft, given: str) -> None:
     assert f"--slice {given} is not I/N" in refused(sft, "prepare", "my.yaml", "--slice", given)
 
 
+def test_more_slices_than_there_is_work(sft: Sft) -> None:
+    code, _, err = sft("prepare", "my.yaml", "data.processes=1", "--slice", "7/99999999999")
+    assert code == 0, err
+
+
 def test_overrides_may_stand_behind_options(sft: Sft) -> None:
     assert "data.dirr: unknown key" in refused(sft, "prepare", "my.yaml", "--rebuild", "data.dirr=x")
     with pytest.raises(SystemExit, match="2"):
