@@ -422,7 +422,7 @@ def test_memory_that_is_too_little_to_look_for_duplicates_is_one_sentence(tmp_pa
     config = write(tmp_path, rows(), near_duplicates={})
     small = config.model_copy(update={"data": config.data.model_copy(update={"memory_gb": 0.0005})})
     with pytest.raises(
-        UserError, match=r"duplicates among 100 records .*data\.memory_gb=0\.0005 .*; raise data\.memory_gb"
+        UserError, match=r"100 records cannot be joined .*data\.memory_gb=0\.0005 .*; raise data\.memory_gb"
     ):
         run(small)
     assert not [p for p in (tmp_path / "data").iterdir() if p.name.startswith(".spill")]
