@@ -99,10 +99,23 @@ def test_what_happens_by_epoch_and_ends_early(tmp_path: Path) -> None:
         ("datasets", [{"path": "x/y", "type": "jeopardy"}]),
         ("lora_target_parameters", ["mlp.experts.down_proj"]),
         ("some_new_key", 3),
+        ("micro_batch_size", True),
+        ("learning_rate", True),
+        ("lora_r", 2.5),
+        ("max_steps", 10.5),
     ],
 )
 def test_what_changes_the_result_is_said(tmp_path: Path, key: str, value: Any) -> None:
     assert any(key in changed for changed in _converted(tmp_path, AXOLOTL | {key: value}).changes)
+
+
+def test_a_share_of_the_run_is_no_number_of_steps(tmp_path: Path) -> None:
+    done = _converted(tmp_path, AXOLOTL | {"save_steps": 0.2, "eval_steps": 50, "logging_steps": 1})
+    assert [(key, changes) for key, _, changes in done.cannot if key == "save_steps"] == [
+        ("save_steps", False)
+    ]
+    config = _valid(tmp_path, done)
+    assert (config.checkpoint.save_every_steps, config.train.eval_every_steps) == (None, 50)
 
 
 def test_tokens_text_files_and_balance(tmp_path: Path) -> None:

@@ -54,6 +54,32 @@ def to(path: str, kind: Callable[[Any], Any] = lambda x: x, remark: str = "") ->
     return rule
 
 
+def whole(value: Any) -> int:
+    """Return a whole number; raise ValueError where another one, or none, stands."""
+    if number(value) != int(number(value)):
+        raise ValueError(value)
+    return int(number(value))
+
+
+def number(value: Any) -> float:
+    """Return a number; raise TypeError or ValueError where none stands: YAML's `true` would be taken as 1."""
+    if isinstance(value, bool):
+        raise TypeError(value)
+    return float(value)
+
+
+def every(path: str, *, least: int = 0) -> Rule:
+    """Return a rule for the steps between saves, evaluations or lines of a log; below 1 they are a share of the run there."""
+
+    def rule(out: Conversion, key: str, value: Any, _: dict[str, Any]) -> None:
+        if 0 < number(value) < 1:
+            out.refuse(key, f"{value} is a share of the run; set {path} in steps", changes=False)
+        else:
+            out.map(key, path, max(least, whole(value)) or None)
+
+    return rule
+
+
 def used(_: Conversion, __: str, ___: Any, ____: dict[str, Any]) -> None:
     """Read with another key."""
 
@@ -90,15 +116,15 @@ def schedule(out: Conversion, key: str, value: Any, _keys: dict[str, Any]) -> No
 
 def warmup(out: Conversion, key: str, value: Any, _keys: dict[str, Any]) -> None:
     """Convert a warm-up: a share below 1, else steps."""
-    if float(value) < 1:
-        out.map(key, "optim.warmup_share", float(value))
+    if number(value) < 1:
+        out.map(key, "optim.warmup_share", number(value))
     else:
-        out.map(key, "optim.warmup_steps", int(value))
+        out.map(key, "optim.warmup_steps", whole(value))
 
 
 def floor(out: Conversion, key: str, value: Any, keys: dict[str, Any]) -> None:
     """Convert the least rate, given as a share of the peak or as a rate."""
-    share = float(value)
+    share = number(value)
     if key != "cosine_min_lr_ratio":
         share /= float(keys.get("learning_rate") or DEFAULTS[out.trainer]["optim.lr"])
     out.map(key, "optim.min_lr_share", round(share, 8), "a share of the peak")
@@ -113,12 +139,12 @@ def beta(out: Conversion, key: str, _value: Any, keys: dict[str, Any]) -> None:
 
 def epochs(out: Conversion, key: str, value: Any, keys: dict[str, Any]) -> None:
     """Convert the number of epochs."""
-    if float(value) <= 0:
+    if number(value) <= 0:
         if not keys.get("max_steps"):
             out.refuse(key, f"{value}: that is no training; set train.epochs or train.max_steps")
         return
-    whole = float(value) == int(float(value))
-    out.map(key, "train.epochs", int(float(value)) if whole else float(value))
+    epochs = number(value)
+    out.map(key, "train.epochs", int(epochs) if epochs == int(epochs) else epochs)
 
 
 def continued(out: Conversion, key: str, value: Any, _keys: dict[str, Any]) -> None:
@@ -154,7 +180,7 @@ def _evaluates(keys: dict[str, Any]) -> bool:
 def patience(out: Conversion, key: str, value: Any, keys: dict[str, Any]) -> None:
     """Convert early stopping."""
     if _evaluates(keys):
-        out.map(key, "train.patience_evaluations", int(value))
+        out.map(key, "train.patience_evaluations", whole(value))
     else:
         out.drop(key, "nothing is evaluated while it trains, so nothing ends the run early")
 
@@ -170,8 +196,8 @@ def best(out: Conversion, key: str, value: Any, keys: dict[str, Any]) -> None:
 
 def max_steps(out: Conversion, key: str, value: Any, _keys: dict[str, Any]) -> None:
     """Convert the number of steps."""
-    if int(value) > 0:
-        out.map(key, "train.max_steps", int(value))
+    if whole(value) > 0:
+        out.map(key, "train.max_steps", whole(value))
 
 
 def template(out: Conversion, key: str, value: Any, _keys: dict[str, Any]) -> None:
@@ -249,13 +275,13 @@ def adapted_parameters(out: Conversion, key: str, value: Any, keys: dict[str, An
 
 def validation(out: Conversion, key: str, value: Any, _keys: dict[str, Any]) -> None:
     """Convert the share that is kept for validation."""
-    if not 0 < float(value) <= 0.5:
-        if float(value):
+    if not 0 < number(value) <= 0.5:
+        if number(value):
             out.refuse(
                 key, f"{value}: a number of examples; set data.validation.examples_per_task", changes=False
             )
         return
-    out.map(key, "data.validation.share", float(value), "of each task")
+    out.map(key, "data.validation.share", number(value), "of each task")
 
 
 def checkpointing(out: Conversion, key: str, value: Any, _keys: dict[str, Any]) -> None:
@@ -307,7 +333,7 @@ def trainable(out: Conversion, key: str, value: Any, keys: dict[str, Any]) -> No
         out.drop(key, "adapters freeze the whole base, there as here")
         return
     if key == "freeze_trainable_layers":
-        count = int(value)
+        count = whole(value)
         out.map(key, "model.trainable", [f"layers[-{count}:]"] if count > 0 else [f"layers[:{-count}]"])
         return
     globs = [re.sub(r"\\\.", ".", str(v)).removeprefix("^") for v in value]
@@ -359,16 +385,16 @@ def base_8bit(out: Conversion, key: str, value: Any, _keys: dict[str, Any]) -> N
 
 def quant_bits(out: Conversion, key: str, value: Any, keys: dict[str, Any]) -> None:
     """Convert the bits of a quantised base."""
-    if int(value) == 8:
+    if whole(value) == 8:
         base_8bit(out, key, value, keys)
-    elif int(value) != 4:
+    elif whole(value) != 4:
         out.refuse(key, f"{value} bits are not offered; 4 (nf4) are")
 
 
 def parallel(out: Conversion, key: str, value: Any, _keys: dict[str, Any]) -> None:
     """Convert the ranks that share rows."""
-    if int(value) > 1:
-        out.map(key, "train.sequence_parallel", int(value))
+    if whole(value) > 1:
+        out.map(key, "train.sequence_parallel", whole(value))
 
 
 def experts(out: Conversion, key: str, _value: Any, _: dict[str, Any]) -> None:

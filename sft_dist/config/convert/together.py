@@ -55,7 +55,7 @@ def _whole(out: Conversion, keys: dict[str, Any], key: str, usual: int) -> int:
     value = keys.get(key)
     if value is None:
         return usual
-    if isinstance(value, (int, float)) and value >= 1:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 1:
         return int(value)
     out.refuse(key, f"{value!r} is no number; set train.tokens_per_step by hand")
     return usual
