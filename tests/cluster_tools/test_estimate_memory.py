@@ -96,6 +96,7 @@ def measured(request, tmp_path_factory) -> tuple[str, list[dict]]:
     return request.param, json.loads((folder / "out.json").read_text())
 
 
+@pytest.mark.slow
 def test_estimate_is_within_a_tenth_of_what_steps_hold(measured):
     name, found = measured
     shape = Shape.of(SHAPES[name])

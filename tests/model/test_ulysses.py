@@ -149,6 +149,7 @@ def compare_families(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_every_family_can_share_rows(tmp_path: Path) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     mp.spawn(compare_families, (str(tmp_path),), nprocs=2)

@@ -20,7 +20,7 @@ from sft_dist.sources.files import blocks
 from sft_dist.sources.files.data_files import BadRecord
 from sft_dist.sources.sampled import SampledSource
 
-RECORDS = 12_000
+RECORDS = 4_800
 TASKS = 6
 Sft = Callable[..., tuple[int, str, str]]
 

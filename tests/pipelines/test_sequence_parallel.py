@@ -21,6 +21,7 @@ def lines(project: Path, name: str) -> dict[tuple[str, int], dict[str, Any]]:
     return {(m["kind"], m["step"]): m for m in metrics}
 
 
+@pytest.mark.slow
 def test_a_run_that_shares_rows_is_the_run_that_does_not(sft: Sft, project: Path) -> None:
     for name, size in (("whole", 1), ("shared", 2)):
         code, out, err = sft("train", "my.yaml", f"name={name}", f"train.sequence_parallel={size}", *SHORT)
