@@ -55,13 +55,25 @@ def logger(name: str = "sft_dist") -> logging.Logger:
     root = logging.getLogger("sft_dist")
     if not root.handlers:
         me = current()
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _Stderr()
         prefix = f"[rank {me.rank}] " if me.world_size > 1 and me.rank else ""
         handler.setFormatter(logging.Formatter(f"%(asctime)s {prefix}%(message)s", "%H:%M:%S"))
         root.addHandler(handler)
         root.setLevel(logging.INFO if me.is_main else logging.WARNING)
         root.propagate = False
     return log
+
+
+class _Stderr(logging.Handler):
+    """Writes to what `sys.stderr` is when a line is logged: a program that calls us, or a notebook, may exchange it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+        except Exception:  # noqa: BLE001  a line of a log ends no run
+            self.handleError(record)
 
 
 @contextmanager

@@ -266,11 +266,7 @@ def test_ctrl_c_keeps_what_is_on_its_way(tmp_path):
         answer=teach, delay_s=2
     ) as server:  # all 20 would take 10 s: time to interrupt on a busy machine
         config = write_config(tmp_path, server, f"{{answered: {SETS['answered']}}}", teacher="concurrency: 4")
-        before = signal.signal(
-            signal.SIGINT, signal.default_int_handler
-        )  # ignored in a background job, and inherited
         process = launch(config)
-        signal.signal(signal.SIGINT, before)
         end = time.monotonic() + 30
         while len(server.seen) < 4 and time.monotonic() < end:
             time.sleep(0.02)
