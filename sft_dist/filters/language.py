@@ -1,18 +1,16 @@
-"""Which language a text is in, by py3langid: naive Bayes over byte n-grams, 140 languages, no network."""
+"""Texts that are in another language than the allowed ones; the language of a text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sft_dist.core.errors import UserError, nearest
+from sft_dist.core.language import JUDGED_CHARS, identifier
 from sft_dist.core.records import Drop, Example
 from sft_dist.filters.patterns import IDEOGRAPH, LETTER
 from sft_dist.filters.rules import answers_of, excerpt, prompt_of
-
-JUDGED_CHARS = 1000  # of a text: a language shows in fewer, and the time goes with the length
 
 LETTERS_OF_A_WORD = 5
 LEAST_LETTERS = 40  # of a text of which a page says the language
@@ -39,7 +37,7 @@ class Language:
     min_letters: int = 40
 
     def __post_init__(self) -> None:
-        known = _identifier().labels
+        known = identifier().labels
         for code in self.allow:
             if code not in known:
                 raise UserError(
@@ -53,7 +51,7 @@ class Language:
             judged = text[:JUDGED_CHARS]
             if letters_of(judged) < self.min_letters:
                 continue
-            ranked: list[tuple[str, float]] = _identifier().rank(judged)
+            ranked: list[tuple[str, float]] = identifier().rank(judged)
             others = [probability for language, probability in ranked if language not in self.allow]
             other = float(sum(others[:CLOSE_LANGUAGES]))
             if other >= self.min_probability:
@@ -69,17 +67,9 @@ class Language:
 def language_of(text: str) -> str | None:
     """Return the code of the most probable language of a text; None: it has too few letters to tell."""
     judged = text[:JUDGED_CHARS]
-    return None if letters_of(judged) < LEAST_LETTERS else str(_identifier().rank(judged)[0][0])
+    return None if letters_of(judged) < LEAST_LETTERS else str(identifier().rank(judged)[0][0])
 
 
 def letters_of(text: str) -> int:
     """Return the letters of a text; a Han or Kana character is a word, and counts as the letters of one."""
     return len(LETTER.findall(text)) + (LETTERS_OF_A_WORD - 1) * len(IDEOGRAPH.findall(text))
-
-
-@lru_cache(maxsize=1)
-def _identifier() -> Any:
-    """Return the identifier; its model takes a second to load, so only where the rule is on."""
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

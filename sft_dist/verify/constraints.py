@@ -7,11 +7,10 @@ import math
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache
-from typing import Any
+
+from sft_dist.core.language import JUDGED_CHARS, identifier
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-JUDGED_CHARS = 1000  # of a text: its language shows in fewer
 LANGUAGES = {
     "de": "German", "en": "English", "es": "Spanish", "fr": "French", "it": "Italian", "nl": "Dutch", "pl": "Polish", "pt": "Portuguese",
     "ru": "Russian", "tr": "Turkish", "zh": "Chinese",
@@ -72,11 +71,4 @@ def in_words(text: str, word: str) -> bool:
 
 def language_of(text: str) -> str:
     """Return the ISO 639 code of the language that a text is most probably in."""
-    return str(_identifier().classify(text[:JUDGED_CHARS].lower())[0])
-
-
-@cache
-def _identifier() -> Any:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    return str(identifier().classify(text[:JUDGED_CHARS].lower())[0])
