@@ -87,7 +87,7 @@ def test_the_figures_of_a_sample_are_those_of_the_whole(
     assert close(estimate.examples, exact.examples, 0.1)
     assert close(estimate.tokens, exact.tokens, 0.1)
     assert set(estimate.drops) == set(exact.drops)
-    for reason, n in exact.drops.items():
+    for reason, n in exact.drops.items():  # the rarest, one record in a hundred, is a dozen of the sample
         assert close(estimate.drops[reason], n, 0.35), reason
 
 
