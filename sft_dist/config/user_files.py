@@ -1,4 +1,4 @@
-"""Files of the user's that a config names: pattern pairs of `kind: patterns`. Read here, so that mistakes are said in one way."""
+"""Files of the user's that a config names: pattern pairs of `kind: patterns`, prompts of `construct`. Read here, so that mistakes are said in one way."""
 
 from __future__ import annotations
 
