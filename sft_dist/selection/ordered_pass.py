@@ -326,8 +326,9 @@ def _check_source(
             f"{first_bad.reason}. Mend the file or raise the limit; `sft-dist prepare` with this config lists them in rejects/ of data.dir"
         )
     if not selection.kept and not selection.evaluation and not selection.prompts:
+        why = ", ".join(f"{reason} {n:,}" for reason, n in selection.dropped.items()) or "unreadable"
         raise UserError(
-            f"data.sources.{source.name}: none of its {selection.read} records is kept ({selection.dropped}), so it adds nothing; "
+            f"data.sources.{source.name}: none of its {selection.read} records is kept ({why}), so it adds nothing; "
             "look at data.filters, or remove the source"
         )
 
