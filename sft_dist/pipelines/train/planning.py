@@ -222,7 +222,9 @@ class Summary:
         """Return, in words, the passes over each source, its share, and the tasks that are never trained on."""
         passes = ", ".join(f"{name} {n:.3g}" for name, n in self.passes.items())
         shares = ", ".join(f"{name} {n:.1%}" for name, n in self.shares.items())
-        lines = [f"passes an epoch: {passes}", f"shares of its {UNITS[self.unit]}: {shares}"]
+        lines = [f"passes an epoch: {passes}"]
+        if len(self.shares) > 1:
+            lines.append(f"shares of an epoch's {UNITS[self.unit]}: {shares}")
         for kind, tasks in (
             ("near", [t for t, why in self.held_out.items() if why]),
             ("far", [t for t, why in self.held_out.items() if not why]),
