@@ -21,6 +21,7 @@ MAX_POINTS = 400
 
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 10.0, 8.0, 34.0  # margins around the plot box, in pixels of the view box
 ROW = 24.0  # height of a row of a dot plot or of stacked bars
+CHARACTER = 6.2  # pixels of a character of a label, about
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,10 +150,11 @@ def dot_plot(
         rows: (label, estimates), from the top.
         description: For readers who do not see the figure.
         width: Of the view box.
-        labels: Pixels for the labels.
+        labels: Pixels for the labels, at least.
         low: Left end of the axis, a share.
         high: Right end.
     """
+    labels = _label_room([label for label, _ in rows], labels, width)
     height = ROW * len(rows) + 26
     across = _scale(low, high, labels, width - 14)
     parts = []
@@ -165,9 +167,7 @@ def dot_plot(
         )
     for i, (label, estimates) in enumerate(rows):
         y = 4 + ROW * (i + 0.5)
-        parts.append(
-            f'<text class="label" x="{labels - 12:g}" y="{y + 3.5:.1f}" text-anchor="end">{esc(label)}</text>'
-        )
+        parts.append(_label(label, labels, y))
         for e in estimates:
             if not math.isfinite(e.mean):
                 continue
@@ -193,15 +193,14 @@ def stacked(
         rows: (label, [(CSS class, title, share)]), from the top; the shares of a row add up to 1.
         description: For readers who do not see the figure.
         width: Of the view box.
-        labels: Pixels for the labels.
+        labels: Pixels for the labels, at least.
     """
+    labels = _label_room([label for label, _ in rows], labels, width)
     height, across = ROW * len(rows) + 8, width - labels - 14
     parts = []
     for i, (label, shares) in enumerate(rows):
         y, x = 4 + ROW * i, labels
-        parts.append(
-            f'<text class="label" x="{labels - 12:g}" y="{y + ROW / 2 + 3.5:.1f}" text-anchor="end">{esc(label)}</text>'
-        )
+        parts.append(_label(label, labels, y + ROW / 2))
         for css, title, share in shares:
             wide = across * share
             parts.append(
@@ -209,6 +208,19 @@ def stacked(
             )
             x += wide
     return f'<svg class="chart stack" viewBox="0 0 {width} {height:g}" role="img" aria-label="{esc(description)}">{join(parts)}</svg>'
+
+
+def _label_room(labels: Sequence[str], least: float, width: float) -> float:
+    """Return the pixels for the labels of rows: as long as the longest, at most so that half of the width is left."""
+    return min(max(least, CHARACTER * max(map(len, labels), default=0) + 16), width / 2)
+
+
+def _label(label: str, room: float, y: float) -> str:
+    """Return the label of a row, in the middle of which is `y`; one that is too long is cut, and whole where the pointer rests."""
+    most = int((room - 16) / CHARACTER)
+    shown = label if len(label) <= most else f"{label[: most - 1]}…"
+    title = "" if shown == label else f"<title>{esc(label)}</title>"
+    return f'<text class="label" x="{room - 12:g}" y="{y + 3.5:.1f}" text-anchor="end">{esc(shown)}{title}</text>'
 
 
 def _curve(

@@ -152,7 +152,7 @@ def test_hung_rank_is_ended_with_stacks_and_the_run_goes_on(cluster: Cluster, tm
     said = log.read_text()
     prefix = cluster.environment["PFX"]
     assert f"rank 1 on {prefix}-node2: says nothing" in said
-    assert re.search(rf"rank 0 on {prefix}-node1: no progress in [a-z ]+ \(\S+\.py:\d+ \w+\)", said)
+    assert re.search(rf"rank 0 on {prefix}-node1: no progress in [a-z' ]+ \(\S+\.py:\d+ .+\)", said)
     attempt = run / "logs" / "attempt-0.1"
     stacks = "".join(p.read_text() for p in attempt.glob("node-0/*/attempt_0/0/stderr.log"))
     assert "most recent call first" in stacks
