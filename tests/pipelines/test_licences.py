@@ -97,7 +97,9 @@ def reasons_of_unreadable(folder: Path) -> str:
 
 def test_a_licence_that_the_source_states_decides_anew(tmp_path: Path):
     kept(write(tmp_path))
-    with pytest.raises(UserError, match=r"data\.sources\.whole: none of its 10 records is kept \(license 10\)"):
+    with pytest.raises(
+        UserError, match=r"data\.sources\.whole: none of its 10 records is kept \(license 10\)"
+    ):
         run(write(tmp_path, stated="GPL-3.0"))
     with pytest.raises(UserError, match=r"data\.sources\.whole: none"):
         run(write(tmp_path, stated=None))
