@@ -283,6 +283,7 @@ def state_errors(work, reduced):
     """Whole rows beside each document alone, for each family of which the kernels are here."""
     import torch
 
+    from sft_dist.config.model import ModelConfig
     from sft_dist.model import isolation_check
     from sft_dist.model.load import load_packed
     from sft_dist.model.packed import to_inputs
@@ -296,8 +297,8 @@ def state_errors(work, reduced):
         folder = work / family
         make_model({"model_type": family, **sizes, **STATES[family]}, folder)
         loaded = load_packed(
-            str(folder), dtype=dtype, backend="auto", device=device, zero_config=None, gradient_checkpointing=False
-        )  # fmt: skip
+            str(folder), ModelConfig(dtype=dtype, gradient_checkpointing=False), device=device
+        )
         module = loaded.module.to(device).eval()
         said = isolation_check.settle_kernels(
             loaded, lambda b, module=module: module(*to_inputs(b, device))[1], "auto", tokens

@@ -54,6 +54,7 @@ def make_model(folder, layers):
 def make_way(model, stage, recomputed, compiled):
     """A function that runs one micro-step."""
 
+    from sft_dist.config.model import ModelConfig
     from sft_dist.config.train import DeepSpeedConfig, OptimConfig
     from sft_dist.core.records import Batch
     from sft_dist.model import activation_memory
@@ -71,9 +72,11 @@ def make_way(model, stage, recomputed, compiled):
             dtype="bfloat16", clip=1.0,
         )  # fmt: skip
     module = load_packed(
-        str(model), dtype="bfloat16" if stage else "float32", backend="auto", device="cpu",
-        zero_config=settings if stage == 3 else None, gradient_checkpointing=recomputed,
-    ).module  # fmt: skip
+        str(model),
+        ModelConfig(dtype="bfloat16" if stage else "float32", gradient_checkpointing=recomputed),
+        device="cpu",
+        zero_config=settings if stage == 3 else None,
+    ).module
     if compiled:
         activation_memory.compile_layers(module.hf)
     ids = np.random.default_rng(0).integers(0, VOCABULARY, TOKENS)

@@ -101,14 +101,15 @@ def bare_loop(model_folder, device="cpu"):
     """A function that trains a copy of the model on a global batch: nothing but what PyTorch needs."""
     import torch
 
+    from sft_dist.config.model import ModelConfig
     from sft_dist.config.train import OptimConfig
     from sft_dist.model.load import load_packed
     from sft_dist.model.packed import to_inputs
     from sft_dist.train.optim import parameter_groups
 
     model = load_packed(
-        model_folder, dtype="float32", backend="auto", device=device, zero_config=None, gradient_checkpointing=False
-    ).module  # fmt: skip
+        model_folder, ModelConfig(dtype="float32", gradient_checkpointing=False), device=device
+    ).module
     model.train()
     optimizer = torch.optim.AdamW(parameter_groups(model, OptimConfig()), lr=LR, betas=(0.9, 0.95), eps=1e-8)
 

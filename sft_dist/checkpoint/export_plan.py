@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sft_dist.checkpoint.index import Index
 from sft_dist.checkpoint.io import read_parameter
-from sft_dist.config.model import LoraConfig
+from sft_dist.config.model import LoraConfig, RopeScalingConfig
 from sft_dist.core.errors import UserError
 from sft_dist.model import adapters
 from sft_dist.model import weight_files as files
@@ -62,7 +62,7 @@ class Base:
     path: str
     revision: str | None = None
     trust_remote_code: bool = False
-    rope_scaling: Mapping[str, Any] | None = None
+    rope_scaling: RopeScalingConfig | None = None
     vocab_multiple: int | None = None
     lora: LoraConfig | None = None
     kind: str = "master"

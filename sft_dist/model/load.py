@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from sft_dist.config.model import LoraConfig
+from sft_dist.config.model import LoraConfig, ModelConfig
 from sft_dist.core.errors import UserError
 from sft_dist.core.process import logger
 from sft_dist.model import (
@@ -123,95 +123,73 @@ def attention_needs(model: Any, dtype: torch.dtype, device: str) -> list[attenti
 
 def load_packed(
     path: str,
+    model: ModelConfig,
     *,
-    dtype: str,
-    backend: str,
     device: str,
-    zero_config: Mapping[str, Any] | None,
-    gradient_checkpointing: activation_memory.Checkpointing,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    min_vocab_size: int = 0,
-    sequence: SequenceGroup | None = None,
-    seq_len: int = 0,
-    rope_scaling: Mapping[str, Any] | None = None,
-    vocab_multiple: int | None = None,
-    trainable: Sequence[str] = (),
-    freeze: Sequence[str] = (),
+    zero_config: Mapping[str, Any] | None = None,
     lora: LoraConfig | None = None,
     seed: int = 0,
-    recurrent_by: str = "auto",
+    sequence: SequenceGroup | None = None,
+    seq_len: int = 0,
+    min_vocab_size: int = 0,
 ) -> Loaded:
     """Load a model for packed training.
 
     Args:
-        path: Local folder or hub id.
-        dtype: float32 or bfloat16, of the weights in forward and backward.
-        backend: A name of `backends.BACKENDS` or auto.
+        path: Local folder or hub id: `model.path`, or where the initial weights of `model.shape` were written.
+        model: The section of that name; `gradient_checkpointing` is decided. Layers with state run each document alone until
+            `isolation_check.kernel_fault` has found nothing.
         device: cuda or cpu.
         zero_config: The DeepSpeed config under ZeRO-3, else None. The weights are then partitioned while they are
             loaded, so no rank ever holds the whole model on its device.
-        gradient_checkpointing: Which activations are recomputed in the backward pass, see `activation_memory.checkpoint_layers`.
-        revision: Hub revision.
-        trust_remote_code: Run model code from the hub.
-        min_vocab_size: Largest token id of the tokenizer plus one.
-        sequence: The ranks that share rows with this one; None: whole rows.
-        seq_len: Longest document in tokens, checked against the model's positions.
-        rope_scaling: `model.rope_scaling` as type and factor, or None.
-        vocab_multiple: Add embedding rows up to a multiple of this; None: add none.
-        trainable: Parts that are trained (model.trainable); empty: all of the text part.
-        freeze: Parts of those that are not.
         lora: Train adapters instead.
         seed: Of the adapters' initial values.
-        recurrent_by: `model.recurrent`. Each document is run alone until `isolation_check.kernel_fault` has found nothing.
+        sequence: The ranks that share rows with this one; None: whole rows.
+        seq_len: Longest document in tokens, checked against the model's positions.
+        min_vocab_size: Largest token id of the tokenizer plus one.
 
     Raises:
         UserError: For a missing or unfit model, missing weights, or a tokenizer with ids beyond the embedding.
     """
+    assert model.gradient_checkpointing != "auto"
     attention.register(sequence)
     shared = sequence is not None and sequence.size > 1
-    config = base_config(
-        path,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        seq_len=seq_len,
-        rope_scaling=rope_scaling,
-    )
+    config = base_config(path, model, seq_len)
     old_rows = config.get_text_config().vocab_size
-    rows = support.rows_for(old_rows, min_vocab_size, vocab_multiple, path)
-    torch_dtype = DTYPES[dtype]
+    rows = support.rows_for(old_rows, min_vocab_size, model.vocab_multiple, path)
+    dtype = DTYPES[model.dtype]
     # this imports the model's module before zero.Init is entered: DeepSpeed patches `__init__` of every class and puts back what it
     # saw, and a class that was decorated meanwhile (fused experts) would lose its decoration
-    skeleton = meta_model(config, trust_remote_code=trust_remote_code)
+    skeleton = meta_model(config, trust_remote_code=model.trust_remote_code)
     way = separation.packed_way(
         skeleton,
-        backend,
-        attention_needs(skeleton, torch_dtype, device),
+        model.attention,
+        attention_needs(skeleton, dtype, device),
         shared=shared,
-        recurrent_by=recurrent_by,
+        recurrent_by=model.recurrent,
         device=device,
     )
     if lora is not None:
-        adapters.refuse_unmerged(skeleton, lora, BaseFiles.find(path, revision))
-    quantisation = adapters.quantisation(lora, torch_dtype, device)
-    source = None if zero_config is None else partition.find_weights(path, skeleton, zero_config, revision)
+        adapters.refuse_unmerged(skeleton, lora, BaseFiles.find(path, model.revision))
+    quantisation = adapters.quantisation(lora, dtype, device)
+    source = (
+        None if zero_config is None else partition.find_weights(path, skeleton, zero_config, model.revision)
+    )
     borders = Borders() if way.alone else None
     with _partitioned(zero_config):
         hf = _weights(
             path,
             config,
-            torch_dtype,
+            model,
             attention.registered_name(way.attention, sequence.size if sequence else 1),
             zero_config,
             source,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            quantisation=quantisation,
+            quantisation,
         )
         vocabulary.grow(hf, rows, zero_config)
         module = PackedLM(hf, borders)
         if lora is None:
-            set_trainable(hf, trainable, freeze)
+            set_trainable(hf, model.trainable, model.freeze)
         else:
             adapters.add(hf, lora, seed)
         alone: list[nn.Module] = []
@@ -225,7 +203,7 @@ def load_packed(
             _partition_rest(hf, zero_config, {type(m) for m in alone})
     _tell_untrained(hf, min_vocab_size - old_rows)
     hf.config.use_cache = False
-    activation_memory.checkpoint_layers(hf, gradient_checkpointing)
+    activation_memory.checkpoint_layers(hf, model.gradient_checkpointing)
     if borders is not None:
         recurrent.keep_for_recomputation(hf, borders)
     return Loaded(
@@ -234,58 +212,49 @@ def load_packed(
         reason=way.reason,
         state=way.state,
         recurrent=way.recurrent,
-        commit=commit_of(path, revision),
+        commit=commit_of(path, model.revision),
     )
 
 
-def base_config(
-    path: str,
-    *,
-    revision: str | None,
-    trust_remote_code: bool,
-    seq_len: int = 0,
-    rope_scaling: Mapping[str, Any] | None = None,
-) -> Any:
+def base_config(path: str, model: ModelConfig, seq_len: int = 0) -> Any:
     """Return the config to train with: the model's own, its positions rescaled where that is asked for.
 
     Raises:
         UserError: When it cannot be read or cannot be trained packed, or `seq_len` is out of its reach.
     """
-    config = read_config(path, revision=revision, trust_remote_code=trust_remote_code)
+    config = read_config(path, revision=model.revision, trust_remote_code=model.trust_remote_code)
     support.check_supported(config, path)
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None)  # some families store it under another name
-    rope.check_reach({**text.to_dict(), "max_position_embeddings": limit}, rope_scaling, seq_len)
-    rope.rescale(config, rope_scaling)
+    rope.check_reach({**text.to_dict(), "max_position_embeddings": limit}, model.rope_scaling, seq_len)
+    rope.rescale(config, model.rope_scaling)
     return config
 
 
 def _weights(
     path: str,
     config: Any,
-    dtype: torch.dtype,
+    model: ModelConfig,
     attn: str,
     zero_config: Mapping[str, Any] | None,
     source: partition.WeightSource | None,
-    *,
-    revision: str | None,
-    trust_remote_code: bool,
     quantisation: Any,
 ) -> Any:
     """Return the model with the base's weights."""
+    dtype = DTYPES[model.dtype]
     if zero_config is not None and source is not None:
         _refuse_missing(path, source.missing)
         _tell_unused(path, source.unused)
-        empty = partition.build(config, zero_config, dtype, attn, trust_remote_code=trust_remote_code)
+        empty = partition.build(config, zero_config, dtype, attn, trust_remote_code=model.trust_remote_code)
         partition.fill(empty, source)
         return empty.eval()
-    BaseFiles.find(path, revision)  # names a file that is torn or absent better than transformers does
+    BaseFiles.find(path, model.revision)  # names a file that is torn or absent better than transformers does
     try:
         found: Any = auto_class(config).from_pretrained(
             path,
             config=config,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
             dtype=dtype,
             attn_implementation=attn,
             output_loading_info=True,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sft_dist.config.model import RopeScalingConfig
 from sft_dist.core.errors import UserError
 
 DEPENDS_ON_ROW = ("longrope", "dynamic")  # frequencies change with the longest position of a forward pass
@@ -27,12 +28,12 @@ def reach(text: Mapping[str, Any]) -> int | None:
     return int(limit)
 
 
-def check_reach(text: Mapping[str, Any], scaling: Mapping[str, Any] | None, seq_len: int) -> None:
+def check_reach(text: Mapping[str, Any], scaling: RopeScalingConfig | None, seq_len: int) -> None:
     """Refuse rows whose documents may be longer than the model's positions.
 
     Args:
         text: The text config as a dictionary.
-        scaling: `model.rope_scaling` (type, factor), or None.
+        scaling: `model.rope_scaling`.
         seq_len: Longest document in tokens.
 
     Raises:
@@ -50,7 +51,7 @@ def check_reach(text: Mapping[str, Any], scaling: Mapping[str, Any] | None, seq_
             raise UserError(
                 "model.rope_scaling is set, but this model has no limit of positions to rescale; set model.rope_scaling=null"
             )
-        limit = int(limit * scaling["factor"])
+        limit = int(limit * scaling.factor)
     short = _own(text).get("original_max_position_embeddings") or text.get("original_max_position_embeddings")
     if kind in DEPENDS_ON_ROW and seq_len > (short := int(short or limit or seq_len)):
         raise UserError(
@@ -60,7 +61,7 @@ def check_reach(text: Mapping[str, Any], scaling: Mapping[str, Any] | None, seq_
     if limit is not None and seq_len > limit:
         factor = -(-seq_len // limit)
         remedy = (
-            f"raise model.rope_scaling.factor to {scaling['factor'] * factor:g}"
+            f"raise model.rope_scaling.factor to {scaling.factor * factor:g}"
             if scaling is not None
             else f"set model.rope_scaling.type=yarn and model.rope_scaling.factor={factor}"
         )
@@ -70,7 +71,7 @@ def check_reach(text: Mapping[str, Any], scaling: Mapping[str, Any] | None, seq_
         )
 
 
-def rescale(config: Any, scaling: Mapping[str, Any] | None) -> None:
+def rescale(config: Any, scaling: RopeScalingConfig | None) -> None:
     """Write `model.rope_scaling` into a transformers config, in place, as transformers itself reads it.
 
     Raises:
@@ -85,8 +86,8 @@ def rescale(config: Any, scaling: Mapping[str, Any] | None) -> None:
         )
     original = text.max_position_embeddings
     extra = {
-        "rope_type": scaling["type"],
-        "factor": float(scaling["factor"]),
+        "rope_type": scaling.type,
+        "factor": scaling.factor,
         "original_max_position_embeddings": original,
     }
     parameters = text.rope_parameters
@@ -95,7 +96,7 @@ def rescale(config: Any, scaling: Mapping[str, Any] | None) -> None:
     else:
         parameters = {**parameters, **extra}
     text.rope_parameters = parameters
-    text.max_position_embeddings = int(original * scaling["factor"])
+    text.max_position_embeddings = int(original * scaling.factor)
 
 
 def _own(text: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from torch import nn
 from sft_dist.core.errors import UserError
 from sft_dist.model import attention, parts, recurrent, recurrent_kernels
 
-# model types whose own attention code is measured exact on each document alone (tests/model/matrix.json)
+# model types whose own attention code is measured exact on each document alone (tests/helpers/matrix.json)
 PROVED = {
     "axk2", "bloom", "deepseek_v32", "deepseek_v4", "doge", "dots3_note", "dots3_note_text", "falcon", "glm_moe_dsa",
     "gpt_neo", "hy_v4", "inkling2_loop_text", "inkling2_text", "inkling_text", "mpt", "nemotron", "qwen4_exp",

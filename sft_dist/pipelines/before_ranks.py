@@ -71,8 +71,7 @@ def _model(config: RunConfig) -> Iterator[str]:
                 f"model.path={path} {state}, so there is no base model to start from; check the path.{nearest(place.name, beside)}"
             )
     if text := config_json(config):
-        scaling = config.model.rope_scaling.model_dump() if config.model.rope_scaling else None
-        check_reach(text, scaling, config.pack.seq_len)
+        check_reach(text, config.model.rope_scaling, config.pack.seq_len)
     yield from ()
 
 

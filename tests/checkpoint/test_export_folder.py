@@ -12,6 +12,7 @@ import families
 import pytest
 import tiny
 import torch
+from loading import load
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,7 +22,6 @@ from sft_dist.checkpoint.export_plan import Base
 from sft_dist.config.model import LoraConfig
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_json
-from sft_dist.model.load import load_packed
 
 IDS = torch.tensor([[5, 9, 3, 77, 20, 1, 64, 8, 30, 31, 32]])
 
@@ -40,10 +40,7 @@ class Tokens:
 
 def trained(folder: Path, **options: Any) -> Any:
     """A loaded model whose trained weights have moved, as training would move them."""
-    defaults: dict[str, Any] = {
-        "dtype": "float32", "backend": "auto", "device": "cpu", "zero_config": None, "gradient_checkpointing": False,
-    }  # fmt: skip
-    hf = load_packed(str(folder), **defaults | options).module.hf
+    hf = load(folder, **options).module.hf
     g = torch.Generator().manual_seed(1)
     for parameter in hf.parameters():
         if parameter.requires_grad:

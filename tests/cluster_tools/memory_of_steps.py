@@ -21,6 +21,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sft_dist.config.model import ModelConfig
 from sft_dist.config.train import DeepSpeedConfig, OptimConfig
 from sft_dist.core.records import Batch
 from sft_dist.model.load import load_packed
@@ -82,13 +83,14 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
     settings = zero.zero_config(section, dtype=case["dtype"], clip=1.0)
     loaded = load_packed(
         case["model"],
-        dtype=case["dtype"],
-        backend="auto",
+        ModelConfig(
+            dtype=case["dtype"],
+            gradient_checkpointing=case["gradient_checkpointing"],
+            trainable=case.get("trainable", ()),
+            freeze=case.get("freeze", ()),
+        ),
         device="cpu",
         zero_config=settings if case["stage"] == 3 else None,
-        gradient_checkpointing=case["gradient_checkpointing"],
-        trainable=case.get("trainable", ()),
-        freeze=case.get("freeze", ()),
     )
     with LiveBytes() as memory:
         groups = parameter_groups(loaded.module, OptimConfig())

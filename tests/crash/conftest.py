@@ -21,7 +21,13 @@ def run_script() -> Callable[..., dict[str, Any]]:
     """Run a script with a folder, the file for its JSON, and further arguments; return the JSON."""
 
     def run(folder: Path, script: str, *arguments: int, timeout_s: float) -> dict[str, Any]:
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "GLOO_SOCKET_IFNAME": "lo"}
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONWARNINGS": "ignore",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "PYTHONPATH": str(HERE.parent / "helpers"),
+        }
         out = folder / "seen.json"
         command = [sys.executable, str(HERE / script), str(folder / "work"), str(out), *map(str, arguments)]
         done = subprocess.run(

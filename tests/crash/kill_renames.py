@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["DS_ACCELERATOR"] = "cpu"
-sys.path += [str(Path(__file__).resolve().parents[1] / part) for part in ("client", "construct")]
+sys.path.append(str(Path(__file__).resolve().parents[1] / "construct"))
 
 import deepspeed  # noqa: F401  here, once, and not in every child
 import torch

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import cases
 import numpy as np
+import tiny_docs
 import torch
 import torch.distributed as dist
 from case import Case
@@ -152,7 +153,7 @@ class HeldOut(Case):
 
     def run(self, model: str, scratch: Path) -> dict[str, Any]:
         folder = scratch / f"held-out-{self.documents}"
-        docs = cases.documents(0)[: self.documents]
+        docs = tiny_docs.documents(0)[: self.documents]
         if dist.get_rank() == 0:
             with ShardWriter(folder, 0, "int32", key={}) as writer:
                 for i, doc in enumerate(docs):
@@ -170,7 +171,7 @@ class HeldOut(Case):
         engine.eval()
         for i, doc in enumerate(docs):
             batch = replace(
-                cases.pack([doc], [i]),
+                tiny_docs.pack([doc], [i]),
                 target_positions=np.arange(len(doc) - 1),
                 target_ids=np.array(doc[1:]),
                 target_weights=np.ones(len(doc) - 1, np.float32),
@@ -201,7 +202,7 @@ class WaitingCalls(Case):
         meter = Meter(["even", "odd"], engine.device)
         found: dict[str, dict[str, int]] = {}
         for step in range(3):
-            micro = cases.deal(step, dist.get_world_size(), 2)
+            micro = tiny_docs.deal(step, dist.get_world_size(), 2)
             scale = dist.get_world_size() / cases.plan_of(step, micro).target_weight
             batches = [upload(b, engine.device, meter.codes(b)) for b in cases.own(micro, 1)]
             with Waits() as inside:

@@ -13,6 +13,7 @@ from unittest import mock
 
 import cases
 import numpy as np
+import tiny_docs
 import torch
 import torch.distributed as dist
 from case import Case
@@ -36,11 +37,11 @@ EPOCHS, SEQ_LEN, ROWS_PER_STEP = 3, 64, 4
 
 def build_store(folder: Path) -> None:
     """A token store of 40 documents of 3 to 60 tokens; the last two thirds of each carry loss."""
-    rng = np.random.default_rng(cases.SEED)
+    rng = np.random.default_rng(tiny_docs.SEED)
     with ShardWriter(folder, 0, "int32", key={}) as writer:
         for i in range(40):
             n = int(np.clip(rng.lognormal(2.5, 0.8), 3, 60))
-            ids = rng.integers(1, cases.VOCAB, n).astype(np.int32)
+            ids = rng.integers(1, tiny_docs.VOCAB, n).astype(np.int32)
             writer.add(
                 f"{i:032x}", i % 2, 0, Tokens(ids=ids, spans=(Span(n // 3 or 1, n - (n // 3 or 1), 1.0),))
             )
@@ -57,7 +58,7 @@ def planned(scratch: Path, start: Position, sp: int = 1) -> Iterator[Any]:
         rows_per_step=ROWS_PER_STEP,
         world_size=g.data_ranks,
         cost=cost,
-        seed=cases.SEED,
+        seed=tiny_docs.SEED,
     )
     for plan, after in planner.steps(start, EPOCHS):
         mine = [sequence_shard(collate(corpus, m[g.data_rank]), g.place, sp) for m in plan.micro_rows]
@@ -85,7 +86,7 @@ class Losses(Case):
         g = cases.group(self.sp)
         with mock.patch.object(attention, "across", in_slice if self.cut else attention.across):
             engine = cases.engine_of(model, sp=self.sp)
-        batch = cases.own(cases.deal(0, g.data_ranks, 1), self.sp)[0]
+        batch = cases.own(tiny_docs.deal(0, g.data_ranks, 1), self.sp)[0]
         nll_N = engine(*to_inputs(batch, engine.device))[1]
         attention.register(g)
         found: list[Any] = [None] * dist.get_world_size()
@@ -119,7 +120,7 @@ class Clip(Case):
 
     def run(self, model: str, scratch: Path) -> dict[str, Any]:
         engine = cases.engine_of(model, stage=self.stage, clip=self.clip)
-        micro = cases.deal(0, dist.get_world_size(), 1)
+        micro = tiny_docs.deal(0, dist.get_world_size(), 1)
         loss_sum, _ = engine(*to_inputs(cases.own(micro, 1)[0], engine.device))
         scale = dist.get_world_size() / cases.plan_of(0, micro).target_weight
         engine.backward(loss_sum * scale, scale_wrt_gas=False)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cases
+import families
+import tiny_docs
 import torch
 import torch.distributed as dist
 from case import Case
@@ -22,9 +23,6 @@ COEFFICIENT = 0.5  # so large that a mistake in it shows
 
 def save_model(folder: Path) -> Path:
     """A tiny Qwen3-MoE; its two layers have four experts each, of which a token takes two."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "model"))
-    import families
-
     return families.save("qwen3_moe", folder)
 
 
@@ -49,7 +47,7 @@ class Balance(Case):
         engine = cases.engine_of(
             str(folder), stage=self.stage, checkpointing=self.checkpointing, change=watch
         )
-        micro = cases.deal(0, world, self.micro_steps)
+        micro = tiny_docs.deal(0, world, self.micro_steps)
         meter = Meter(["even", "odd"], engine.device)
         batches = [upload(b, engine.device, meter.codes(b)) for b in cases.own(micro, 1)]
         weight = cases.plan_of(0, micro).target_weight

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import cases
 import numpy as np
 import pytest
+import tiny_docs
 import torch
+from loading import load
 
 from sft_dist.config.model import LoraConfig
 from sft_dist.model import attention
-from sft_dist.model.load import load_packed
 from sft_dist.model.packed import PackedLM, to_inputs
 from sft_dist.pack import CostModel
 
@@ -35,19 +35,12 @@ def train_on(module: PackedLM, batches: list[Any]) -> list[float]:
 
 @pytest.fixture
 def module(tiny_model: Path) -> PackedLM:
-    return load_packed(
-        str(tiny_model),
-        dtype="float32",
-        backend="auto",
-        device="cpu",
-        zero_config=None,
-        gradient_checkpointing=False,
-    ).module
+    return load(tiny_model).module
 
 
 def test_one_batch_is_memorised(module: PackedLM) -> None:
-    losses = train_on(module, [cases.pack(cases.documents(0)[:3], list(range(3)))] * STEPS)
-    assert losses[0] == pytest.approx(np.log(cases.VOCAB), abs=0.2)
+    losses = train_on(module, [tiny_docs.pack(tiny_docs.documents(0)[:3], list(range(3)))] * STEPS)
+    assert losses[0] == pytest.approx(np.log(tiny_docs.VOCAB), abs=0.2)
     assert losses[-1] < 0.01
 
 
@@ -56,12 +49,12 @@ def test_labels_that_mean_nothing_are_not_learned(module: PackedLM) -> None:
     import dataclasses
 
     rng = np.random.default_rng(0)
-    batch = cases.pack(cases.documents(0)[:3], list(range(3)))
+    batch = tiny_docs.pack(tiny_docs.documents(0)[:3], list(range(3)))
     shuffled = [
-        dataclasses.replace(batch, target_ids=rng.integers(1, cases.VOCAB, len(batch.target_ids)))
+        dataclasses.replace(batch, target_ids=rng.integers(1, tiny_docs.VOCAB, len(batch.target_ids)))
         for _ in range(STEPS)
     ]
-    assert np.mean(train_on(module, shuffled)[-10:]) > np.log(cases.VOCAB) - 0.2
+    assert np.mean(train_on(module, shuffled)[-10:]) > np.log(tiny_docs.VOCAB) - 0.2
 
 
 QWEN3_06B = {

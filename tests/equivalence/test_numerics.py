@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cases
 import numpy as np
 import pytest
+import tiny_docs
 import torch
 from case import Case
 from cases import Gradient, NativeTwin, Poison, Resume, Save, Train
 from cases_more import Bf16, Clip
+from loading import load
 from torch.nn import functional as F
 
 Outcome = Callable[..., dict[str, Any]]
@@ -36,10 +37,10 @@ def plain(tiny_model: Path) -> dict[str, Any]:
     losses, norms, first = [], [], None
     for step in range(20):
         total, weight_sum = torch.zeros(()), 0.0
-        for doc in cases.documents(step):
+        for doc in tiny_docs.documents(step):
             logits = model(torch.tensor([doc])).logits[0]
             ce = F.cross_entropy(logits[:-1], torch.tensor(doc[1:]), reduction="none")
-            w = torch.tensor(cases.weights_of(doc)[1:])
+            w = torch.tensor(tiny_docs.weights_of(doc)[1:])
             total, weight_sum = total + (ce * w).sum(), weight_sum + float(w.sum())
         loss = total / weight_sum
         optimizer.zero_grad()
@@ -125,18 +126,10 @@ def test_wrong_scales_would_fail_the_gradient_test(plain: dict[str, Any], outcom
 
 def test_mean_of_means_would_fail_the_gradient_test(tiny_model: Path, plain: dict[str, Any]) -> None:
     """The planted bug: averaging each micro-batch over its own targets, then over micro-batches."""
-    from sft_dist.model.load import load_packed
     from sft_dist.model.packed import to_inputs
 
-    module = load_packed(
-        str(tiny_model),
-        dtype="float32",
-        backend="sdpa_per_doc",
-        device="cpu",
-        zero_config=None,
-        gradient_checkpointing=False,
-    ).module
-    micro = [m[0] for m in cases.deal(0, 1, 4)]
+    module = load(tiny_model, attention="sdpa_per_doc").module
+    micro = [m[0] for m in tiny_docs.deal(0, 1, 4)]
     for batch in micro:
         loss_sum, _ = module(*to_inputs(batch, "cpu"))
         (loss_sum / float(batch.target_weights.sum()) / len(micro)).backward()
@@ -180,9 +173,9 @@ def test_twenty_steps_equal_plain_torch(
 )
 def test_what_a_step_logs_can_be_recomputed(outcome: Outcome, world: int, case: Case) -> None:
     for step, m in enumerate(outcome(case, world)["metrics"]):
-        docs = cases.documents(step)
+        docs = tiny_docs.documents(step)
         tokens = sum(map(len, docs))
-        targets = sum(w > 0 for d in docs for w in cases.weights_of(d))
+        targets = sum(w > 0 for d in docs for w in tiny_docs.weights_of(d))
         assert (m["tokens"], m["target_tokens"]) == (tokens, targets)
         assert m["tokens_per_s"] * m["step_s"] == pytest.approx(tokens)
         flops = 3.0 * tokens + 5.0 * targets + 7.0 * sum(len(d) ** 2 for d in docs)
@@ -231,7 +224,9 @@ def test_the_golden_losses(outcome: Outcome) -> None:
     if kernels() == golden["made_with"]:
         assert losses == golden["losses"]
     np.testing.assert_allclose(losses, golden["losses"], rtol=1e-5)
-    assert golden["losses"][0] == pytest.approx(np.log(cases.VOCAB), abs=0.2)  # nothing is known at the start
+    assert golden["losses"][0] == pytest.approx(
+        np.log(tiny_docs.VOCAB), abs=0.2
+    )  # nothing is known at the start
 
 
 @pytest.mark.parametrize("case", [Resume(saved=Save(stage=stage), world=2) for stage in (3, 2, 1, 0)])
@@ -282,8 +277,8 @@ def test_task_losses_add_up_to_the_loss(outcome: Outcome) -> None:
     seen = outcome(Train(stage=3))
     for step, (loss, tasks) in enumerate(zip(seen["losses"], seen["task_loss"], strict=True)):
         weight = {"even": 0.0, "odd": 0.0}
-        for k, doc in enumerate(cases.documents(step)):
-            weight["odd" if k % 2 else "even"] += sum(cases.weights_of(doc)[1:])
+        for k, doc in enumerate(tiny_docs.documents(step)):
+            weight["odd" if k % 2 else "even"] += sum(tiny_docs.weights_of(doc)[1:])
         assert sum(tasks[t] * w for t, w in weight.items()) / sum(weight.values()) == pytest.approx(
             loss, rel=1e-6
         )

@@ -6,36 +6,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cases
 import numpy as np
 import pytest
+import tiny_docs
 import torch
 from case import Case
 from cases_more import Losses
+from loading import load
 from torch.nn import functional as F
 
 from sft_dist.core.errors import UserError
 from sft_dist.model import attention, backends, isolation_check
-from sft_dist.model.load import load_packed
 from sft_dist.model.packed import PackedLM, to_inputs
 
-DOCS = cases.documents(0)
+DOCS = tiny_docs.documents(0)
 
 
 def packed(model: Path, backend: str, *, checkpointing: bool = False) -> PackedLM:
-    return load_packed(
-        str(model),
-        dtype="float32",
-        backend=backend,
-        device="cpu",
-        zero_config=None,
-        gradient_checkpointing=checkpointing,
-    ).module
+    return load(model, attention=backend, gradient_checkpointing=checkpointing).module
 
 
 def losses(module: PackedLM, docs: list[list[int]]) -> torch.Tensor:
     """Loss of every target of packed documents."""
-    return module(*to_inputs(cases.pack(docs, list(range(len(docs)))), "cpu"))[1]
+    return module(*to_inputs(tiny_docs.pack(docs, list(range(len(docs)))), "cpu"))[1]
 
 
 def alone(model: Path) -> torch.Tensor:
@@ -48,7 +41,7 @@ def alone(model: Path) -> torch.Tensor:
         for doc in DOCS:
             logits = plain(torch.tensor([doc])).logits[0]
             ce = F.cross_entropy(logits[:-1], torch.tensor(doc[1:]), reduction="none")
-            out.append(ce[torch.tensor(cases.weights_of(doc)[1:]) > 0])
+            out.append(ce[torch.tensor(tiny_docs.weights_of(doc)[1:]) > 0])
     return torch.cat(out)
 
 
@@ -77,7 +70,7 @@ def test_attention_that_stays_in_its_slice_is_caught(
 
 def test_gradient_does_not_depend_on_backend_order_or_checkpointing(tiny_model: Path) -> None:
     def gradient(module: PackedLM, docs: list[list[int]]) -> torch.Tensor:
-        loss, _ = module(*to_inputs(cases.pack(docs, list(range(len(docs)))), "cpu"))
+        loss, _ = module(*to_inputs(tiny_docs.pack(docs, list(range(len(docs)))), "cpu"))
         loss.backward()
         return torch.cat([p.grad.flatten() for p in module.parameters()])
 
@@ -95,10 +88,10 @@ def test_changing_a_document_moves_no_other(tiny_model: Path, backend: str) -> N
     module = packed(tiny_model, backend)
     before = losses(module, DOCS)
     owner = torch.repeat_interleave(
-        torch.arange(len(DOCS)), torch.tensor([sum(w > 0 for w in cases.weights_of(d)) for d in DOCS])
+        torch.arange(len(DOCS)), torch.tensor([sum(w > 0 for w in tiny_docs.weights_of(d)) for d in DOCS])
     )
     for i in range(len(DOCS)):
-        changed = [[(t + 1) % cases.VOCAB for t in d] if k == i else d for k, d in enumerate(DOCS)]
+        changed = [[(t + 1) % tiny_docs.VOCAB for t in d] if k == i else d for k, d in enumerate(DOCS)]
         after = losses(module, changed)
         assert torch.equal(before[owner != i], after[owner != i])
         assert not torch.equal(before[owner == i], after[owner == i])
@@ -106,7 +99,7 @@ def test_changing_a_document_moves_no_other(tiny_model: Path, backend: str) -> N
 
 def test_masked_labels_never_matter(tiny_model: Path) -> None:
     module = packed(tiny_model, "sdpa_per_doc")
-    batch = cases.pack(DOCS, list(range(len(DOCS))))
+    batch = tiny_docs.pack(DOCS, list(range(len(DOCS))))
 
     def gradient(b: Any) -> torch.Tensor:
         module.zero_grad()
@@ -117,12 +110,12 @@ def test_masked_labels_never_matter(tiny_model: Path) -> None:
 
     none = np.zeros_like(batch.target_weights)
     half = np.where(np.arange(len(none)) % 2 == 0, batch.target_weights, 0).astype(np.float32)
-    other_labels = np.where(half == 0, (batch.target_ids + 17) % cases.VOCAB, batch.target_ids)
+    other_labels = np.where(half == 0, (batch.target_ids + 17) % tiny_docs.VOCAB, batch.target_ids)
     a = gradient(dataclasses.replace(batch, target_weights=half))
     b = gradient(dataclasses.replace(batch, target_weights=half, target_ids=other_labels))
     assert torch.equal(a, b)
     changed = gradient(
-        dataclasses.replace(batch, target_weights=half, target_ids=(batch.target_ids + 17) % cases.VOCAB)
+        dataclasses.replace(batch, target_weights=half, target_ids=(batch.target_ids + 17) % tiny_docs.VOCAB)
     )
     assert not torch.equal(a, changed)
 
@@ -166,7 +159,9 @@ def test_a_planted_leak_is_caught(tiny_model: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(module.hf, "get_decoder", lambda: with_ones)
     leaked = (losses(module, DOCS) - alone(tiny_model)).abs()
     assert float(leaked.max()) > 1e-2
-    moved = isolation_check.measure_isolation(lambda batch: module(*to_inputs(batch, "cpu"))[1], cases.VOCAB)
+    moved = isolation_check.measure_isolation(
+        lambda batch: module(*to_inputs(batch, "cpu"))[1], tiny_docs.VOCAB
+    )
     assert moved > isolation_check.TOLERANCE[torch.float32]
     attention.register()
 
@@ -174,7 +169,7 @@ def test_a_planted_leak_is_caught(tiny_model: Path, monkeypatch: pytest.MonkeyPa
 def test_the_start_up_check_passes_on_a_right_backend(tiny_model: Path) -> None:
     module = packed(tiny_model, "sdpa_per_doc")
     assert (
-        isolation_check.measure_isolation(lambda batch: module(*to_inputs(batch, "cpu"))[1], cases.VOCAB)
+        isolation_check.measure_isolation(lambda batch: module(*to_inputs(batch, "cpu"))[1], tiny_docs.VOCAB)
         == 0.0
     )
 

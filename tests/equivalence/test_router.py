@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cases
 import cases_router
 import pytest
+import tiny_docs
 import torch
 from cases_router import COEFFICIENT, Balance
+from loading import load
 from torch.nn import functional as F
 
 from sft_dist.core.errors import UserError
@@ -30,10 +31,10 @@ def plain(folder: Path, coefficient: float) -> tuple[torch.Tensor, list[float]]:
 
     hf = Qwen3MoeForCausalLM.from_pretrained(folder, attn_implementation="eager")
     total, weight, logits = torch.zeros(()), 0.0, []
-    for doc in cases.documents(0):
+    for doc in tiny_docs.documents(0):
         out = hf(torch.tensor([doc]), output_router_logits=True)
         ce = F.cross_entropy(out.logits[0][:-1], torch.tensor(doc[1:]), reduction="none")
-        w = torch.tensor(cases.weights_of(doc)[1:])
+        w = torch.tensor(tiny_docs.weights_of(doc)[1:])
         total, weight = total + (ce * w).sum(), weight + float(w.sum())
         logits.append(out.router_logits)
     loss, loads = total / weight, []
@@ -70,11 +71,7 @@ def test_gradient_and_load_are_those_of_plain_torch(
 
 
 def test_a_model_whose_routers_no_loss_balances_is_refused(tiny_model: Path) -> None:
-    from sft_dist.model.load import load_packed
-
-    module = load_packed(
-        str(tiny_model), dtype="float32", backend="auto", device="cpu", zero_config=None, gradient_checkpointing=False
-    ).module  # fmt: skip
+    module = load(tiny_model).module
     with pytest.raises(UserError, match="llama has no routers that a loss balances"):
         RouterBalance(module.hf, 0.01)
 

@@ -15,9 +15,9 @@ import deepspeed  # before the baseline: what is imported later would count
 import torch
 import torch.distributed as dist
 import transformers.models.llama.modeling_llama
+from loading import load
 from safetensors import safe_open
 
-from sft_dist.model.load import load_packed
 from sft_dist.train import zero
 
 
@@ -48,9 +48,7 @@ def main(model: str, out: Path) -> None:
     before, peak = private_bytes(), Peak()
     peak.start()
     began = time.monotonic()
-    module = load_packed(
-        model, dtype="float32", backend="auto", device="cpu", zero_config=config, gradient_checkpointing=False
-    ).module
+    module = load(model, zero_config=config).module
     seconds = time.monotonic() - began
     peak.stop = True
     peak.join()

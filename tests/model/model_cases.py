@@ -12,23 +12,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "equivalence"))
-
-import cases
 import deepspeed
+import tiny_docs
 import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
+from loading import load
 
 from sft_dist.checkpoint import io as store
 from sft_dist.config.model import LoraConfig
 from sft_dist.core.records import Position
-from sft_dist.model.load import load_packed
 from sft_dist.model.packed import to_inputs
 from sft_dist.train import zero
 
 STEPS, SAVE_AT, LR = 4, 2, 1e-2
-# mode -> (family, options of load_packed)
+# mode -> (family, options of load)
 MODES: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("llama", {"lora": LoraConfig(rank=4, alpha=8.0), "gradient_checkpointing": True}),
     "dora": (
@@ -64,14 +62,7 @@ def ds_config() -> dict[str, Any]:
 
 
 def engine_of(model: str, options: dict[str, Any]) -> Any:
-    defaults = {
-        "dtype": "float32",
-        "backend": "auto",
-        "device": "cpu",
-        "gradient_checkpointing": False,
-        "seed": 3,
-    }
-    module = load_packed(model, zero_config=ds_config(), **defaults | options).module
+    module = load(model, zero_config=ds_config(), **{"seed": 3, **options}).module
     trained = [p for p in module.parameters() if p.requires_grad]
     group = {"params": trained, "states": ("exp_avg", "exp_avg_sq"), "counts_steps": True}
     optimizer = torch.optim.AdamW([group], lr=LR, weight_decay=0.0)
@@ -88,9 +79,9 @@ def train(engine: Any, first: int, folder: Path) -> list[float]:
     rank, world = dist.get_rank(), dist.get_world_size()
     losses = []
     for step in range(first, STEPS):
-        docs = cases.documents(step)
-        total = sum(sum(cases.weights_of(d)) for d in docs)
-        mine = cases.pack(docs[rank::world], list(range(rank, len(docs), world)))
+        docs = tiny_docs.documents(step)
+        total = sum(sum(tiny_docs.weights_of(d)) for d in docs)
+        mine = tiny_docs.pack(docs[rank::world], list(range(rank, len(docs), world)))
         loss, _ = engine(*to_inputs(mine, "cpu"))
         engine.backward(loss * world / total, scale_wrt_gas=False)
         engine.step()

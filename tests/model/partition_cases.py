@@ -14,8 +14,8 @@ import deepspeed
 import torch
 import torch.distributed as dist
 import zero3_cases
+from loading import load
 
-from sft_dist.model.load import load_packed
 from sft_dist.train import zero
 
 
@@ -48,11 +48,8 @@ def main(folder: Path, loads: list[str], gradients: list[str]) -> None:
     seen: dict[str, Any] = {"loads": {}, "gradients": {}}
     for name in loads:
         parts, whole = (
-            load_packed(
-                str(folder / "loads" / name), dtype="bfloat16", backend="auto", device="cpu", zero_config=c, gradient_checkpointing=False
-            ).module.hf
-            for c in (config, None)
-        )  # fmt: skip
+            load(folder / "loads" / name, dtype="bfloat16", zero_config=c).module.hf for c in (config, None)
+        )
         assert all(hasattr(p, "ds_tensor") for p in parts.parameters())
         seen["loads"][name] = different(parts, whole)
     for case in gradients:

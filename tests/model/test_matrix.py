@@ -10,6 +10,7 @@ import matrix
 import pytest
 import tiny
 import torch
+from loading import load
 from torch import Tensor
 
 from sft_dist.core.errors import UserError
@@ -40,7 +41,7 @@ def test_every_other_family_is_what_the_page_says(model_type: str) -> None:
 
 
 def test_the_table_holds_no_wrong_type_and_none_that_is_gone() -> None:
-    """After a release of transformers: `python tests/model/matrix.py --measure TYPE` measures a family anew, or adds one."""
+    """After a release of transformers: `python tests/helpers/matrix.py --measure TYPE` measures a family anew, or adds one."""
     assert not set(KNOWN) - set(tiny.causal_types())
     assert not [t for t, r in KNOWN.items() if r["state"] in ("wrong", "traceback")]
     assert {t for t, r in KNOWN.items() if r["backends"] == "own_per_doc"} == separation.PROVED
@@ -61,7 +62,7 @@ def test_encoders_are_refused() -> None:
 
 def test_the_page_shows_the_table() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text()
-    assert matrix.table() in page, "run: python tests/model/matrix.py --page"
+    assert matrix.table() in page, "run: python tests/helpers/matrix.py --page"
 
 
 def _whole_row(forward: Any, borders: Any, *positional: Any, **named: Any) -> Any:
@@ -81,11 +82,11 @@ def test_a_layer_that_sees_the_whole_row_is_caught(
     reference = matrix.alone(model)
     model.zero_grad()
     model.save_pretrained(tmp_path)
-    module = matrix.load(tmp_path).module
+    module = load(tmp_path).module
     right = isolation_check.measure_isolation(partial(_loss_of, module.eval()), tiny.VOCAB)
     assert right <= isolation_check.TOLERANCE[torch.float32]  # products of experts are of other sizes
     monkeypatch.setattr(recurrent, "_each_alone", _whole_row)
-    leaky = matrix.load(tmp_path).module
+    leaky = load(tmp_path).module
     assert matrix.differences(leaky.train(), *reference)[0] > matrix.LOSS
     assert (
         isolation_check.measure_isolation(partial(_loss_of, leaky.eval()), tiny.VOCAB)
@@ -101,7 +102,7 @@ def test_one_operator_that_does_not_begin_anew_is_caught(
     from transformers.models.qwen3_5 import modeling_qwen3_5
 
     tiny.save("qwen3_5_text", tmp_path)
-    module = matrix.load(tmp_path).module.eval()
+    module = load(tmp_path).module.eval()
     right = getattr(modeling_qwen3_5, kernel)
     before: list[Tensor] = []
 
@@ -118,13 +119,13 @@ def test_one_operator_that_does_not_begin_anew_is_caught(
 
 def test_layers_are_computed_again_with_the_borders_that_they_had(tmp_path: Path) -> None:
     """Two forward passes over different documents, then both backward passes, recomputing."""
-    import cases
+    import tiny_docs
 
     tiny.save("qwen3_5_text", tmp_path)
-    batches = [cases.pack(docs, list(range(len(docs)))) for docs in (matrix.DOCS[:2], matrix.DOCS[2:5])]
+    batches = [tiny_docs.pack(docs, list(range(len(docs)))) for docs in (matrix.DOCS[:2], matrix.DOCS[2:5])]
     found = []
     for checkpointing in (False, True):
-        module = matrix.load(tmp_path, gradient_checkpointing=checkpointing).module.train()
+        module = load(tmp_path, gradient_checkpointing=checkpointing).module.train()
         totals = [module(*to_inputs(batch, "cpu"))[0] for batch in batches]
         for total in totals:
             total.backward()
@@ -148,7 +149,7 @@ def test_a_named_backend_is_refused_where_attention_cannot_be_replaced(
 ) -> None:
     tiny.save("falcon", tmp_path)
     with pytest.raises(UserError, match=message):
-        matrix.load(tmp_path, **options)
+        load(tmp_path, **options)
 
 
 def test_layers_with_state_cannot_share_rows_among_ranks(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import families
 import pytest
 import tiny
 import torch
+from loading import load
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -26,7 +27,7 @@ from sft_dist.model import partition
 from sft_dist.model import weight_files as files
 from sft_dist.model.backends import Needs
 from sft_dist.model.initial import create_initial
-from sft_dist.model.load import attention_needs, load_packed, read_config
+from sft_dist.model.load import attention_needs, read_config
 from sft_dist.model.weight_files import BaseFiles, meta_model
 
 SHAPE = {
@@ -40,17 +41,6 @@ def model(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     create_initial(folder, shape=SHAPE, vocab_size=50, bos_id=None, eos_id=2, pad_id=0, seed=1)
     return folder
-
-
-def load(folder: Path, **options: Any) -> Any:
-    defaults = {
-        "dtype": "float32",
-        "backend": "auto",
-        "device": "cpu",
-        "zero_config": None,
-        "gradient_checkpointing": False,
-    }
-    return load_packed(str(folder), **defaults | options)
 
 
 def test_initial_weights_depend_on_shape_and_seed_alone(tmp_path: Path, model: Path) -> None:
@@ -140,8 +130,9 @@ def test_a_hub_id_that_cannot_be_read_names_what_to_do() -> None:
 OFFLINE = """
 import sys
 from sft_dist.model.weight_files import BaseFiles
+from sft_dist.config.model import ModelConfig
 from sft_dist.model.load import load_packed
-loaded = load_packed("org/tiny", dtype="float32", backend="auto", device="cpu", zero_config=None, gradient_checkpointing=False)
+loaded = load_packed("org/tiny", ModelConfig(dtype="float32", gradient_checkpointing=False), device="cpu")
 print("seen", loaded.commit, len(BaseFiles.find("org/tiny", None).file_of))
 """
 

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cases
 import families
 import model_cases
 import numpy as np
 import pytest
+import tiny_docs
 import torch
 from ranks import torchrun
 from torch import nn
@@ -79,13 +79,13 @@ def test_two_ranks_equal_plain_torch(out: Path, mode: str) -> None:
     optimizer = torch.optim.AdamW(trained.values(), lr=model_cases.LR, weight_decay=0.0)
     losses = []
     for step in range(model_cases.STEPS):
-        docs = cases.documents(step)
-        total = sum(sum(cases.weights_of(d)) for d in docs)
+        docs = tiny_docs.documents(step)
+        total = sum(sum(tiny_docs.weights_of(d)) for d in docs)
         loss: Any = 0.0
         for doc in docs:
             logits = model(torch.tensor([doc]), use_cache=False).logits[0]
             nll = F.cross_entropy(logits[:-1], torch.tensor(doc[1:]), reduction="none")
-            loss = loss + (nll * torch.tensor(cases.weights_of(doc)[1:])).sum() / total
+            loss = loss + (nll * torch.tensor(tiny_docs.weights_of(doc)[1:])).sum() / total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

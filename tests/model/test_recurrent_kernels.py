@@ -15,12 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cases
 import matrix
 import pytest
 import reference_kernels
 import tiny
+import tiny_docs
 import torch
+from loading import load
 from torch import Tensor
 
 from sft_dist.config.model import LoraConfig
@@ -30,7 +31,8 @@ from sft_dist.model.load import Loaded
 from sft_dist.model.packed import to_inputs
 
 HERE = Path(__file__).resolve().parent
-SIGNATURES = json.loads((HERE / "kernel_signatures.json").read_text())
+HELPERS = HERE.parent / "helpers"
+SIGNATURES = json.loads((HELPERS / "kernel_signatures.json").read_text())
 # type -> the kernels that training calls; one of every kind
 FAST = {
     "bamba": {"mamba_split_conv1d_scan_combined"},
@@ -62,7 +64,7 @@ def settled(loaded: Loaded, asked: str = "auto") -> str:
 
 def by_kernel(folder: Path, **options: Any) -> Any:
     """A model whose layers with state see the whole row."""
-    loaded = matrix.load(folder, **options)
+    loaded = load(folder, **options)
     assert settled(loaded).startswith("kernel (")
     reference_kernels.CALLED.clear()
     return loaded.module.train()
@@ -94,22 +96,22 @@ def test_the_page_says_that_whole_rows_are_exact(model_type: str) -> None:
 def test_no_kernel_that_knows_no_borders_is_given_a_whole_row(model_type: str, tmp_path: Path) -> None:
     tiny.save(model_type, tmp_path)
     with reference_kernels.installed():
-        assert settled(matrix.load(tmp_path)).startswith("per_document (")
+        assert settled(load(tmp_path)).startswith("per_document (")
         with pytest.raises(
             UserError, match="model.recurrent=kernel cannot run here: .* Use model.recurrent=auto"
         ):
-            matrix.load(tmp_path, recurrent_by="kernel")
+            load(tmp_path, recurrent="kernel")
 
 
 def test_without_packages_each_document_is_run_alone_and_the_extra_is_named(tmp_path: Path) -> None:
     tiny.save("qwen3_5_text", tmp_path)
-    loaded = matrix.load(tmp_path, recurrent_by="auto")
+    loaded = load(tmp_path, recurrent="auto")
     assert loaded.module.borders.layers == []
     assert "needs a CUDA device" in settled(loaded)
     with pytest.raises(
         UserError, match="model.recurrent=kernel cannot run here: chunk_gated_delta_rule of fla needs a CUDA"
     ):
-        matrix.load(tmp_path, recurrent_by="kernel")
+        load(tmp_path, recurrent="kernel")
     if importlib.util.find_spec("fla") is None:
         found = recurrent_kernels.find("chunk_gated_delta_rule", "cuda")
         assert (
@@ -120,19 +122,19 @@ def test_without_packages_each_document_is_run_alone_and_the_extra_is_named(tmp_
 
 def test_a_model_without_such_layers_has_nothing_to_choose(tmp_path: Path) -> None:
     tiny.save("qwen3", tmp_path)
-    assert settled(matrix.load(tmp_path)) == ""
+    assert settled(load(tmp_path)) == ""
     with pytest.raises(
         UserError, match="model.recurrent=kernel cannot run here: qwen3 has no layers with state"
     ):
-        matrix.load(tmp_path, recurrent_by="kernel")
+        load(tmp_path, recurrent="kernel")
 
 
 def test_each_document_alone_where_that_is_asked_for(tmp_path: Path) -> None:
     tiny.save("lfm2", tmp_path)
     with reference_kernels.installed():
-        loaded = matrix.load(tmp_path, recurrent_by="per_document")
+        loaded = load(tmp_path, recurrent="per_document")
         assert settled(loaded, "per_document") == "per_document (as configured)"
-        loss_of(loaded.module, cases.pack(matrix.DOCS[:2], [0, 1]))
+        loss_of(loaded.module, tiny_docs.pack(matrix.DOCS[:2], [0, 1]))
     assert reference_kernels.CALLED == []
 
 
@@ -149,7 +151,7 @@ def test_a_kernel_that_forgets_the_borders_is_caught(model_type: str, leak: str,
     """Planted: state that is carried over, a convolution that is not reset. The check falls back, or ends the run."""
     tiny.save(model_type, tmp_path)
     with reference_kernels.installed(leaks=(leak,)):
-        loaded = matrix.load(tmp_path)
+        loaded = load(tmp_path)
         assert "did not pass the check before the first step: packed documents see one another" in settled(
             loaded
         )
@@ -174,10 +176,10 @@ def test_a_kernel_without_the_argument_is_refused(tmp_path: Path, monkeypatch: p
     tiny.save("qwen3_5_text", tmp_path)
     with reference_kernels.installed():
         assert "chunk_gated_delta_rule of reference_kernels has no argument cu_seqlens" in settled(
-            matrix.load(tmp_path)
+            load(tmp_path)
         )
         with pytest.raises(UserError, match="has no argument cu_seqlens; nothing was started"):
-            matrix.load(tmp_path, recurrent_by="kernel")
+            load(tmp_path, recurrent="kernel")
 
 
 def test_a_keyword_that_a_kernel_does_not_know_is_an_error(
@@ -191,7 +193,7 @@ def test_a_keyword_that_a_kernel_does_not_know_is_an_error(
     replaced(monkeypatch, "chunk_gated_delta_rule", plain)
     tiny.save("qwen3_5_text", tmp_path)
     with reference_kernels.installed():
-        loaded = matrix.load(tmp_path)
+        loaded = load(tmp_path)
         said = settled(loaded)
         assert "for use_qk_l2norm_in_kernel, which it does not know and would leave undone" in said
         assert said.startswith("per_document (")
@@ -208,7 +210,7 @@ def test_a_kernel_that_computes_something_else_is_not_taken(
     )
     tiny.save("lfm2", tmp_path)
     with reference_kernels.installed():
-        assert "differs from that of each document alone by" in settled(matrix.load(tmp_path))
+        assert "differs from that of each document alone by" in settled(load(tmp_path))
 
 
 @pytest.mark.parametrize("model_type", ["lfm2", "qwen3_5_text"])
@@ -234,13 +236,11 @@ def test_adapters_are_not_passed_by(checkpointing: bool, tmp_path: Path) -> None
     """A fused kernel is handed the weights of Linear modules: it is left out where these have adapters."""
     tiny.save("bamba", tmp_path)
     options = {"lora": LoraConfig(rank=2), "gradient_checkpointing": checkpointing}
-    batch = cases.pack(matrix.DOCS[:4], list(range(4)))
+    batch = tiny_docs.pack(matrix.DOCS[:4], list(range(4)))
     with reference_kernels.installed():
         ours = gradients(by_kernel(tmp_path, **options), batch)
         assert set(reference_kernels.CALLED) == {"causal_conv1d_fn", "mamba_chunk_scan_combined"}
-        theirs = gradients(
-            matrix.load(tmp_path, recurrent_by="per_document", **options).module.train(), batch
-        )
+        theirs = gradients(load(tmp_path, recurrent="per_document", **options).module.train(), batch)
     assert any("mamba.out_proj.lora_B" in n and g.norm() > 0 for n, g in ours.items())
     assert ours.keys() == theirs.keys()
     for name, gradient in theirs.items():
@@ -258,31 +258,29 @@ def test_each_document_alone_does_not_pass_adapters_by_either(
 
     monkeypatch.setattr(modeling_bamba, "mamba2_split_conv1d_scan_combined", fused)
     tiny.save("bamba", tmp_path)
-    module = matrix.load(tmp_path, lora=LoraConfig(rank=2)).module.train()
-    gradients(module, cases.pack(matrix.DOCS[:2], [0, 1]))
+    module = load(tmp_path, lora=LoraConfig(rank=2)).module.train()
+    gradients(module, tiny_docs.pack(matrix.DOCS[:2], [0, 1]))
     with pytest.raises(AssertionError, match="out_proj"):
-        loss_of(matrix.load(tmp_path).module.train(), cases.pack(matrix.DOCS[:2], [0, 1]))
+        loss_of(load(tmp_path).module.train(), tiny_docs.pack(matrix.DOCS[:2], [0, 1]))
 
 
 def test_what_peft_refuses_in_a_family_is_not_adapted(tmp_path: Path) -> None:
     tiny.save("nemotron_h", tmp_path)
     names = [
-        n
-        for n, p in matrix.load(tmp_path, lora=LoraConfig(rank=2)).module.named_parameters()
-        if p.requires_grad
+        n for n, p in load(tmp_path, lora=LoraConfig(rank=2)).module.named_parameters() if p.requires_grad
     ]
     assert any("mixer.in_proj.lora_A" in n for n in names)
     assert not [n for n in names if "out_proj" in n]
     with pytest.raises(
         UserError, match="lora.target_modules has out_proj, which cannot be adapted in nemotron_h"
     ):
-        matrix.load(tmp_path, lora=LoraConfig(rank=2, target_modules=("in_proj", "out_proj")))
+        load(tmp_path, lora=LoraConfig(rank=2, target_modules=("in_proj", "out_proj")))
 
 
 def test_layers_are_computed_again_with_the_borders_that_they_had(tmp_path: Path) -> None:
     """Two forward passes over different documents, then both backward passes, recomputing."""
     tiny.save("lfm2", tmp_path)
-    batches = [cases.pack(docs, list(range(len(docs)))) for docs in (matrix.DOCS[:2], matrix.DOCS[2:5])]
+    batches = [tiny_docs.pack(docs, list(range(len(docs)))) for docs in (matrix.DOCS[:2], matrix.DOCS[2:5])]
     found = []
     with reference_kernels.installed():
         for checkpointing in (False, True):
@@ -297,7 +295,7 @@ def test_layers_are_computed_again_with_the_borders_that_they_had(tmp_path: Path
 
 def test_compiled_layers_call_the_kernels_with_the_borders_of_each_row(tmp_path: Path) -> None:
     tiny.save("lfm2", tmp_path)
-    batches = [cases.pack(docs, list(range(len(docs)))) for docs in (matrix.DOCS[:2], matrix.DOCS[2:5])]
+    batches = [tiny_docs.pack(docs, list(range(len(docs)))) for docs in (matrix.DOCS[:2], matrix.DOCS[2:5])]
     with reference_kernels.installed():
         module = by_kernel(tmp_path)
         plain = [loss_of(module, b) for b in batches]
@@ -354,7 +352,7 @@ def test_the_kernels_of_flash_linear_attention_honour_the_borders(tmp_path: Path
     """Its own Triton code, in the interpreter, results and gradients beside ours."""
     env = os.environ | {
         "TRITON_INTERPRET": "1",
-        "PYTHONPATH": os.pathsep.join([os.environ["FLA_PATH"], str(HERE)]),
+        "PYTHONPATH": os.pathsep.join([os.environ["FLA_PATH"], str(HELPERS)]),
     }
     names = ("causal_conv1d_fn", "chunk_gated_delta_rule", "chunk_kda")
     command = [sys.executable, str(HERE / "fla_cases.py"), str(tmp_path / "found.json"), *names]

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import cases
 import families
 import pytest
+import tiny_docs
 import torch
+from loading import load
 from torch.nn import functional as F
 
 from sft_dist.core.errors import UserError
 from sft_dist.model import rope
-from sft_dist.model.load import load_packed
 from sft_dist.model.packed import to_inputs
 
 PLAIN = {"max_position_embeddings": 4096}
@@ -81,15 +81,12 @@ def test_rescaled_positions_are_those_of_transformers(tmp_path: Path, family: st
     folder = families.save(family, tmp_path / "m")
     docs = [
         [(7 * i) % 120 + 1 for i in range(200)],
-        cases.documents(0)[0],
+        tiny_docs.documents(0)[0],
     ]  # 200 tokens: beyond the limit of 128
-    options: dict[str, Any] = {
-        "dtype": "float32", "backend": "auto", "device": "cpu", "zero_config": None, "gradient_checkpointing": False, "seq_len": 200,
-    }  # fmt: skip
     with pytest.raises(UserError, match="128 positions"):
-        load_packed(str(folder), **options)
-    module = load_packed(str(folder), **options, rope_scaling={"type": kind, "factor": 2.0}).module
-    ours = module(*to_inputs(cases.pack(docs, [0, 1]), "cpu"))[1]
+        load(folder, seq_len=200)
+    module = load(folder, seq_len=200, rope_scaling={"type": kind, "factor": 2.0}).module
+    ours = module(*to_inputs(tiny_docs.pack(docs, [0, 1]), "cpu"))[1]
 
     config = AutoConfig.from_pretrained(folder)
     extra = {"rope_type": kind, "factor": 2.0, "original_max_position_embeddings": 128}
@@ -113,7 +110,7 @@ def test_rescaled_positions_are_those_of_transformers(tmp_path: Path, family: st
             for x, d in zip(every, docs, strict=True)
         ]
         return torch.cat(
-            [n[torch.tensor(cases.weights_of(d)[1:]) > 0] for n, d in zip(nll, docs, strict=True)]
+            [n[torch.tensor(tiny_docs.weights_of(d)[1:]) > 0] for n, d in zip(nll, docs, strict=True)]
         )
 
     torch.testing.assert_close(ours, alone(plain), rtol=1e-5, atol=2e-5)
@@ -127,10 +124,7 @@ def test_learned_positions_have_a_limit_and_no_scaling(tmp_path: Path) -> None:
     GPT2LMHeadModel(
         GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=1, n_head=2)
     ).save_pretrained(tmp_path)
-    options: dict[str, Any] = {
-        "dtype": "float32", "backend": "auto", "device": "cpu", "zero_config": None, "gradient_checkpointing": False,
-    }  # fmt: skip
     with pytest.raises(UserError, match="pack.seq_len=64 is more than the 32 positions"):
-        load_packed(str(tmp_path), **options, seq_len=64)
+        load(tmp_path, seq_len=64)
     with pytest.raises(UserError, match="gpt2 has no rotary positions to rescale"):
-        load_packed(str(tmp_path), **options, seq_len=64, rope_scaling={"type": "linear", "factor": 2.0})
+        load(tmp_path, seq_len=64, rope_scaling={"type": "linear", "factor": 2.0})

@@ -6,20 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cases
 import families
 import pytest
+import tiny_docs
 import torch
+from loading import load
 from torch import Tensor
 from torch.nn import functional as F
 
 from sft_dist.config.model import LoraConfig
 from sft_dist.core.errors import UserError
 from sft_dist.model import isolation_check, support
-from sft_dist.model.load import load_packed
 from sft_dist.model.packed import PackedLM, to_inputs
 
-DOCS = cases.documents(0)
+DOCS = tiny_docs.documents(0)
 
 
 @pytest.fixture(params=sorted(families.FAMILIES))
@@ -33,10 +33,7 @@ def model(family: str, tmp_path: Path) -> Path:
 
 
 def packed(folder: Path, backend: str = "sdpa_per_doc", **options: Any) -> PackedLM:
-    defaults: dict[str, Any] = {
-        "dtype": "float32", "backend": backend, "device": "cpu", "zero_config": None, "gradient_checkpointing": False,
-    }  # fmt: skip
-    return load_packed(str(folder), **defaults | options).module.train()
+    return load(folder, attention=backend, **options).module.train()
 
 
 def alone(folder: Path, auto: str = "AutoModelForCausalLM") -> tuple[Tensor, dict[str, Tensor]]:
@@ -52,7 +49,7 @@ def alone(folder: Path, auto: str = "AutoModelForCausalLM") -> tuple[Tensor, dic
     for doc in DOCS:
         logits = plain(torch.tensor([doc]), use_cache=False).logits[0]
         nll = F.cross_entropy(logits[:-1], torch.tensor(doc[1:]), reduction="none")
-        weights = torch.tensor(cases.weights_of(doc)[1:])
+        weights = torch.tensor(tiny_docs.weights_of(doc)[1:])
         (nll * weights).sum().backward()
         losses.append(nll.detach()[weights > 0])
     return torch.cat(losses), {n: p.grad for n, p in plain.named_parameters() if p.grad is not None}
@@ -62,7 +59,7 @@ def alone(folder: Path, auto: str = "AutoModelForCausalLM") -> tuple[Tensor, dic
 def test_losses_and_gradients_are_those_of_each_document_alone(model: Path, backend: str) -> None:
     nll, gradients = alone(model)
     module = packed(model, backend)
-    total, ours = module(*to_inputs(cases.pack(DOCS, list(range(len(DOCS)))), "cpu"))
+    total, ours = module(*to_inputs(tiny_docs.pack(DOCS, list(range(len(DOCS)))), "cpu"))
     total.backward()
     assert float((ours - nll).abs().max()) < 2e-5
     own = {n: p.grad for n, p in module.hf.named_parameters()}
@@ -96,7 +93,7 @@ def test_logits_that_are_scaled_unknown_to_us_are_caught(tmp_path: Path) -> None
 def test_adapters_learn_in_every_family(model: Path) -> None:
     """Of LoRA's two halves one starts at zero: at the first step only that one has a gradient, and no base weight has."""
     module = packed(model, lora=LoraConfig(rank=2, alpha=4.0))
-    module(*to_inputs(cases.pack(DOCS, list(range(len(DOCS)))), "cpu"))[0].backward()
+    module(*to_inputs(tiny_docs.pack(DOCS, list(range(len(DOCS)))), "cpu"))[0].backward()
     moved = {
         n for n, p in module.hf.named_parameters() if p.grad is not None and float(p.grad.abs().sum()) > 0
     }
@@ -141,7 +138,7 @@ def test_the_text_of_image_text_models(name: str, tmp_path: Path) -> None:
     folder = families.save_image_text(name, tmp_path / "m")
     nll, gradients = alone(folder, "AutoModelForImageTextToText")
     module = packed(folder)
-    total, ours = module(*to_inputs(cases.pack(DOCS, list(range(len(DOCS)))), "cpu"))
+    total, ours = module(*to_inputs(tiny_docs.pack(DOCS, list(range(len(DOCS)))), "cpu"))
     total.backward()
     assert max(start_up_check(module.eval())) <= isolation_check.TOLERANCE[torch.float32]
     assert float((ours - nll).abs().max()) < 2e-5

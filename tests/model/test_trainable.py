@@ -9,17 +9,14 @@ import families
 import pytest
 import tiny
 import torch
+from loading import load
 
 from sft_dist.config.model import LoraConfig
 from sft_dist.core.errors import UserError
-from sft_dist.model.load import load_packed
 
 
 def trained(folder: Path, **options: Any) -> set[str]:
-    defaults: dict[str, Any] = {
-        "dtype": "float32", "backend": "auto", "device": "cpu", "zero_config": None, "gradient_checkpointing": False,
-    }  # fmt: skip
-    hf = load_packed(str(folder), **defaults | options).module.hf
+    hf = load(folder, **options).module.hf
     return {n for n, p in hf.named_parameters() if p.requires_grad}
 
 
@@ -137,14 +134,7 @@ def test_adapters_start_as_the_base_and_depend_on_the_seed_alone(qwen3: Path) ->
     import torch
 
     def first(seed: int) -> Any:
-        options = {
-            "dtype": "float32",
-            "backend": "auto",
-            "device": "cpu",
-            "zero_config": None,
-            "gradient_checkpointing": False,
-        }
-        hf = load_packed(str(qwen3), **options, lora=LoraConfig(rank=2, alpha=2.0), seed=seed).module.hf
+        hf = load(qwen3, lora=LoraConfig(rank=2, alpha=2.0), seed=seed).module.hf
         q = hf.model.layers[0].self_attn.q_proj
         assert float(q.lora_B["default"].weight.abs().sum()) == 0.0
         return q.lora_A["default"].weight

@@ -6,17 +6,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-import cases
 import families
 import pytest
+import tiny_docs
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from loading import load
 
 from sft_dist.batch import sequence_shard
 from sft_dist.core.records import Batch
 from sft_dist.model import attention, backends, ulysses
-from sft_dist.model.load import load_packed
 from sft_dist.model.packed import to_inputs
 from sft_dist.model.ulysses import SequenceGroup
 
@@ -109,14 +109,8 @@ def test_a_group_has_its_own_registered_name() -> None:
 def loss_and_gradients(
     folder: str, batch: Batch, sequence: SequenceGroup | None
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    module = load_packed(
-        folder,
-        dtype="float32",
-        backend="sdpa_per_doc",
-        device="cpu",
-        zero_config=None,
-        gradient_checkpointing=True,
-        sequence=sequence,
+    module = load(
+        folder, attention="sdpa_per_doc", gradient_checkpointing=True, sequence=sequence
     ).module.train()
     loss, _ = module(*to_inputs(batch, "cpu"))
     loss.backward()
@@ -132,8 +126,8 @@ def compare_families(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     group = ulysses.join(2, timeout_minutes=1)
-    docs = cases.documents(0)
-    whole = cases.pack(docs, list(range(len(docs))))
+    docs = tiny_docs.documents(0)
+    whole = tiny_docs.pack(docs, list(range(len(docs))))
     worst: dict[str, tuple[str, float]] = {}
     for family in families.FAMILIES:
         model = f"{folder}/{family}"

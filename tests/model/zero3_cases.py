@@ -6,24 +6,21 @@ DeepSpeed records the order of modules in the second and relies on it from the t
 
 from __future__ import annotations
 
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "equivalence"))
-
-import cases
 import deepspeed
 import model_cases
 import reference_kernels
+import tiny_docs
 import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad
+from loading import load
 
 from sft_dist.config.model import LoraConfig
 from sft_dist.model import isolation_check
-from sft_dist.model.load import load_packed
 from sft_dist.model.packed import to_inputs
 
 STEPS = 3
@@ -43,9 +40,9 @@ MODES: dict[str, dict[str, Any]] = {
 
 def rows(step: int) -> list[Any]:
     """One row for each rank: 3 documents and 8, the other way round in the next step."""
-    docs = cases.documents(step)
+    docs = tiny_docs.documents(step)
     cut = 3 if step % 2 else 8
-    return [cases.pack(part, list(range(len(part)))) for part in (docs[:cut], docs[cut:11])]
+    return [tiny_docs.pack(part, list(range(len(part)))) for part in (docs[:cut], docs[cut:11])]
 
 
 def gradients(module: Any, batch: Any) -> dict[str, torch.Tensor]:
@@ -68,7 +65,7 @@ def settle(engine: Any, folder: Path) -> None:
         def loss_of(batch: Any) -> torch.Tensor:
             return engine(*to_inputs(batch, "cpu"))[1]
 
-        return isolation_check.kernel_fault(loss_of, module.borders, cases.VOCAB, 64, torch.float32)
+        return isolation_check.kernel_fault(loss_of, module.borders, tiny_docs.VOCAB, 64, torch.float32)
 
     right, reference_kernels._convolve = reference_kernels._convolve, None
     assert "TypeError" in fault(), folder
@@ -84,18 +81,11 @@ def largest_difference(folder: Path, mode: str) -> tuple[float, str]:
     """
     kernels = mode.endswith("-kernels")
     mode = mode.removesuffix("-kernels")
-    options = {
-        "dtype": "float32",
-        "backend": "auto",
-        "device": "cpu",
-        "gradient_checkpointing": False,
-        "seed": 3,
-    }
-    options |= MODES[mode]
-    whole = load_packed(str(folder), zero_config=None, **options).module.train()
+    options = {"seed": 3, **MODES[mode]}
+    whole = load(folder, **options).module.train()
     config = model_cases.ds_config()
     with reference_kernels.installed() if kernels else nullcontext():
-        module = load_packed(str(folder), zero_config=config, **options).module
+        module = load(folder, zero_config=config, **options).module
     trained = [p for p in module.parameters() if p.requires_grad]
     with torch.no_grad():  # the half of an adapter that starts at zero would hide the other
         for name, p in whole.named_parameters():

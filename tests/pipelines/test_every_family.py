@@ -12,7 +12,7 @@ from test_families import save_base
 
 from sft_dist.core.files import read_json
 
-MATRIX = Path(__file__).resolve().parents[1] / "model" / "matrix.json"
+MATRIX = Path(__file__).resolve().parents[1] / "helpers" / "matrix.json"
 EXACT = sorted(t for t, r in json.loads(MATRIX.read_text()).items() if r["state"] == "exact")
 Sft = Callable[..., tuple[int, str, str]]
 # of adapters: GPT-2 has no Linear, and the files of HRM and Lara hold several of them as one tensor

@@ -33,7 +33,6 @@ from sft_dist.model.load import load_packed
 from sft_dist.model.packed import PackedLM, to_inputs
 from sft_dist.pack import assign_rows
 from sft_dist.pipelines.data.renderer import make_renderer
-from sft_dist.pipelines.train.engine import rope_scaling
 from sft_dist.render.renderer import Renderer
 from sft_dist.selection.assign import select
 from sft_dist.selection.files import Selected, training_examples
@@ -145,18 +144,10 @@ class _Losses:
         assert config.model.path is not None
         loaded = load_packed(
             config.model.path,
-            dtype=config.model.dtype,
-            backend=config.model.attention,
+            config.model.model_copy(update={"gradient_checkpointing": False}),
             device=device,
-            zero_config=None,
-            gradient_checkpointing=False,
-            revision=config.model.revision,
-            trust_remote_code=config.model.trust_remote_code,
-            min_vocab_size=renderer.tokenizer.vocab_size,
             seq_len=config.pack.seq_len,
-            rope_scaling=rope_scaling(config),
-            vocab_multiple=config.model.vocab_multiple,
-            recurrent_by=config.model.recurrent,
+            min_vocab_size=renderer.tokenizer.vocab_size,
         )
         module = loaded.module.to(device).eval()
         vocab = isolation_check.tokens_of(module.hf)

@@ -91,23 +91,14 @@ def build_engine(config: RunConfig, folder: RunFolder, tokenizer: TextTokenizer)
     )
     loaded = load_packed(
         model_path,
-        dtype=config.model.dtype,
-        backend=config.model.attention,
+        config.model,
         device=device,
         zero_config=settings if config.deepspeed.stage == 3 else None,
-        gradient_checkpointing=config.model.gradient_checkpointing,
-        revision=config.model.revision,
-        trust_remote_code=config.model.trust_remote_code,
-        min_vocab_size=tokenizer.vocab_size,
-        sequence=sequence,
-        seq_len=config.pack.seq_len,
-        rope_scaling=rope_scaling(config),
-        vocab_multiple=config.model.vocab_multiple,
-        trainable=config.model.trainable,
-        freeze=config.model.freeze,
         lora=config.lora,
         seed=derive(config.seed, "lora"),
-        recurrent_by=config.model.recurrent,
+        sequence=sequence,
+        seq_len=config.pack.seq_len,
+        min_vocab_size=tokenizer.vocab_size,
     )
     _set_loss(loaded.module, config)
     _save_memory(loaded.module, config, device)
@@ -213,7 +204,7 @@ def export_base(config: RunConfig, model_path: str) -> Base:
         path=model_path,
         revision=config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
-        rope_scaling=rope_scaling(config),
+        rope_scaling=config.model.rope_scaling,
         vocab_multiple=config.model.vocab_multiple,
         lora=config.lora,
         kind="ema" if config.train.export_ema else "master",
@@ -223,12 +214,6 @@ def export_base(config: RunConfig, model_path: str) -> Base:
 def exports_adapter(config: RunConfig) -> bool:
     """Say whether the run's export is a peft folder."""
     return config.lora is not None and config.lora.export == "adapter"
-
-
-def rope_scaling(config: RunConfig) -> dict[str, Any] | None:
-    """Return model.rope_scaling as type and factor."""
-    scaling = config.model.rope_scaling
-    return None if scaling is None else scaling.model_dump()
 
 
 def _initial_model(config: RunConfig, folder: RunFolder, tokenizer: TextTokenizer) -> str:

@@ -1,6 +1,6 @@
 """The kernels of layers with state, in plain torch, a token at a time: every one honours its borders as the real one does.
 
-Names and arguments are those of the packages (tests/model/kernel_signatures.json); what a real kernel asks of its arguments is asserted.
+Names and arguments are those of the packages (tests/helpers/kernel_signatures.json); what a real kernel asks of its arguments is asserted.
 `installed` puts them into the table of the fast path, for a CPU.
 
 Shapes: T tokens, H heads, K size of keys, V size of values, C channels, W width, P size of a head, N size of the state, G groups.

@@ -1,6 +1,6 @@
-"""Every causal language model of transformers, packed against alone: `python tests/model/matrix.py [TYPE ...]` prints one line each.
+"""Every causal language model of transformers, packed against alone: `python tests/helpers/matrix.py [TYPE ...]` prints one line each.
 
-`python tests/model/matrix.py --page` writes the table of docs/models.md from what tests/model/matrix.json holds, `--measure` measures
+`python tests/helpers/matrix.py --page` writes the table of docs/models.md from what tests/helpers/matrix.json holds, `--measure` measures
 all types (or those named) anew into that file.
 """
 
@@ -14,22 +14,19 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch.nn import functional as F
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "equivalence"))
-
-import cases
 import reference_kernels
 import tiny
+import tiny_docs
+import torch
+from loading import load
+from torch.nn import functional as F
 
 from sft_dist.core.errors import UserError
 from sft_dist.model import isolation_check
-from sft_dist.model.load import load_packed
 from sft_dist.model.packed import to_inputs
 
 HERE = Path(__file__).resolve().parent
-BEGIN, END = "<!-- table: python tests/model/matrix.py --page -->", "<!-- end of the table -->"
+BEGIN, END = "<!-- table: python tests/helpers/matrix.py --page -->", "<!-- end of the table -->"
 RESULTS = HERE / "matrix.json"
 KNOWN: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
 LOSS, GRADIENT = (
@@ -37,7 +34,7 @@ LOSS, GRADIENT = (
     1e-4,
 )  # largest difference of a target's loss; largest relative difference of a parameter's gradient
 ROUNDING = 1e-6  # of a gradient whose norm is next to nothing
-DOCS = cases.documents(0)
+DOCS = tiny_docs.documents(0)
 AT_RANDOM = {
     "phimoe"
 }  # its router draws experts while it trains: compared as it evaluates, where it does not
@@ -59,25 +56,17 @@ def alone(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     for doc in DOCS:
         logits = model(torch.tensor([doc]), use_cache=False).logits[0].float()
         nll = F.cross_entropy(logits[:-1], torch.tensor(doc[1:]), reduction="none")
-        weights = torch.tensor(cases.weights_of(doc)[1:])
+        weights = torch.tensor(tiny_docs.weights_of(doc)[1:])
         (nll * weights).sum().backward()
         losses.append(nll.detach()[weights > 0])
     return torch.cat(losses), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-
-
-def load(folder: Path, **options: Any) -> Any:
-    """Return what training loads, on a CPU in float32."""
-    defaults: dict[str, Any] = {
-        "dtype": "float32", "backend": "auto", "device": "cpu", "zero_config": None, "gradient_checkpointing": False,
-    }  # fmt: skip
-    return load_packed(str(folder), **defaults | options)
 
 
 def differences(
     module: Any, losses: torch.Tensor, gradients: dict[str, torch.Tensor]
 ) -> tuple[float, float, str]:
     """Return how far the packed row is from the documents alone: loss, gradient, the parameter that is furthest off."""
-    total, ours = module(*to_inputs(cases.pack(DOCS, list(range(len(DOCS)))), "cpu"))
+    total, ours = module(*to_inputs(tiny_docs.pack(DOCS, list(range(len(DOCS)))), "cpu"))
     total.backward()
     own = {n: p.grad for n, p in module.hf.named_parameters() if p.grad is not None}
     off = {n: _off(own.get(n), gradients.get(n)) for n in own | gradients}

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+HELPERS = Path(__file__).resolve().parent
+
 
 def torchrun(world: int, script: Path, *arguments: str, timeout_s: float = 900) -> None:
     """Run a script on `world` gloo ranks with one thread each; fail with the end of its output."""
@@ -21,6 +23,7 @@ def torchrun(world: int, script: Path, *arguments: str, timeout_s: float = 900) 
         "MKL_CBWR": "COMPATIBLE",  # sums in one order, wherever an array lies in memory
         "GLOO_SOCKET_IFNAME": "lo",
         "PYTHONWARNINGS": "ignore",
+        "PYTHONPATH": os.pathsep.join([str(HELPERS), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world),
