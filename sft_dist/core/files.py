@@ -20,6 +20,11 @@ CHUNK_BYTES = 1 << 22
 CHECKSUM = "checksum"  # the key under which an object carries its own
 
 
+def is_local(path: str) -> bool:
+    """Whether a model or tokenizer can only lie on this machine: what is written as a path, or exists; a hub id is `OWNER/NAME`."""
+    return path.startswith(("/", ".", "~")) or path.count("/") > 1 or Path(path).exists()
+
+
 def expanded(path: str | Path) -> Path:
     """Return a path with `~` and `~user` written out.
 

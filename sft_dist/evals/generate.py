@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import expanded, fingerprint, read_object
+from sft_dist.core.files import expanded, fingerprint, is_local, read_object
 from sft_dist.core.process import logger
 from sft_dist.core.records import Drop, Example, Tokens
 from sft_dist.evals.resumable_work import collect, run_part
@@ -76,10 +76,10 @@ def load_model(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    looks_local = path.startswith((".", "/", "~")) or Path(path).exists()
+    local = is_local(path)
     folder = expanded(path)
     kinds = ("config.json", "adapter_config.json")  # a whole model, or an adapter that names its base
-    if looks_local and not any((folder / name).is_file() for name in kinds):
+    if local and not any((folder / name).is_file() for name in kinds):
         raise UserError(
             f"{path} holds no config.json, so it is not a Hugging Face model folder; "
             "run `sft-dist export` on the run first, or name a folder that has one"
@@ -90,7 +90,7 @@ def load_model(
         _check_base(adapter, path)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            str(folder) if looks_local else path,
+            str(folder) if local else path,
             revision=revision,
             dtype=getattr(torch, dtype),
             use_safetensors=True,  # pytorch_model.bin is a pickle, which may run code

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,11 +14,13 @@ from torch import nn
 
 from sft_dist.config.model import LoraConfig, ModelConfig
 from sft_dist.core.errors import UserError
+from sft_dist.core.files import is_local
 from sft_dist.core.process import logger
 from sft_dist.model import (
     activation_memory,
     adapters,
     attention,
+    config_json,
     partition,
     parts,
     recurrent,
@@ -72,7 +73,7 @@ def read_config(path: str, *, revision: str | None = None, trust_remote_code: bo
     """
     from transformers import AutoConfig
 
-    if (looks_local(path)) and not (Path(path) / "config.json").is_file():
+    if is_local(path) and config_json.located(path) is None:
         raise UserError(
             f"model.path={path} has no config.json, so there is no base model to start from; check the path"
         )
@@ -91,11 +92,6 @@ def read_config(path: str, *, revision: str | None = None, trust_remote_code: bo
         raise UserError(
             f"model.path={path} cannot be read ({str(error).splitlines()[0]}); {remedy}"
         ) from None
-
-
-def looks_local(path: str) -> bool:
-    """True for what can only be a folder: absolute, explicitly relative, or existing."""
-    return path.startswith(("/", "./", "../", "~")) or Path(path).exists() or path.count("/") > 1
 
 
 def attention_needs(model: Any, dtype: torch.dtype, device: str) -> list[attention.Needs]:

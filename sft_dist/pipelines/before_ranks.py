@@ -13,12 +13,14 @@ from sft_dist.cluster.slurm.site import load_site
 from sft_dist.config import RunConfig
 from sft_dist.config.model import targets
 from sft_dist.core.errors import UserError, nearest
-from sft_dist.core.files import expanded
+from sft_dist.core.files import expanded, is_local
+from sft_dist.model import config_json
 from sft_dist.model.adapter_folder import check_folder
+from sft_dist.model.config_json import text_config
 from sft_dist.model.rope import check_reach
 from sft_dist.pipelines.cluster.estimate_inputs import model_config, shape_of
 from sft_dist.pipelines.data.lineage import check_stage
-from sft_dist.pipelines.train.planning import check_ranks, config_json
+from sft_dist.pipelines.train.planning import check_ranks
 from sft_dist.render.tokenizer import TextTokenizer
 from sft_dist.sources import open_source
 from sft_dist.train.zero import check_extra
@@ -62,22 +64,24 @@ def _settings(config: RunConfig) -> Iterator[str]:
 def _model(config: RunConfig) -> Iterator[str]:
     check_stage(config)
     path = config.model.path
-    if path and (Path(path).exists() or path.startswith(("/", ".", "~")) or path.count("/") != 1):
+    text = text_config(path, config.model.revision)
+    if path and not text and (is_local(path) or "/" not in path):
         place = expanded(path)
-        if not (place / "config.json").is_file():
+        if config_json.located(path) is None:
             state = "has no config.json" if place.exists() else "does not exist"
             beside = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
             raise UserError(
-                f"model.path={path} {state}, so there is no base model to start from; check the path.{nearest(place.name, beside)}"
+                f"model.path={path} {state}, so there is no base model to start from; check the path, or give a hub id whole (OWNER/NAME).{nearest(place.name, beside)}"
             )
-    if text := config_json(config):
+    if text:
         check_reach(text, config.model.rope_scaling, config.pack.seq_len)
     yield from ()
 
 
 def _trained(config: RunConfig) -> Iterator[str]:
     """Look at what is trained, by the names of a local model's weights or those of a model of our shape."""
-    here = config.model.shape is not None or (Path(config.model.path or "") / "config.json").is_file()
+    path = config.model.path
+    here = config.model.shape is not None or (path and is_local(path) and config_json.located(path))
     if not here or _names_are_missing(config):
         return
     lora = config.lora
@@ -152,7 +156,7 @@ def _places(config: RunConfig) -> Iterator[str]:
 
 def _tokenizer(config: RunConfig) -> Iterator[str]:
     own, path = config.model.tokenizer is None, str(config.model.path)
-    if own and path.startswith(("/", ".", "~")) and not expanded(path).exists():
+    if own and is_local(path) and not expanded(path).exists():
         return  # said of the model
     if config.render.train_vocab_size is not None:
         return

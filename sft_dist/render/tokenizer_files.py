@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from sft_dist.core.errors import UserError
-from sft_dist.core.files import expanded
+from sft_dist.core.files import expanded, is_local
 
 FILES = (
     "tokenizer.json",
@@ -86,7 +86,7 @@ def find_tokenizer(path: str, revision: str | None = None) -> TokenizerFiles:
 
 def _download(path: str, revision: str | None) -> Path:
     """Fetch the tokenizer's files of a hub repository into the hub cache."""
-    if path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith((".json", ".model")):
+    if is_local(path) or path.endswith((".json", ".model")):
         raise UserError(
             f"there is no file or folder {path}, so no tokenizer can be read; check model.tokenizer (a relative path "
             f"starts at {Path.cwd()})"

@@ -16,6 +16,7 @@ from sft_dist.cluster.estimate.trainable import adapted, partly
 from sft_dist.config import RunConfig
 from sft_dist.config.optimizers import OPTIMIZERS
 from sft_dist.core.errors import UserError
+from sft_dist.model import config_json
 
 GIB = 1 << 30
 # The largest sizes that are believed in a config.json, well above every published model.
@@ -50,32 +51,15 @@ def model_config(config: RunConfig) -> Mapping[str, Any]:
             "tie_word_embeddings": shape.tie_word_embeddings,
         }
     path = str(config.model.path)
-    file = Path(path) / "config.json"
-    if not file.is_file():
-        from huggingface_hub import try_to_load_from_cache
-
-        found = None if path.startswith(("/", ".", "~")) else try_to_load_from_cache(path, "config.json")
-        if not isinstance(found, str) and (known := published().get(path)):
-            return known
-        if not isinstance(found, str):
-            raise UserError(
-                f"the config.json of model.path={path} is not on this machine, so its size is unknown; "
-                f"give a folder, or run: hf download {path} config.json"
-            )
-        file = Path(found)
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{file} is not JSON ({error}), so the model's size is unknown; fetch it again"
-        ) from None
-    text = (raw.get("text_config") or raw) if isinstance(raw, dict) else raw
-    if not isinstance(text, dict):
-        raise UserError(
-            f"{file} holds a {type(text).__name__}, not the settings of a model; fetch it again or correct model.path"
-        )
-    _check_sizes(text, file)
-    return text
+    if text := config_json.text_config(path, config.model.revision):
+        _check_sizes(text, path)
+        return text
+    if known := published().get(path):
+        return known
+    raise UserError(
+        f"the config.json of model.path={path} is not on this machine, so its size is unknown; "
+        f"give a folder, or run: hf download {path} config.json"
+    )
 
 
 def published() -> dict[str, dict[str, Any]]:
@@ -85,7 +69,7 @@ def published() -> dict[str, dict[str, Any]]:
     return {name: entry["config"] for name, entry in models.items()}
 
 
-def _check_sizes(text: Mapping[str, Any], file: Path) -> None:
+def _check_sizes(text: Mapping[str, Any], path: str) -> None:
     """Refuse sizes that no model has.
 
     Raises:
@@ -98,7 +82,7 @@ def _check_sizes(text: Mapping[str, Any], file: Path) -> None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
                 raise UserError(
-                    f"{file} says {name}={str(value)[:40]}, and a model has 1 to {most:,} of it, so nothing can be estimated; "
+                    f"the config.json of {path} says {name}={str(value)[:40]}, and a model has 1 to {most:,} of it, so nothing can be estimated; "
                     "the file is damaged or of another kind: fetch it again or correct model.path"
                 )
 
@@ -143,7 +127,7 @@ def _counted(path: str, remote_code: bool, text: str) -> tuple[int, int] | None:
 
     sizes = json.loads(text)
     try:
-        if (Path(path) / "config.json").is_file():
+        if config_json.located(path) is not None:
             found = AutoConfig.from_pretrained(path, trust_remote_code=remote_code)
         else:
             found = CONFIG_MAPPING[str(sizes["model_type"])].from_dict(sizes)

@@ -14,13 +14,13 @@ from sft_dist.cluster.local_ranks import ranks_of
 from sft_dist.config import RunConfig
 from sft_dist.mix import Corpus
 from sft_dist.mix.extrapolate import ExtrapolatedStore
+from sft_dist.model.config_json import text_config
 from sft_dist.model.support import rows_for
 from sft_dist.pipelines.before_ranks import machine_warnings, refuse_mistakes
 from sft_dist.pipelines.data.lost_answers import lost_answers
 from sft_dist.pipelines.data.prepare import Prepared, prepare
 from sft_dist.pipelines.train.planning import (
     Summary,
-    config_json,
     cost_model,
     make_planner,
     open_corpus,
@@ -156,7 +156,7 @@ def _summary(
     config: RunConfig, prepared: Prepared, corpus: Corpus, marks: tuple[str, ...], *, exact: bool = True
 ) -> Summary:
     tokens = prepared.renderer.tokenizer.vocab_size
-    if rows := config_json(config).get("vocab_size"):
+    if rows := text_config(config.model.path, config.model.revision).get("vocab_size"):
         rows_for(rows, tokens, config.model.vocab_multiple, str(config.model.path))
     planner = make_planner(config, corpus, world_size=1, cost=cost_model(config, tokens))
     rendered = {

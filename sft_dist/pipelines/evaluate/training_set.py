@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from sft_dist.config import RunConfig
-from sft_dist.core.files import read_object
 from sft_dist.core.records import Example
 from sft_dist.core.rng import derive
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.sample import Sample
 from sft_dist.evals.baselines import Baselines, TrainingPair, training_pairs
-from sft_dist.pipelines.train.planning import DEFAULT_SHAPE, config_json, cost_of, make_planner, open_corpus
+from sft_dist.model.config_json import text_config
+from sft_dist.pipelines.train.planning import DEFAULT_SHAPE, cost_of, make_planner, open_corpus
 from sft_dist.selection.assign import select
 from sft_dist.selection.files import training_examples
 from sft_dist.sources import Source, open_source
@@ -50,9 +50,8 @@ def drawn_ids(config: RunConfig, folder: RunFolder) -> set[str]:
     """Return the ids of the examples in the steps that the run took: shares, weights, caps and max_steps applied."""
     known = folder.read_stores()
     corpus = open_corpus({name: Path(s["path"]) for name, s in known["sources"].items()})
-    file = folder.export / "config.json"
-    shape = read_object(file, "export the run again") if file.is_file() else config_json(config)
-    cost = cost_of(shape.get("text_config") or shape or DEFAULT_SHAPE)
+    shape = text_config(str(folder.export)) or text_config(config.model.path, config.model.revision)
+    cost = cost_of(shape or DEFAULT_SHAPE)
     world = int(folder.plan("world_size")["world_size"])
     planner = make_planner(config, corpus, world_size=world, cost=cost)
     left = int(folder.status().get("step", 0)) or config.train.max_steps or 1 << 60

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from sft_dist.config.auto import asked, supposed
 from sft_dist.core.errors import UserError
 from sft_dist.mix import Corpus, Mixture
 from sft_dist.mix.counts import UNITS
+from sft_dist.model.config_json import text_config
 from sft_dist.pack import CostModel
 from sft_dist.pack.architecture import (
     EXPERTS,
@@ -72,25 +72,7 @@ def cost_model(config: RunConfig, vocab_size: int) -> CostModel:
             intermediate_size=shape.intermediate_size,
             vocab_size=vocab_size,
         )
-    return cost_of(config_json(config) or DEFAULT_SHAPE)
-
-
-def config_json(config: RunConfig) -> dict[str, Any]:
-    """Return the text part of the model's config.json; empty where it is not at hand.
-
-    Raises:
-        UserError: When it is no JSON object.
-    """
-    file = Path(config.model.path or "") / "config.json"
-    try:
-        raw: Any = json.loads(file.read_text()) if file.is_file() else {}
-    except (ValueError, RecursionError):
-        raw = None
-    if not isinstance(raw, dict) or not isinstance(raw.get("text_config") or {}, dict):
-        raise UserError(
-            f"{file} is torn or no model's config, so nothing is known of the model; download or copy it again"
-        )
-    return dict(raw.get("text_config") or raw)
+    return cost_of(text_config(config.model.path, config.model.revision) or DEFAULT_SHAPE)
 
 
 def cost_of(shape: Mapping[str, Any]) -> CostModel:
@@ -143,7 +125,11 @@ def check_ranks(config: RunConfig, *, ranks: int | None = None, heads: int | Non
         )
     if heads is None:
         shape = config.model.shape
-        heads = shape.heads if shape else config_json(config).get("num_attention_heads")
+        heads = (
+            shape.heads
+            if shape
+            else text_config(config.model.path, config.model.revision).get("num_attention_heads")
+        )
     if heads is not None and heads % size:
         raise UserError(
             f"the model has {heads} attention heads, which {size} ranks (train.sequence_parallel) cannot share evenly; "
