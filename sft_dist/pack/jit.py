@@ -5,13 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar, cast
 
-try:
-    import numba
-except (
-    ImportError
-):  # where only a benchmark runs (bench/gpu_wheels.py): kernels run as Python, as right and far slower
-    numba = None  # type: ignore[assignment]
-
 F = TypeVar("F", bound=Callable[..., object])
 
 
@@ -22,9 +15,7 @@ def jit(function: F) -> F:
     """
     try:
         import numba
-    except (
-        ImportError
-    ):  # a borrowed machine (bench/gpu_wheels.py): kernels run as Python, as right and far slower
+    except ImportError:  # where only a benchmark runs (bench/gpu_wheels.py): as right, and far slower
         return function
     try:
         return cast("F", numba.njit(function, cache=True, nogil=True))
