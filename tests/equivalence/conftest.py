@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from case import Case
-from ranks import torchrun
+from ranks import on_ranks
 
 HERE = Path(__file__).parent
 Outcome = Callable[..., Any]
@@ -101,7 +101,7 @@ def outcome(request: pytest.FixtureRequest, tiny_model: Path, scratch: Path) -> 
             out, cases = scratch / f"{name}.json", scratch / f"{name}.pickle"
             cases.write_bytes(pickle.dumps(wanted[launch]))
             try:
-                torchrun(
+                on_ranks(
                     launch[2], HERE / "run_cases.py", str(out), str(tiny_model), str(scratch), str(cases)
                 )
                 done[launch] = json.loads(out.read_text())

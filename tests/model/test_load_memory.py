@@ -8,7 +8,7 @@ from pathlib import Path
 import families
 import pytest
 import torch
-from ranks import torchrun
+from ranks import on_ranks
 
 HERE = Path(__file__).parent
 
@@ -32,7 +32,7 @@ def test_a_rank_needs_its_share_and_one_parameter_more(tmp_path: Path) -> None:
     total = sum(p.numel() * 4 for p in model.parameters())
     largest = max(p.numel() * 4 for p in model.parameters())
     assert total > 100e6
-    torchrun(2, HERE / "load_cases.py", str(tmp_path / "model"), str(tmp_path))
+    on_ranks(2, HERE / "load_cases.py", str(tmp_path / "model"), str(tmp_path))
     for rank in range(2):
         seen = json.loads((tmp_path / f"rank-{rank}.json").read_text())
         assert seen["equal"]

@@ -9,7 +9,7 @@ from typing import Any
 import families
 import pytest
 import tiny
-from ranks import torchrun
+from ranks import on_ranks
 
 HERE = Path(__file__).parent
 GRADIENT = 1e-4  # as in matrix.py
@@ -40,7 +40,7 @@ def launched(folder: Path, loads: tuple[str, ...], gradients: tuple[str, ...]) -
         families.save(name, folder / "loads" / name)
     for name in {case.partition(":")[0] for case in gradients}:
         tiny.save(name, folder / "gradients" / name)
-    torchrun(2, HERE / "partition_cases.py", str(folder), ",".join(loads), ",".join(gradients))
+    on_ranks(2, HERE / "partition_cases.py", str(folder), ",".join(loads), ",".join(gradients))
     return json.loads((folder / "seen.json").read_text())
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny_docs
 import torch
-from ranks import torchrun
+from ranks import on_ranks
 from torch import nn
 from torch.nn import functional as F
 
@@ -26,8 +26,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("partly")
     for family in {f for f, _ in model_cases.MODES.values()}:
         families.save(family, folder / f"model-{family}")
-    torchrun(2, HERE / "model_cases.py", str(folder), *MODES)
-    torchrun(1, HERE / "model_cases.py", str(folder), "lora", "frozen")  # resumes what two ranks wrote
+    on_ranks(2, HERE / "model_cases.py", str(folder), *MODES)
+    on_ranks(1, HERE / "model_cases.py", str(folder), "lora", "frozen")  # resumes what two ranks wrote
     return folder
 
 

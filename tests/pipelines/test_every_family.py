@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ranks import torchrun
+from ranks import on_ranks
 from test_families import save_base
 
 from sft_dist.core.files import read_json
@@ -26,7 +26,16 @@ SAID = (
     "so the adapters cannot be merged into them; use lora.export=adapter",
 )
 KINDS = {"full": (), "lora": ("lora.rank=2",)}
-BOTH = ("deepseek_v4", "gemma4_text", "gpt_oss", "hrm_text", "llama", "nemotron_h", "qwen3_5_moe_text", "qwen3_5_text")
+BOTH = (
+    "deepseek_v4",
+    "gemma4_text",
+    "gpt_oss",
+    "hrm_text",
+    "llama",
+    "nemotron_h",
+    "qwen3_5_moe_text",
+    "qwen3_5_text",
+)
 RUNS = [
     (model_type, kind)
     for number, model_type in enumerate(EXACT)
@@ -54,7 +63,7 @@ def test_train_and_export(part: int, sft: Sft, project: Path, base_model: Path) 
         if code:
             failed[name] = err
     begun = [n for n in names if n not in failed]
-    torchrun(
+    on_ranks(
         1,
         Path(__file__).with_name("train_each.py"),
         *(str(project / "runs" / n) for n in begun),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from ranks import torchrun
+from ranks import on_ranks
 from safetensors.torch import load_file
 
 from sft_dist.core.files import read_json
@@ -95,7 +95,7 @@ def test_train_export_evaluate(
             assert code == 0, err
         code, _, err = sft("write-run", *words, "--run-dir", str(project / "runs" / name))
         assert code == 0, err
-    torchrun(2, Path(__file__).with_name("train_runs.py"), *(str(project / "runs" / name) for name in RUNS))
+    on_ranks(2, Path(__file__).with_name("train_runs.py"), *(str(project / "runs" / name) for name in RUNS))
 
     monkeypatch.setattr(command, "run_ranks", in_this_process)
     for name in RUNS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ def targets(tokenizer: TextTokenizer, tokens: Any) -> list[str]:
     return [tokenizer.decode(tokens.ids[s.start : s.start + s.length].tolist()) for s in tokens.spans]
 
 
+@cache
 def real_conversations(shared_data: Path) -> list[Example]:
     """Multi-turn conversations without tools, 1 to 5 rounds."""
     out = []
@@ -106,6 +108,7 @@ def real_conversations(shared_data: Path) -> list[Example]:
     return out
 
 
+@cache
 def real_tool_conversations(shared_data: Path) -> list[Example]:
     """Conversations with tools, calls, results, and thoughts."""
     out = []

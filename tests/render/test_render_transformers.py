@@ -85,7 +85,7 @@ def test_stock_template_gives_the_same_ids(name, loaded, shared_data):
     ours, theirs = loaded[STOCK[name]]
     path = shared_data / f"chat_templates/{name}.jinja"
     renderer = Renderer(ours, template=str(path), thinking="keep_all")
-    examples = real_conversations(shared_data)[::3] + real_instructions(shared_data, 100)
+    examples = real_conversations(shared_data)[::8] + real_instructions(shared_data, 60)
     assert compare(renderer, theirs, path.read_text(), examples) <= 0.02 * len(examples)
     assert renderer.counts["decode_differs"] == 0
 
@@ -120,7 +120,7 @@ def test_tools_and_thoughts_give_the_same_ids(name, tokenizer, loaded, shared_da
 def test_our_qwen3_is_the_stock_qwen3(tokenizer, loaded, shared_data):
     ours, theirs = loaded[tokenizer]
     stock = (shared_data / "chat_templates/qwen3.jinja").read_text()
-    examples = real_conversations(shared_data)[::3] + real_tool_conversations(shared_data)
+    examples = real_conversations(shared_data)[::8] + real_tool_conversations(shared_data)
     examples += [
         e
         for e in real_conversations(shared_data)[:20]

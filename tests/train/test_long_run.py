@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from ranks import torchrun
+from ranks import on_ranks
 
 EVEN_FROM = 500  # by then every cache is filled
 SLACK_BYTES = 24 << 20
@@ -15,7 +15,7 @@ SLACK_BYTES = 24 << 20
 @pytest.mark.slow
 def test_memory_and_descriptors_are_flat_over_2000_steps(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    torchrun(1, Path(__file__).with_name("long_run.py"), str(tmp_path), str(out))
+    on_ranks(1, Path(__file__).with_name("long_run.py"), str(tmp_path), str(out))
     found = json.loads(out.read_text())
     late = [(rss, files) for step, rss, files in found["seen"] if step >= EVEN_FROM]
     assert len(late) >= 30

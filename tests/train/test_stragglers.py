@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ranks import torchrun
+from ranks import on_ranks
 
 from sft_dist.core.files import read_jsonl
 from sft_dist.core.runfolder import RunFolder
@@ -16,7 +16,7 @@ from sft_dist.train.stall_report import PHASE_NAMES
 
 def test_a_slow_and_a_hung_rank_are_named(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
-    torchrun(2, Path(__file__).with_name("slow_and_hung_rank.py"), str(tmp_path))
+    on_ranks(2, Path(__file__).with_name("slow_and_hung_rank.py"), str(tmp_path))
     events = {e["kind"]: e for e in read_jsonl(tmp_path / "events.jsonl")}
     slow = events["straggler"]
     assert (slow["rank"], slow["host"]) == (1, os.uname().nodename)
