@@ -21,7 +21,7 @@ MAX_POINTS = 400
 
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 10.0, 8.0, 34.0  # margins around the plot box, in pixels of the view box
 ROW = 24.0  # height of a row of a dot plot or of stacked bars
-CHARACTER = 6.2  # pixels of a character of a label, about
+CHARACTER = 7.0  # pixels of a character of a label, of a wide font
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

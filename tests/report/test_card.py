@@ -11,6 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from browser import check_looks
 from card_again import card_again, common_subsequence
 from rouge_score.rouge_scorer import _score_lcs
 
@@ -411,6 +412,10 @@ def test_the_pages_show_the_numbers(built):
     assert all(f"{100 * s:.1f} %" in html and f"{100 * s:.1f} %" in text for s in shares)
     assert "mix.cap" in html
     assert "`mix.cap`" in text
+
+
+def test_the_page_in_a_browser(built, tmp_path):
+    check_looks(built[0] / "data" / "card" / "card.html", tmp_path)
 
 
 def test_the_pages_show_the_first_record_of_each_drop_and_what_is_spoken(built):

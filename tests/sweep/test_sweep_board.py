@@ -8,6 +8,7 @@ import shutil
 import xml.etree.ElementTree as ET
 
 import pytest
+from browser import check_looks
 from planted_sweep import add, definition, sweep_of_six
 from rich.console import Console
 
@@ -44,6 +45,10 @@ def test_the_page_names_the_best_every_failure_its_reason_and_its_path(tmp_path)
     assert "the loss was not finite 10 steps in a row &lt;&amp;&gt;" in text
     assert str(folder.run(3).path) in text
     assert 'id="outcome"' in text  # the finished trials are compared figure by figure
+
+
+def test_the_page_in_a_browser(tmp_path):
+    check_looks(write_sweep(sweep_of_six(tmp_path / "lr").path), tmp_path)
 
 
 def test_json_holds_what_the_page_shows(tmp_path):
