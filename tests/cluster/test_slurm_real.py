@@ -37,6 +37,17 @@ def losses(run: Path) -> dict[int, tuple[float, float]]:
     return {line["step"]: (line["loss"], line["grad_norm"]) for line in lines if line["kind"] == "train"}
 
 
+def damage_newest(run: Path) -> Path:
+    """Turn a byte in the middle of the largest file of the newest checkpoint; return its folder."""
+    newest = max((run / "checkpoints").glob("step-*"))
+    with max(newest.iterdir(), key=lambda p: p.stat().st_size).open("r+b") as f:
+        f.seek(f.seek(0, 2) // 2)
+        byte = f.read(1)
+        f.seek(-1, 1)
+        f.write(bytes([byte[0] ^ 1]))
+    return newest
+
+
 def rank_process(run: Path, rank: int) -> int:
     """Return the process number, as this machine sees it, of one rank of a run."""
     for process in Path("/proc").glob("[0-9]*"):
@@ -98,6 +109,7 @@ def test_preempted_twice_and_broken_equals_undisturbed(cluster: Cluster, tmp_pat
         wait_until(lambda n=step: n in losses(run), timeout_s=240)
         cluster.call("scancel", "--signal=USR1", "--batch", job)  # as Slurm does before the time limit
         wait_until(lambda n=restarts: cluster.show(job)["Restarts"] == str(n), timeout_s=120)
+    damaged = damage_newest(run)  # before the third attempt reads it
     wait_until(lambda: 23 in losses(run), timeout_s=240)
     os.kill(rank_process(run, 1), signal.SIGKILL)
     lost = time.monotonic()
@@ -106,6 +118,8 @@ def test_preempted_twice_and_broken_equals_undisturbed(cluster: Cluster, tmp_pat
     assert time.monotonic() - lost < 60
     assert cluster.wait(job, timeout_s=400)["JobState"] == "COMPLETED", log.read_text()
     assert losses(run) == undisturbed[1]  # to the last bit
+    passed = [e["path"] for e in read_jsonl(run / "events.jsonl") if e["kind"] == "bad_checkpoint"]
+    assert set(passed) == {damaged.name}
 
 
 def test_second_job_on_the_run_folder_of_a_live_one_is_refused(cluster: Cluster, tmp_path, undisturbed):

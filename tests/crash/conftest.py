@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ranks import HELPERS
 
 HERE = Path(__file__).parent
 
@@ -26,7 +27,7 @@ def run_script() -> Callable[..., dict[str, Any]]:
             "OMP_NUM_THREADS": "1",
             "PYTHONWARNINGS": "ignore",
             "GLOO_SOCKET_IFNAME": "lo",
-            "PYTHONPATH": str(HERE.parent / "helpers"),
+            "PYTHONPATH": os.pathsep.join([str(HELPERS), *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
         out = folder / "seen.json"
         command = [sys.executable, str(HERE / script), str(folder / "work"), str(out), *map(str, arguments)]
