@@ -42,60 +42,93 @@ class Hooks:
     evaluate: Callable[[int], float | None]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Steps:
+    """Which steps a run takes, and at what rate.
+
+    Attributes:
+        start: Position to start from.
+        total: Optimizer steps of the whole run.
+        in_epoch: Of the first epoch; evaluations and saves by epoch are spread over so many.
+        lr_of: Learning rate of a zero-based optimizer step.
+    """
+
+    start: Position
+    total: int
+    in_epoch: int
+    lr_of: Callable[[int], float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Guards:
+    """What ends a run or skips a step.
+
+    Attributes:
+        requests: Stop and save requests.
+        heartbeat: Told of progress.
+        spikes: Says which steps are not worth their update.
+    """
+
+    requests: StopSignals
+    heartbeat: Heartbeat
+    spikes: SpikeDetector
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flops:
+    """What a step computes, and what the devices could.
+
+    Attributes:
+        useful: (tokens, targets, pairs) of a global batch -> FLOPs of forward and backward.
+        peak: FLOPs a second of all devices together, or None.
+    """
+
+    useful: Callable[[int, int, int], float]
+    peak: float | None
+
+
 def run(
     engine: Any,
     work: Iterable[tuple[Position, StepPlan, Callable[[], list[Batch]]]],
+    steps: Steps,
     *,
-    start: Position,
-    total_steps: int,
-    epoch_steps: int,
     train: TrainConfig,
     checkpoint: CheckpointConfig,
-    lr_of: Callable[[int], float],
-    meter: Meter,
-    requests: StopSignals,
-    heartbeat: Heartbeat,
-    hooks: Hooks,
-    saver: Saver,
-    spikes: SpikeDetector,
-    seed: int,
     clip: float | None,
-    useful_flops: Callable[[int, int, int], float],
-    peak_flops: float | None,
+    seed: int,
+    guards: Guards,
+    saver: Saver,
+    hooks: Hooks,
+    meter: Meter,
+    flops: Flops,
 ) -> tuple[Position, str, str]:
-    """Train from `start` until the schedule ends or all ranks agree to stop.
+    """Train until the schedule ends or all ranks agree to stop.
 
     Args:
         engine: The DeepSpeed engine.
-        work: For every global batch from `start` on: the position after it, its plan, and a function that collates
+        work: For every global batch from the start on: the position after it, its plan, and a function that collates
             this rank's micro-batches. Taken, run and sent to the device in a thread, one step ahead.
-        start: Position to start from.
-        total_steps: Optimizer steps of the whole run.
-        epoch_steps: Of the first epoch; evaluations and saves by epoch are spread over so many.
+        steps: Where to start and end, and the learning rate.
         train: The section of that name: when to evaluate, how many skipped steps end the run.
         checkpoint: The section of that name: when to save.
-        lr_of: Learning rate of a zero-based optimizer step.
-        meter: Adds up and reduces.
-        requests: Stop and save requests.
-        heartbeat: Told of progress.
-        hooks: Log, event, evaluate.
-        saver: Writes checkpoints in the background.
-        spikes: Says which steps are not worth their update.
-        seed: Root of the dropout streams.
         clip: Largest gradient norm (DeepSpeed's own copy serves ZeRO 1 to 3).
-        useful_flops: (tokens, targets, pairs) of a global batch -> FLOPs of forward and backward.
-        peak_flops: Of all devices together, or None.
+        seed: Root of the dropout streams.
+        guards: What ends the run or skips a step.
+        saver: Writes checkpoints in the background.
+        hooks: Log, event, evaluate.
+        meter: Adds up and reduces.
+        flops: For the share of the devices' speed that is used.
 
     Returns:
         The last position; finished, stopped or fatal; and the reason of a fatal end.
     """
     world, rank = dist.get_world_size(), dist.get_rank()
-    position, skipped, last_save = start, 0, time.monotonic()
-    if start.step and (why := _exhausted(saver, train)):  # a restart of a run that had ended so
-        return _ended(start, "finished", saver, why)
-    if not start.step:
+    position, skipped, last_save = steps.start, 0, time.monotonic()
+    if steps.start.step and (why := _exhausted(saver, train)):  # a restart of a run that had ended so
+        return _ended(steps.start, "finished", saver, why)
+    if not steps.start.step:
         hooks.evaluate(0)  # where the curves begin; it chooses nothing, for there is no checkpoint of it
-        heartbeat.progress()
+        guards.heartbeat.progress()
     engine.train()
 
     def ready(batch: Batch) -> MicroBatch:
@@ -104,28 +137,28 @@ def run(
     for after, plan, batches, waited_s in prefetched(work, ready):
         began = time.monotonic()
         begin_step(engine, batches, plan.target_weight, derive(seed, "dropout", position.step, rank))
-        lr = _set_rate(engine, lr_of(position.step))
+        lr = _set_rate(engine, steps.lr_of(position.step))
         scale = world / plan.target_weight  # see the algebra in model/loss.py
         losses = [micro_step(engine, batch, scale, meter) for batch in batches]
-        stop, save = requests.poll()
+        stop, save = guards.requests.poll()
         written, failed = saver.flags()
         overdue = rank == 0 and time.monotonic() - last_save > 60 * (
             checkpoint.save_every_minutes or math.inf
         )
         sums = meter.reduce(
-            heartbeat.pace.own(), stop=stop, save=save or overdue, written=written, failed=failed
+            guards.heartbeat.pace.own(), stop=stop, save=save or overdue, written=written, failed=failed
         )
         saver.agree(sums.ranks["written"], sums.ranks["failed"])
         loss = sums.total["loss"] / plan.target_weight  # the same on all ranks
         load = engine.module.balance.loads() if engine.module.balance else {}
-        cause, norm = _update(engine, clip, spikes, loss, _largest(batches))
+        cause, norm = _update(engine, clip, guards.spikes, loss, _largest(batches))
         if cause:
             names = worst_examples(
                 chain.from_iterable(gather(example_losses([b.batch for b in batches], losses)))
             )
             hooks.event("skipped_step", step=after.step, cause=cause, loss=_or_none(loss), examples=names)
-            if spikes.stops(cause):
-                _keep(position, saver, spikes)
+            if guards.spikes.stops(cause):
+                _keep(position, saver, guards.spikes)
                 return _fatal(position, stop_messages.stopped(after.step, cause, loss, saver.saved_at), hooks)
         position, skipped = after, skipped + 1 if cause else 0
         hooks.log(
@@ -139,51 +172,51 @@ def run(
                     skipped=bool(cause),
                     step_s=time.monotonic() - began + waited_s,
                     data_wait_s=waited_s,
-                    useful_flops=useful_flops(*(int(sums.total[n]) for n in ("tokens", "targets", "pairs"))),
-                    peak_flops=peak_flops,
+                    useful_flops=flops.useful(*(int(sums.total[n]) for n in ("tokens", "targets", "pairs"))),
+                    peak_flops=flops.peak,
                     device=engine.device,
                     router_load=load,
                 )
             )
         )
-        heartbeat.progress()
-        if slow := heartbeat.slowest(sums.pace):
+        guards.heartbeat.progress()
+        if slow := guards.heartbeat.slowest(sums.pace):
             hooks.event("straggler", step=position.step, **slow)
         if skipped >= train.max_skipped_steps:
             saver.finish()
             return _fatal(position, stop_messages.skipped(skipped, position.step, saver.saved_at), hooks)
         stopping = sums.ranks["stop"] > 0
         due = sums.ranks["save"] > 0 or stopping or _every(position.step, checkpoint.save_every_steps)
-        due |= _in_epoch(position, checkpoint.saves_per_epoch, epoch_steps)
-        last = stopping or position.step == total_steps  # the last evaluation comes after the loop
+        due |= _in_epoch(position, checkpoint.saves_per_epoch, steps.in_epoch)
+        last = stopping or position.step == steps.total  # the last evaluation comes after the loop
         scored = _every(position.step, train.eval_every_steps)
-        scored |= _in_epoch(position, train.evals_per_epoch, epoch_steps)
+        scored |= _in_epoch(position, train.evals_per_epoch, steps.in_epoch)
         why = ""
         if scored and not last:
             due |= saver.scored(position.step, hooks.evaluate(position.step))
             engine.train()
-            heartbeat.progress()
+            guards.heartbeat.progress()
             why = _exhausted(saver, train)
             due |= bool(why)
         if due:
             last_save = time.monotonic()
-            saver.begin(position, {"losses": spikes.losses})
-            requests.served()
+            saver.begin(position, {"losses": guards.spikes.losses})
+            guards.requests.served()
         if stopping:
             saver.finish()
-            hooks.event("stopped", step=position.step, reason=requests.reason)
+            hooks.event("stopped", step=position.step, reason=guards.requests.reason)
             return _ended(position, "stopped", saver)
         if why:
             saver.finish()
             hooks.event("ended_early", step=position.step, reason=why)
             return _ended(position, "finished", saver, why)
-        heartbeat.progress()
+        guards.heartbeat.progress()
     if saver.begun_at != position:
-        saver.begin(position, {"losses": spikes.losses})
+        saver.begin(position, {"losses": guards.spikes.losses})
     saver.scored(position.step, hooks.evaluate(position.step))  # while it is being written
     saver.finish()
     if saver.saved_at != position:  # once more: the disk may have room by now
-        saver.begin(position, {"losses": spikes.losses})
+        saver.begin(position, {"losses": guards.spikes.losses})
         saver.finish()
     return _ended(position, "finished", saver)
 

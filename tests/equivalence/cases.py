@@ -183,31 +183,36 @@ def train(
         position, state, reason = loop.run(
             engine,
             watched(),
-            start=start,
-            total_steps=steps,
-            epoch_steps=steps,
+            loop.Steps(
+                start=start,
+                total=steps,
+                in_epoch=steps,
+                lr_of=lambda step: lr_at(
+                    step,
+                    OptimConfig(lr=1e-3, schedule="constant", warmup_steps=4),
+                    total_steps=steps,
+                    tokens_per_step=1,
+                ),
+            ),
             train=TrainConfig(max_skipped_steps=3),
             checkpoint=CheckpointConfig(save_every_steps=1, save_every_minutes=None),
-            lr_of=lambda step: lr_at(
-                step,
-                OptimConfig(lr=1e-3, schedule="constant", warmup_steps=4),
-                total_steps=steps,
-                tokens_per_step=1,
-            ),
             meter=Meter(["even", "odd"], engine.device),
-            requests=requests or StopSignals(run_folder, is_main=dist.get_rank() == 0),
-            heartbeat=heartbeat,
+            guards=loop.Guards(
+                requests=requests or StopSignals(run_folder, is_main=dist.get_rank() == 0),
+                heartbeat=heartbeat,
+                spikes=SpikeDetector(policy or TrainConfig(), [4.9] * 16),
+            ),
             hooks=loop.Hooks(
                 log=log,
                 event=lambda kind, **f: out["events"].append([kind, f]),
                 evaluate=lambda step: None,
             ),
             saver=saver,
-            spikes=SpikeDetector(policy or TrainConfig(), [4.9] * 16),
             seed=SEED,
             clip=1.0,
-            useful_flops=lambda tokens, targets, pairs: 3.0 * tokens + 5.0 * targets + 7.0 * pairs,
-            peak_flops=1e9,
+            flops=loop.Flops(
+                useful=lambda tokens, targets, pairs: 3.0 * tokens + 5.0 * targets + 7.0 * pairs, peak=1e9
+            ),
         )
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, seen)

@@ -102,15 +102,11 @@ def test_optim_train_and_checkpoint_reach_loop_saver_and_tracker(
     ended = worker._loop(config, RunFolder(project), parts, made, start, StoreCheck(None), beat, None, {})
     assert ended == (Position(), "stopped", "", 3)
     assert seen["saver"][1]["losses"] == {3: 2.5}
-    options = seen["run"][1]
-    assert [options["lr_of"](step) for step in (0, 1, 2, 8, 9, 10)] == [0.5, 1.0, 1.0, 1.0, 0.75, 0.5]
-    assert (options["seed"], options["clip"], options["epoch_steps"]) == (9, 0.3, 6)
-    assert (options["total_steps"], options["train"], options["checkpoint"]) == (
-        10,
-        config.train,
-        config.checkpoint,
-    )
-    assert options["useful_flops"](4, 1, 16) == 3 * (40 + 16 + 100)
+    (_, _, steps), options = seen["run"]
+    assert [steps.lr_of(step) for step in (0, 1, 2, 8, 9, 10)] == [0.5, 1.0, 1.0, 1.0, 0.75, 0.5]
+    assert (options["seed"], options["clip"], steps.in_epoch, steps.total) == (9, 0.3, 6, 10)
+    assert (options["train"], options["checkpoint"]) == (config.train, config.checkpoint)
+    assert options["flops"].useful(4, 1, 16) == 3 * (40 + 16 + 100)
     assert seen["saver"][1]["keep"] == config.checkpoint
     assert seen["saver"][1]["facts"] == {"plan_hash": 5, "base": "b1"}
     assert seen["profiler"][0][0] == (2, 3)

@@ -73,15 +73,18 @@ def _run(
     engine = nothing(
         device="cpu", module=nothing(balance=None), train=lambda: None, optimizer=nothing(param_groups=[])
     )
+    steps = loop.Steps(start=start, total=2 * EPOCH, in_epoch=EPOCH, lr_of=lambda _: 1.0)
     options: Any = {
-        "start": start, "total_steps": 2 * EPOCH, "epoch_steps": EPOCH, "train": train, "seed": 0, "clip": None,
-        "checkpoint": CheckpointConfig(save_every_minutes=None, **checkpoint), "lr_of": lambda _: 1.0,
-        "meter": nothing(reduce=lambda *_, **__: sums), "requests": nothing(poll=lambda: (False, False), served=lambda: None),
-        "heartbeat": nothing(progress=lambda: None, slowest=lambda _: None, pace=nothing(own=lambda: None)), "saver": saver, "spikes": nothing(losses=[]),
+        "train": train, "seed": 0, "clip": None, "saver": saver,
+        "checkpoint": CheckpointConfig(save_every_minutes=None, **checkpoint), "meter": nothing(reduce=lambda *_, **__: sums),
+        "guards": nothing(
+            requests=nothing(poll=lambda: (False, False), served=lambda: None), spikes=nothing(losses=[]),
+            heartbeat=nothing(progress=lambda: None, slowest=lambda _: None, pace=nothing(own=lambda: None)),
+        ),
         "hooks": loop.Hooks(log=lambda _: None, event=lambda *_, **__: None, evaluate=evaluate),
-        "useful_flops": lambda *_: 0.0, "peak_flops": None,
+        "flops": loop.Flops(useful=lambda *_: 0.0, peak=None),
     }  # fmt: skip
-    return loop.run(engine, work, **options)  # type: ignore[arg-type]
+    return loop.run(engine, work, steps, **options)  # type: ignore[arg-type]
 
 
 def test_curves_begin_before_the_first_step_which_chooses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

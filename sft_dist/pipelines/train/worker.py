@@ -365,29 +365,33 @@ def _loop(
         ended = loop.run(
             engine,
             remaining(config, plan.planner, corpus, start=start, steps=plan.steps, sequence=parts.sequence),
-            start=start,
-            total_steps=plan.steps,
-            epoch_steps=plan.epoch_steps,
+            loop.Steps(
+                start=start,
+                total=plan.steps,
+                in_epoch=plan.epoch_steps,
+                lr_of=lambda step: lr_at(
+                    step, optim, total_steps=plan.steps, tokens_per_step=config.train.tokens_per_step
+                ),
+            ),
             train=config.train,
             checkpoint=config.checkpoint,
-            lr_of=lambda step: lr_at(
-                step, optim, total_steps=plan.steps, tokens_per_step=config.train.tokens_per_step
+            clip=optim.clip,
+            seed=config.seed,
+            guards=loop.Guards(
+                requests=requests, heartbeat=heartbeat, spikes=SpikeDetector(config.train, resumed.losses)
             ),
+            saver=saver,
+            hooks=loop.Hooks(log=on_step, event=lines.event, evaluate=evaluate),
             meter=Meter(
                 corpus.task_names,
                 engine.device,
                 corpus.source_names,
                 (dist.get_rank(), dist.get_world_size()),
             ),
-            requests=requests,
-            heartbeat=heartbeat,
-            hooks=loop.Hooks(log=on_step, event=lines.event, evaluate=evaluate),
-            saver=saver,
-            spikes=SpikeDetector(config.train, resumed.losses),
-            seed=config.seed,
-            clip=optim.clip,
-            useful_flops=lambda tokens, targets, pairs: useful.useful_flops(tokens, pairs, targets),
-            peak_flops=(peak_flops(engine.device) or 0) * dist.get_world_size() or None,
+            flops=loop.Flops(
+                useful=lambda tokens, targets, pairs: useful.useful_flops(tokens, pairs, targets),
+                peak=(peak_flops(engine.device) or 0) * dist.get_world_size() or None,
+            ),
         )
         callbacks.tell("on_end", ended[1])
         return (*ended, saver.best)
