@@ -140,7 +140,7 @@ def measure_pairs(work, stage, pairs):
         collated.append((batches, plan.target_weight))
         return batches
 
-    def paired(engine, work_items, *, hooks, **options):
+    def paired(engine, work_items, taken, *, hooks, **options):
         bare_step = bare_loop(str(folder.path / "init"))
         began = time.process_time()
 
@@ -156,7 +156,7 @@ def measure_pairs(work, stage, pairs):
         items = (
             (position, plan, partial(remembered, plan, collate)) for position, plan, collate in work_items
         )
-        return run(engine, items, hooks=dataclasses.replace(hooks, log=log), **options)
+        return run(engine, items, taken, hooks=dataclasses.replace(hooks, log=log), **options)
 
     train_here(config, folder, paired)
     losses_ours = [json.loads(line)["loss"] for line in folder.metrics.read_text().splitlines()
@@ -179,12 +179,12 @@ def measure_ours(work, steps):
     config, folder = open_run(work, f"ours-{time.time_ns()}", stage=0, steps=steps + WARM_UP)
     run, marks = loop.run, []
 
-    def timed(engine, work_items, *, hooks, **options):
+    def timed(engine, work_items, taken, *, hooks, **options):
         def log(metrics):
             hooks.log(metrics)
             marks.append(time.process_time())
 
-        return run(engine, work_items, hooks=dataclasses.replace(hooks, log=log), **options)
+        return run(engine, work_items, taken, hooks=dataclasses.replace(hooks, log=log), **options)
 
     train_here(config, folder, timed)
     lines = [json.loads(x) for x in folder.metrics.read_text().splitlines() if '"train"' in x]
