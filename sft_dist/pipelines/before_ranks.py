@@ -18,6 +18,7 @@ from sft_dist.model import config_json
 from sft_dist.model.adapter_folder import check_folder
 from sft_dist.model.config_json import text_config
 from sft_dist.model.rope import check_reach
+from sft_dist.pack.architecture import mixers_of
 from sft_dist.pipelines.cluster.estimate_inputs import model_config, shape_of
 from sft_dist.pipelines.data.lineage import check_stage
 from sft_dist.pipelines.train.planning import check_ranks
@@ -75,6 +76,11 @@ def _model(config: RunConfig) -> Iterator[str]:
             )
     if text:
         check_reach(text, config.model.rope_scaling, config.pack.seq_len)
+        if config.train.sequence_parallel > 1 and (keeping := mixers_of(text).keeping):
+            raise UserError(
+                f"train.sequence_parallel shares rows among ranks, and {keeping} layers of this {text.get('model_type')} model keep a state, so "
+                "they need the whole row of a document on one rank; use train.sequence_parallel=1"
+            )
     yield from ()
 
 

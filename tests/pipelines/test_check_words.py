@@ -140,6 +140,19 @@ def test_a_wrong_model_path_is_called_a_model(config_of, tmp_path):
         refuse_mistakes(config)
 
 
+def test_layers_with_state_and_shared_rows_are_refused_before_ranks(config_of, tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "vocab_size": 300}
+    words = {"model_type": "qwen3_next", "full_attention_interval": 4, "max_position_embeddings": 512}
+    (tmp_path / "config.json").write_text(json.dumps(sizes | words))
+    config = config_of(
+        model={"shape": None, "path": str(tmp_path)}, train={"sequence_parallel": 2}, launch={"nproc": 2}
+    )
+    with pytest.raises(
+        UserError, match=r"3 layers of this qwen3_next model keep a state.*sequence_parallel=1"
+    ):
+        refuse_mistakes(config)
+
+
 def test_what_this_machine_hardly_wants(config_of, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     found = machine_warnings(
