@@ -29,7 +29,7 @@ test-slow: setup  ## tests that take minutes
 	@$(PYTEST) $(PARALLEL) -m slow
 
 test-cluster: setup  ## tests on a real Slurm that they start (root; Debian or Ubuntu)
-	@$(PYTEST) -m cluster tests/cluster
+	@$(PYTEST) -m cluster tests/slurm
 
 lint:  ## every static check, one line each
 	@failed=0; \

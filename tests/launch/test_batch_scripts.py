@@ -1,6 +1,6 @@
 """slurm/*: what follows an attempt (every row of the table in train.sbatch), arguments of the other scripts.
 
-srun, scontrol, squeue and scancel are stand-ins on PATH; tests/cluster runs the same scripts on a real Slurm.
+srun, scontrol, squeue and scancel are stand-ins on PATH; tests/slurm runs the same scripts on a real Slurm.
 """
 
 from __future__ import annotations

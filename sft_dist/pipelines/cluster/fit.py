@@ -21,7 +21,7 @@ from sft_dist.pack.devices import Device
 from sft_dist.pipelines.cluster.estimate_inputs import GIB, setup_of, shape_of
 from sft_dist.pipelines.train.planning import cost_of
 
-MARGIN = 0.95  # of the device's memory: the estimate errs by a few per cent (tests/cluster_tools/test_estimate_memory.py)
+MARGIN = 0.95  # of the device's memory: the estimate errs by a few per cent (tests/cluster/test_estimate_memory.py)
 AS_FAST = 1.03  # what is slower by less is taken if it is simpler
 AGAIN: tuple[bool | int, ...] = (False, 4, 2, True)
 ROWS = (1, 2, 4)
