@@ -79,7 +79,7 @@ def cpu_s():
 def selected(path, filters, out, *, processes, evaluated):
     """Run the selection pass over a file of instruction and output."""
     from sft_dist.config.load import validate
-    from sft_dist.selection.assign import select
+    from sft_dist.selection.sides import select
     from sft_dist.sources import open_source
 
     config = validate({

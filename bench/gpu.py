@@ -388,8 +388,8 @@ def engine_of(work, name, reduced, seq_len, micro_rows, variant):
 
     from sft_dist.config.load import validate
     from sft_dist.core.runfolder import RunFolder
+    from sft_dist.pipelines.train.auto import settle
     from sft_dist.pipelines.train.engine import build_engine
-    from sft_dist.pipelines.train.settle import settle
 
     shape, model = shape_of(name, reduced), work / name
     if not (model / "config.json").exists():

@@ -126,7 +126,7 @@ def write_records(path, records, size):
 
 def selected(path, processes):
     from sft_dist.config.load import validate
-    from sft_dist.selection.assign import select
+    from sft_dist.selection.sides import select
     from sft_dist.sources import open_source
 
     rules = {"refusal": True, "truncated_answer": {}, "repetition": {}, "near_duplicates": {}, "leakage": {}}

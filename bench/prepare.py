@@ -53,7 +53,7 @@ def ours(path, tokenizer, filters):
     """CPU seconds of each stage of `prepare`: reading alone, selection, then all that is left."""
     from sft_dist.config.load import validate
     from sft_dist.pipelines.data.prepare import prepare
-    from sft_dist.selection.assign import select
+    from sft_dist.selection.sides import select
     from sft_dist.shards import Store
     from sft_dist.sources import open_source
 

@@ -17,7 +17,7 @@ from pydantic import (
 
 from sft_dist.config.base import FOLDER_NAME, Section
 from sft_dist.core.errors import nearest
-from sft_dist.verify.table import CONSTRAINTS, VERIFIERS, fault
+from sft_dist.verifiers.table import CONSTRAINTS, VERIFIERS, fault
 
 TAKEN = ("cache", "lock", "launches.jsonl")  # what lies beside the sets
 DERIVED = ("model", "messages", "prompt", "max_tokens", "n", "seed", "stream")  # of a request: ours to set

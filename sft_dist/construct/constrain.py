@@ -14,7 +14,7 @@ from sft_dist.construct.seed_examples import is_single_turn
 from sft_dist.core.records import Example, Message, make_example
 from sft_dist.core.rng import derive
 from sft_dist.holdout import descend
-from sft_dist.verify.table import CONSTRAINTS, VERIFIERS, check_of
+from sft_dist.verifiers.table import CONSTRAINTS, VERIFIERS, check_of
 
 
 def constrained(

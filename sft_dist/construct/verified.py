@@ -10,7 +10,7 @@ from typing import Any
 
 from sft_dist.construct.stage import Outcome
 from sft_dist.core.records import Drop, Example
-from sft_dist.verify.table import VERIFIERS, Options, broken, read_check
+from sft_dist.verifiers.table import VERIFIERS, Options, broken, read_check
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -90,7 +90,7 @@ class Example:
         license: The record's own licence.
         choices: Answers that the record lets choose from, the right ones among them; empty where the answer is free.
         phrasings: What the record asks in wordings that are held out, for the evaluation.
-        checks: What its answer has to keep, each a JSON object: `verifier` and its options (`verify/`).
+        checks: What its answer has to keep, each a JSON object: `verifier` and its options (`verifiers/`).
     """
 
     id: str

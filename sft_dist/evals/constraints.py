@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sft_dist.verify.table import VERIFIERS, broken
+from sft_dist.verifiers.table import VERIFIERS, broken
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ ASKED: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("end", {"text": "that is all"}),
     ("quotes", {}),
 )
-"""Verifiers of `verify/table.py` with their options, as the probe asks for them."""
+"""Verifiers of `verifiers/table.py` with their options, as the probe asks for them."""
 
 
 def _constraint(name: str, options: Mapping[str, Any]) -> Constraint:

@@ -22,8 +22,8 @@ from typing import Any
 
 from rapidfuzz.distance import LCSseq
 
-from sft_dist.verify.constraints import NUMBER, equal_numbers
-from sft_dist.verify.table import keeps
+from sft_dist.verifiers.constraints import NUMBER, equal_numbers
+from sft_dist.verifiers.table import keeps
 
 GPT2 = "openai-community/gpt2"
 MAX_LABELS = 10

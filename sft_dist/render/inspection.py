@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from sft_dist.core.errors import UserError
-from sft_dist.render.jinja import ChatTemplate
+from sft_dist.render.compiled_template import ChatTemplate
 from sft_dist.render.template_outline import CLOSE, OPEN
 
 THOUGHT_FIELDS = (

@@ -11,7 +11,7 @@ from sft_dist.sources.base import FileSource, RecordError, kind_of, optional_tex
 from sft_dist.sources.files.data_files import data_files
 from sft_dist.sources.marks import record_weight
 from sft_dist.sources.messages import TurnFormat, check_conversation, read_turns
-from sft_dist.verify.table import read_check
+from sft_dist.verifiers.table import read_check
 
 
 class ExamplesReader(FileSource):

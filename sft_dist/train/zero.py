@@ -83,7 +83,7 @@ def zero_config(
     check_extra(section.extra)
     _check_machine(section)
     stage, gathered_ahead = section.stage, section.prefetch_bucket_size
-    assert stage != "auto", "pipelines.train.settle comes first"
+    assert stage != "auto", "pipelines.train.auto comes first"
     zero: dict[str, Any] = {
         "stage": stage,
         "overlap_comm": _overlaps(stage, ranks)

@@ -21,7 +21,7 @@ from sft_dist.core.records import Example
 from sft_dist.evals.metrics import metric_of_task
 from sft_dist.pipelines.data.construct import construct
 from sft_dist.sources import open_source
-from sft_dist.verify.table import keeps, read_check
+from sft_dist.verifiers.table import keeps, read_check
 
 SUMS = [
     {"kind": f"sum{i % 3}", "question": f"What is {i} plus {i * i % 7}?", "result": str(i + i * i % 7), "tests": [f"assert f() == {i}", "assert True"], "number": i}

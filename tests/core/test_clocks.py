@@ -22,7 +22,7 @@ ALLOWED = {
     "launch/node.sh": 1,
     "slurm/train.sbatch": 1,
     # the dates that a template writes
-    "sft_dist/render/jinja.py": 1,
+    "sft_dist/render/compiled_template.py": 1,
     "sft_dist/render/renderer.py": 1,
     # how far the clocks of nodes are apart
     "sft_dist/cluster/doctor/rendezvous.py": 3,

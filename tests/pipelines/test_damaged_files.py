@@ -25,7 +25,7 @@ from sft_dist.core.records import Example
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.evals.resumable_work import collect, is_done, run_part
 from sft_dist.pipelines.data.prepare import prepare
-from sft_dist.pipelines.train import settle
+from sft_dist.pipelines.train import auto
 from sft_dist.pipelines.train.run_folder import check_evaluation, rate_jump, set_up
 from sft_dist.report.run_files import read_run_files
 from sft_dist.shards import Store
@@ -192,7 +192,7 @@ CASES: tuple[tuple[str, Callable[[Made], Any], str, tuple[Callable[[bytes], byte
     ("runs/run/stores.json", lambda m: m.run.read_stores(), "set_up", DAMAGES),
     ("runs/run/plan.json", lambda m: m.run.plan("steps", "tasks"), "", DAMAGES),
     ("runs/run/plan.json", lambda m: rate_jump(m.config, None, m.run), "again", DAMAGES),  # type: ignore[arg-type]
-    ("runs/run/fit.json", lambda m: settle._before(m.run), "again", DAMAGES),
+    ("runs/run/fit.json", lambda m: auto._before(m.run), "again", DAMAGES),
     ("runs/run/status.json", lambda m: m.run.status(), "again", (_torn, _mistyped, _deep)),
     ("runs/run/eval/seen.jsonl", _sets, "set_up", BINARY),
     ("runs/run/eval/frozen.json", _sets, "set_up", DAMAGES),

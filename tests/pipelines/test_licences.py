@@ -13,9 +13,9 @@ from sft_dist.config.load import validate
 from sft_dist.config.sources import DemoSource
 from sft_dist.core.errors import UserError
 from sft_dist.pipelines.data.prepare import prepare
-from sft_dist.selection.assign import select
 from sft_dist.selection.files import training_examples
 from sft_dist.selection.query import query
+from sft_dist.selection.sides import select
 from sft_dist.sources import open_source
 
 TERMS = ["CC-BY-4.0", "MIT", "cc-by-nc-4.0", "GPL-3.0"]

@@ -16,8 +16,8 @@ from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_json, read_jsonl
 from sft_dist.pipelines.data.construct import construct
 from sft_dist.pipelines.data.prepare import prepare
-from sft_dist.selection.assign import select
 from sft_dist.selection.files import DROPPED, PROMPT, Selected, seed_examples, training_examples
+from sft_dist.selection.sides import select
 from sft_dist.shards import Store
 from sft_dist.sources import open_source
 

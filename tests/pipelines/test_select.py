@@ -14,9 +14,9 @@ from sft_dist.config.filters import RecordRules
 from sft_dist.config.load import validate
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import BadRecord
-from sft_dist.selection import assign, judge, tables, workers
-from sft_dist.selection.assign import select
+from sft_dist.selection import judge, sides, tables, workers
 from sft_dist.selection.files import DROPPED, EVALUATE, TRAIN, UNREADABLE, training_examples
+from sft_dist.selection.sides import select
 from sft_dist.sources import open_source
 
 WORDS = [f"word{i}" for i in range(4000)]
@@ -199,7 +199,7 @@ def test_a_relaunch_keeps_counts_and_a_change_decides_anew(tmp_path: Path, monke
     _, first = run(config)
     files = {p: p.read_bytes() for p in Path(config.data.dir).rglob("*") if p.is_file()}
     with monkeypatch.context() as patched:  # what is there is read back, not decided again
-        patched.setattr("sft_dist.selection.assign.make_facts", None)
+        patched.setattr("sft_dist.selection.sides.make_facts", None)
         _, again = run(config)
     assert again.contaminated == first.contaminated != ()
     for name in first.sources:
@@ -310,10 +310,10 @@ def test_slices_make_the_facts_together_and_decide_the_same(tmp_path: Path, monk
     )
     run(whole)
     made = []
-    real = assign.MakeFacts.__call__
+    real = sides.MakeFacts.__call__
     with monkeypatch.context() as patched:
         patched.setattr(
-            assign.MakeFacts,
+            sides.MakeFacts,
             "__call__",
             lambda self, s, item: (made.append(item.number), real(self, s, item))[1],
         )
@@ -362,7 +362,7 @@ def test_a_launch_that_ends_at_a_block_loses_that_block_alone(tmp_path: Path, mo
     )
     run(whole)
     made: list[str] = []
-    for job in (assign.MakeFacts, judge.Judge):
+    for job in (sides.MakeFacts, judge.Judge):
         real = job.__call__
 
         def dies(self, sources, item, real=real):

@@ -13,7 +13,7 @@ from render_helpers import CHATML_TOKENS, LLAMA3_TOKENS, chat, targets
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import Drop, Message, Span, ToolCall, make_example, single_turn
 from sft_dist.render.builtin import BUILTINS
-from sft_dist.render.jinja import ChatTemplate
+from sft_dist.render.compiled_template import ChatTemplate
 from sft_dist.render.renderer import Renderer
 from sft_dist.render.tokenizer import TextTokenizer, train_tokenizer
 

@@ -369,6 +369,6 @@ def test_renderings_of_one_shape_are_cached(renderer_of, monkeypatch):
     ],
 )
 def test_a_template_that_fails_or_never_ends_is_refused(renderer_of, monkeypatch, text, why):
-    monkeypatch.setattr("sft_dist.render.jinja.CPU_SECONDS", 0.3)
+    monkeypatch.setattr("sft_dist.render.compiled_template.CPU_SECONDS", 0.3)
     with pytest.raises(UserError, match=why):
         renderer_of(text.replace("CONTENT", "{{ m.content }}") + PROMPT)

@@ -10,7 +10,7 @@ from render_helpers import chat, targets
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import Drop
-from sft_dist.render.jinja import ChatTemplate
+from sft_dist.render.compiled_template import ChatTemplate
 from sft_dist.render.renderer import Renderer
 from sft_dist.render.tokenizer import TextTokenizer, train_tokenizer
 

@@ -15,8 +15,8 @@ from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_jsonl
 from sft_dist.core.records import BadRecord, Example
 from sft_dist.holdout import Holdout, split
-from sft_dist.selection.assign import select
 from sft_dist.selection.files import TRAIN
+from sft_dist.selection.sides import select
 from sft_dist.sources import open_source
 from sft_dist.sources.flan import patterns
 from sft_dist.sources.flan.questions import draw_layout, read_question

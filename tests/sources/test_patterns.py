@@ -15,8 +15,8 @@ from sft_dist.evals.metrics import exact_match, metric_of_task, numeric
 from sft_dist.evals.probe_material import Material
 from sft_dist.evals.probes import phrasing_variants
 from sft_dist.holdout import Holdout, split
-from sft_dist.selection.assign import select
 from sft_dist.selection.files import training_examples
+from sft_dist.selection.sides import select
 from sft_dist.sources import open_source
 from sft_dist.sources.hub import import_datasets
 from sft_dist.sources.patterns.reader import PatternsReader

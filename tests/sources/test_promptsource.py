@@ -16,8 +16,8 @@ from sft_dist.config.sources import AlpacaSource, PromptsourceSource
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_jsonl
 from sft_dist.core.records import BadRecord, Example
-from sft_dist.selection.assign import select
 from sft_dist.selection.files import TRAIN
+from sft_dist.selection.sides import select
 from sft_dist.sources import open_source
 from sft_dist.sources.files.data_files import RawRecord
 from sft_dist.sources.promptsource import environment as promptsource_environment

@@ -13,7 +13,7 @@ from sft_dist.core.records import single_turn
 from sft_dist.evals.baselines import Baselines
 from sft_dist.evals.score import score_examples, scores
 from sft_dist.evals.splits import Generation
-from sft_dist.evals.tracked import figures, tables
+from sft_dist.evals.tracker_tables import figures, tables
 from sft_dist.train.tracker import Tracker, resolve_mode
 
 

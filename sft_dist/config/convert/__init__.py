@@ -12,9 +12,9 @@ from pathlib import Path
 
 from sft_dist.config.convert.data import convert_data
 from sft_dist.config.convert.defaults import DEFAULTS
-from sft_dist.config.convert.keys import convert_keys
 from sft_dist.config.convert.reading import dataset_infos, read_other
 from sft_dist.config.convert.result import Conversion
+from sft_dist.config.convert.rules import convert_keys
 
 __all__ = ["DEFAULTS", "Conversion", "convert"]
 

@@ -33,8 +33,8 @@ from sft_dist.core.records import Batch
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.model.packed import to_inputs
 from sft_dist.pipelines.cluster.estimate_inputs import model_config
+from sft_dist.pipelines.train.auto import settle
 from sft_dist.pipelines.train.engine import build_engine
-from sft_dist.pipelines.train.settle import settle
 from sft_dist.render.tokenizer import TextTokenizer
 from sft_dist.train import zero
 from sft_dist.train.environment import environment

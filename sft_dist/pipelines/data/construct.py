@@ -55,8 +55,8 @@ from sft_dist.core.files import append_jsonl, expanded, fingerprint, remove_left
 from sft_dist.core.locks import take_lock
 from sft_dist.core.records import Example
 from sft_dist.holdout import Holdout, split
-from sft_dist.selection.assign import select
 from sft_dist.selection.files import Selected, make_folder, seed_examples
+from sft_dist.selection.sides import select
 from sft_dist.sources import Source, open_source
 from sft_dist.sources.base import FileSource
 

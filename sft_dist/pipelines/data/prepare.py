@@ -1,7 +1,7 @@
 """Raw sources -> one token store a source, evaluation sets, rejects. Builds only what is missing.
 
 <data.dir>/facts/<source>/            what is known of each record alone (selection/facts.py)
-<data.dir>/selection*                 which record goes where (selection/assign.py)
+<data.dir>/selection*                 which record goes where (selection/sides.py)
 <data.dir>/eval/<set>.jsonl           examples of the sets validation, seen, heldout; eval/near.json: held-out tasks that are near
 <data.dir>/eval/stores/<curve>/       the same, tokenised, a store for each curve of the training log
 <data.dir>/tokenizer/                 with render.train_vocab_size only
@@ -33,9 +33,9 @@ from sft_dist.pipelines.data.lineage import Lineage, check_stage, lineage_of
 from sft_dist.pipelines.data.lost_answers import lost_answers
 from sft_dist.pipelines.data.renderer import make_renderer
 from sft_dist.render.renderer import Renderer
-from sft_dist.selection.assign import facts_folder, make_facts, select
 from sft_dist.selection.facts import FOLDER
 from sft_dist.selection.files import Selected, Selection, make_folder, training_examples
+from sft_dist.selection.sides import facts_folder, make_facts, select
 from sft_dist.selection.tokenize import ExampleList, SelectedExamples, StoreBuild
 from sft_dist.selection.workers import Workers
 from sft_dist.shards import Store, remove_manifest

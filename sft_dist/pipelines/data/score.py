@@ -6,7 +6,7 @@ token of a document is never a target. Each assistant turn of a conversation is 
 
 <source>.jsonl      {"id", "task", "ifd", "loss", "loss_alone", "tokens"}, one line an example; ifd null: not renderable
 <source>.json       what the scores depend on
-.selection/         what would be trained on without `filters.scores` (selection/assign.py)
+.selection/         what would be trained on without `filters.scores` (selection/sides.py)
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from sft_dist.model.packed import PackedLM, to_inputs
 from sft_dist.pack import assign_rows
 from sft_dist.pipelines.data.renderer import make_renderer
 from sft_dist.render.renderer import Renderer
-from sft_dist.selection.assign import select
 from sft_dist.selection.files import Selected, training_examples
 from sft_dist.selection.id_files import scores_path
+from sft_dist.selection.sides import select
 from sft_dist.shards.format import key_changes
 from sft_dist.sources import Source, open_source
 

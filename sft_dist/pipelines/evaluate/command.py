@@ -24,7 +24,7 @@ from sft_dist.core.errors import UserError
 from sft_dist.core.records import Example
 from sft_dist.core.runfolder import RunFolder
 from sft_dist.core.sets import JUDGES, VALIDATION, SetName, curve_of
-from sft_dist.evals import tracked
+from sft_dist.evals import tracker_tables
 from sft_dist.evals.choices import offered, picked
 from sft_dist.evals.extraction import collect_continuations, continuation_part
 from sft_dist.evals.generate import collect_generations, generate_part, load_model
@@ -255,7 +255,7 @@ def _track(
         **config.wandb.model_dump(exclude={"mode"}),
     ) as tracker:
         if tracker:
-            tracker.results(step, tracked.figures(result), tracked.tables(result, judged))
+            tracker.results(step, tracker_tables.figures(result), tracker_tables.tables(result, judged))
 
 
 def _told(config: RunConfig, examples: Sequence[Example]) -> dict[str, str]:

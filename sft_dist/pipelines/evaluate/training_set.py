@@ -18,8 +18,8 @@ from sft_dist.core.sample import Sample
 from sft_dist.evals.baselines import Baselines, TrainingPair, training_pairs
 from sft_dist.model.config_json import text_config
 from sft_dist.pipelines.train.planning import DEFAULT_SHAPE, cost_of, make_planner, open_corpus
-from sft_dist.selection.assign import select
 from sft_dist.selection.files import training_examples
+from sft_dist.selection.sides import select
 from sft_dist.sources import Source, open_source
 
 

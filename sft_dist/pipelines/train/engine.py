@@ -77,7 +77,7 @@ def build_engine(config: RunConfig, folder: RunFolder, tokenizer: TextTokenizer)
     Raises:
         UserError: For a model that is missing, unfit, or leaks between packed documents.
     """
-    assert is_decided(config), "pipelines.train.settle comes first"
+    assert is_decided(config), "pipelines.train.auto comes first"
     assert config.model.gradient_checkpointing != "auto"
     device = zero.device_type()
     model_path = _initial_model(config, folder, tokenizer)

@@ -44,11 +44,11 @@ from sft_dist.pack import CostModel
 from sft_dist.pipelines.cluster.estimate_inputs import host_memory
 from sft_dist.pipelines.config_warnings import config_warnings
 from sft_dist.pipelines.evaluate.verify import comparable, losses_of_engine, verify_export
+from sft_dist.pipelines.train.auto import settle, settled_before
 from sft_dist.pipelines.train.engine import TrainingSetup, build_engine, export_base, exports_adapter
 from sft_dist.pipelines.train.oom_message import oom_message
 from sft_dist.pipelines.train.planning import cost_of, make_planner, open_corpus, plan_facts, total_steps
 from sft_dist.pipelines.train.resume import Resumed, remaining, resume
-from sft_dist.pipelines.train.settle import settle, settled_before
 from sft_dist.render.tokenizer import TextTokenizer
 from sft_dist.report.model_card import write_model_card
 from sft_dist.shards.staging import stage

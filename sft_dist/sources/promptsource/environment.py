@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from sft_dist.core.sandbox import BudgetEnvironment
+from sft_dist.core.template_sandbox import BudgetEnvironment
 
 CPU_SECONDS = 20.0  # of one rendering; the budget runs out in a fraction of it
 

@@ -13,7 +13,7 @@ from jinja2.exceptions import SecurityError
 
 from sft_dist.core.errors import UserError
 from sft_dist.core.rng import derive
-from sft_dist.core.sandbox import WORK, WORK_PER_CHAR, TooMuchWork
+from sft_dist.core.template_sandbox import WORK, WORK_PER_CHAR, TooMuchWork
 from sft_dist.sources.base import RecordError, record_origin
 from sft_dist.sources.files.data_files import RawRecord
 from sft_dist.sources.promptsource.environment import PromptEnvironment

@@ -1,6 +1,6 @@
 """Text of a chat template -> a function from messages to text, as `transformers` renders it, without transformers.
 
-The template runs in the sandbox of core/sandbox.py: its work, its memory and its compilation are bounded.
+The template runs in the sandbox of core/template_sandbox.py: its work, its memory and its compilation are bounded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jinja2.parser import Parser
 from jinja2.utils import Namespace
 
 from sft_dist.core.errors import UserError
-from sft_dist.core.sandbox import WORK, WORK_PER_CHAR, BudgetEnvironment, TooMuchWork, text_size
+from sft_dist.core.template_sandbox import WORK, WORK_PER_CHAR, BudgetEnvironment, TooMuchWork, text_size
 
 CPU_SECONDS = 5.0  # of one rendering, which takes milliseconds; the budget of work runs out before
 

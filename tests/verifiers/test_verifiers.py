@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sft_dist.evals.metrics import METRICS
-from sft_dist.verify.sandbox import code_of, failing_tests, has_network
-from sft_dist.verify.table import CONSTRAINTS, VERIFIERS, broken, check_of, fault, keeps, read_check
+from sft_dist.verifiers.code_sandbox import code_of, failing_tests, has_network
+from sft_dist.verifiers.table import CONSTRAINTS, VERIFIERS, broken, check_of, fault, keeps, read_check
 
 FIVE = "One two three, four five."
 CASES = {
@@ -100,7 +100,9 @@ def test_code_passes_or_says_what_failed():
     ],
 )
 def test_programs_that_misbehave_are_stopped(code, words, monkeypatch):
-    monkeypatch.setattr("sft_dist.verify.sandbox.WAIT_FACTOR", 120)  # a second of CPU time may take long here
+    monkeypatch.setattr(
+        "sft_dist.verifiers.code_sandbox.WAIT_FACTOR", 120
+    )  # a second of CPU time may take long here
     assert words in failing_tests(code, "assert True", cpu_seconds=1)
 
 
@@ -121,7 +123,7 @@ def test_a_process_that_outlives_the_program_keeps_nobody_waiting():
 
 
 def test_a_program_that_only_waits_is_ended(monkeypatch):
-    monkeypatch.setattr("sft_dist.verify.sandbox.WAIT_FACTOR", 2)
+    monkeypatch.setattr("sft_dist.verifiers.code_sandbox.WAIT_FACTOR", 2)
     start = time.monotonic()
     assert "did not end in 2 s" in failing_tests("import time; time.sleep(60)", "", cpu_seconds=1)
     assert time.monotonic() - start < 30

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sft_dist.core.errors import nearest
-from sft_dist.verify.constraints import (
+from sft_dist.verifiers.code_sandbox import CPU_SECONDS, code_of, failing_tests
+from sft_dist.verifiers.constraints import (
     LANGUAGES,
     NUMBER,
     bullets,
@@ -23,7 +24,6 @@ from sft_dist.verify.constraints import (
     sentences,
     words,
 )
-from sft_dist.verify.sandbox import CPU_SECONDS, code_of, failing_tests
 
 Options = Mapping[str, Any]
 
