@@ -109,6 +109,13 @@ class Feature(Case):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiskFeature(Feature):
+    """In a launch of its own: not every machine can run it."""
+
+    group: ClassVar[str] = "disk"
+
+
+@dataclass(frozen=True, kw_only=True)
 class EmaStates(Case):
     """Whether an average is saved, read by an export and restored, and what one update makes of it."""
 

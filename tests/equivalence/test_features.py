@@ -8,7 +8,7 @@ from typing import Any
 import cases_features
 import numpy as np
 import pytest
-from cases_features import EmaStates, Feature, HeldOut
+from cases_features import DiskFeature, EmaStates, Feature, HeldOut
 
 Outcome = Callable[..., dict[str, Any]]
 PLAIN = Feature(name="plain", stage=3)
@@ -36,7 +36,7 @@ OTHER = [
     Feature(name="layer_decay", stage=2),
     Feature(name="muon", stage=0),
 ]
-NVME = Feature(name="nvme", stage=3)
+NVME = DiskFeature(name="nvme", stage=3)
 LAYER_DECAY = [Feature(name="layer_decay", stage=stage) for stage in (2, 3)]
 
 
