@@ -18,12 +18,21 @@ MODEL = {"path": "org/m"}
 def test_ranks_and_precision_that_do_not_fit_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(before_ranks, "gpus", lambda: 0)
     monkeypatch.setattr(before_ranks.os, "cpu_count", lambda: 2)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     said = machine_warnings(validate({"model": MODEL, "launch": {"nproc": 8}}))
     assert [w.split(" ")[0] for w in said] == ["launch.nproc=8", "model.dtype=bfloat16"]
     monkeypatch.setattr(before_ranks, "gpus", lambda: 4)
     assert "the 4 GPUs" in machine_warnings(validate({"model": MODEL, "launch": {"nproc": 8}}))[0]
     assert machine_warnings(validate({"model": MODEL, "launch": {"nproc": 4}})) == ()
     assert machine_warnings(validate({"model": MODEL, "launch": {"nproc": 8}, "cluster": "x"})) == ()
+
+
+def test_a_model_that_nobody_can_fetch_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    said = machine_warnings(
+        validate({"model": {"path": "org/m", "dtype": "float32"}, "launch": {"nproc": 1}})
+    )
+    assert [w for w in said if "hf download org/m" in w and "HF_HUB_OFFLINE is set" in w]
 
 
 @pytest.mark.parametrize("key", ["run_root", "data.dir"])
