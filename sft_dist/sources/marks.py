@@ -21,7 +21,13 @@ SPANS = ("train_detail", "training_detail")
 READ = frozenset((*WEIGHTS, *EXCLUDES, *SPANS))
 
 _WORDS = {"true": 1.0, "false": 0.0}
-_LOOKS = re.compile(r"(?:^|_)(?:weights?|train(?:ed|ing|able)?|loss|losses|masks?|masked)(?:_|$)")
+_LOOKS = re.compile(
+    r"(?:^|_)(?:weights?|(?:un)?train(?:ed|ing|able)?|loss|losses|masks?|masked|supervis(?:e|ed|ion)|learn(?:ed|able)?|ignored?|skip(?:ped)?"
+    r"|is_target|exclude[ds]?)(?:_|$)"
+)
+_PARTS = re.compile(
+    r"(?<=[a-z0-9])(?=[A-Z])|[-. ]"
+)  # where "lossMask" and "loss-mask" have an underscore to others
 _KNOWN = ("attention_mask",)  # looks like a mark of loss, and says something else
 
 
@@ -129,7 +135,7 @@ def _unread_in(thing: Mapping[str, Any], what: str) -> Iterator[str]:
 
 
 def _looks(key: str) -> bool:
-    return _LOOKS.search(key.lower()) is not None and key not in _KNOWN
+    return _LOOKS.search(_PARTS.sub("_", key).lower()) is not None and key not in _KNOWN
 
 
 def _is_record_mark(name: str, value: Any) -> bool:

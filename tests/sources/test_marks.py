@@ -238,3 +238,20 @@ def test_keys_that_look_like_marks_and_are_not_read():
         "part.train_this",
         "turn.masks",
     ]
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["lossMask", "loss-mask", "skipLoss", "noTrain", "untrained", "is_target", "supervise", "learnable", "ignored", "skip", "Exclude"],
+)  # fmt: skip
+def test_however_they_are_written(key: str) -> None:
+    assert list(unread_marks({"messages": [{"role": "assistant", "content": "y", key: True}]})) == [
+        f"turn.{key}"
+    ]
+
+
+@pytest.mark.parametrize(
+    "key", ["trainer", "glossary", "learner_id", "target_language", "unmask_count2", "skipper"]
+)
+def test_words_that_only_begin_like_one(key: str) -> None:
+    assert not list(unread_marks({key: 1}))
