@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
+from pathlib import PurePath
 from typing import Any
 
 from sft_dist.config.sources import SourceBase, SourceConfig
@@ -128,4 +129,9 @@ def _check_readable(source: Source, *, may_be_prompts: bool) -> None:
         f"data.sources.{source.name}: none of the first {total} records can be read. {count} of them: {reason} "
         f"(first: {first.file}, line {first.line}). Check the source's kind and field names"
         + (", or set prompts=true if its records have no answers" if may_be_prompts else "")
+        + (
+            ". The file is one object: where its records lie inside of it, write them as a list or one a line, such as `jq -c '.data[]'` does"
+            if total == 1 and PurePath(first.file).suffix == ".json"
+            else ""
+        )
     )

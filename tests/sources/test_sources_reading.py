@@ -6,13 +6,16 @@ import bz2
 import gzip
 import json
 import lzma
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sft_dist.config.sources import AlpacaSource
 from sft_dist.core.errors import UserError
 from sft_dist.core.records import BadRecord
+from sft_dist.sources import open_source
 from sft_dist.sources.files import data_files as reading
 from sft_dist.sources.files.data_files import RawRecord, data_files, file_kind, read_records
 
@@ -342,3 +345,27 @@ def test_half_a_character_is_found_at_any_depth(tmp_path):
 def test_an_empty_path_is_refused():
     with pytest.raises(UserError, match="the path is empty"):
         data_files(" ")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.json.gz", "a.csv"])
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "pointer of Git LFS.*git lfs pull"),
+        (b"../.git/annex/objects/Wx/0k/MD5E-s1/MD5E-s1.json\n", "git-annex.*git annex get"),
+        (b"\n<!DOCTYPE html>\n<html>Log in</html>", "a web page, not data"),
+    ],
+)  # fmt: skip
+def test_what_stands_in_place_of_the_data_is_named(tmp_path: Path, name: str, left: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(left)
+    with pytest.raises(UserError, match=said):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"data": [{"instruction": "a", "output": "b"}]}', '{"instruction": {"0": "a"}}']
+)
+def test_records_inside_of_one_object_are_said_to_be_so(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=r"The file is one object.*jq -c '\.data\[\]'"):
+        open_source("s", AlpacaSource(kind="alpaca", path=str(tmp_path / "a.json")))

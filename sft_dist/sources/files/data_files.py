@@ -226,6 +226,7 @@ def _cut_groups(path: Path, step: int) -> list[Part]:
 @contextmanager
 def open_data(path: Path) -> Iterator[IO[bytes]]:
     """Open a plain or compressed file for reading bytes; what the decompressor refuses is a `UserError`."""
+    _refuse_stand_in(path)
     try:
         with _open(path) as stream:
             if file_kind(path)[0] not in BINARY and stream.peek(2)[:2] in _UTF16:
@@ -239,6 +240,28 @@ def open_data(path: Path) -> Iterator[IO[bytes]]:
         raise UserError(
             f"{path} cannot be read to its end ({error}), so its records would be incomplete; fetch or write the file again"
         ) from error
+
+
+def _refuse_stand_in(path: Path) -> None:
+    """Refuse what a clone or a download left in place of the data.
+
+    Raises:
+        UserError: For a pointer of Git LFS or git-annex, or a web page.
+    """
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(200).lstrip().lower()
+    except OSError:
+        return  # opening it says what is wrong
+    if head.startswith(b"version https://git-lfs") or b"/annex/objects/" in head:
+        raise UserError(
+            f"{path} is a pointer of Git LFS or git-annex, not the data, so there are no records; fetch them in its clone: git lfs pull, or "
+            "git annex get"
+        )
+    if head.startswith((b"<!doctype html", b"<html")):
+        raise UserError(
+            f"{path} is a web page, not data (a download that asked for a login, perhaps), so there are no records; fetch the file again"
+        )
 
 
 def _open(path: Path) -> io.BufferedReader:
@@ -450,6 +473,7 @@ def _read_columns(part: Part, kind: str) -> Iterator[RawRecord | BadRecord]:
     import pyarrow as pa
 
     path, row = part.path, part.start
+    _refuse_stand_in(path)
     try:
         for batch in _batches(part, kind):
             for fields in batch.to_pylist():
