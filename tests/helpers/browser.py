@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,20 @@ document.body.append(seen);
 </script>"""
 
 
+@cache
+def _program() -> str | None:
+    """Return a Chromium that starts: Ubuntu's package of that name only says where another one is."""
+    found = filter(None, map(shutil.which, NAMES))
+    return next(
+        (
+            p
+            for p in found
+            if subprocess.run([p, "--version"], capture_output=True, check=False).returncode == 0
+        ),
+        None,
+    )
+
+
 def look(page: Path, folder: Path, width: int) -> dict[str, Any]:
     """Lay a page out at a width in pixels; skip the test where no Chromium is installed.
 
@@ -63,7 +78,7 @@ def look(page: Path, folder: Path, width: int) -> dict[str, Any]:
         errors of its scripts; texts outside of their figure; texts of a contrast below 4.5; tables that are cut without a hint; pixels
         by which the page is wider than the window; the number of figures.
     """
-    program = next(filter(None, map(shutil.which, NAMES)), None)
+    program = _program()
     if program is None:
         pytest.skip("no Chromium on this machine")
     text = re.sub(r"<meta http-equiv=[^>]*>", "", page.read_text(encoding="utf-8"))
@@ -72,7 +87,7 @@ def look(page: Path, folder: Path, width: int) -> dict[str, Any]:
         text.replace("<head>", f"<head>{FIRST}", 1).replace("</body>", f"{LAST}</body>", 1), encoding="utf-8"
     )
     done = subprocess.run(
-        [program, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={folder / 'profile'}",
+        [program, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", f"--user-data-dir={folder / 'profile'}",
          f"--window-size={width},1000", "--virtual-time-budget=2000", "--dump-dom", copy.as_uri()],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
