@@ -13,6 +13,7 @@ CHANGES = {"prepare": 15, "construct": 3, "train": 15, "export": 2, "evaluate": 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.takes(900)
 @pytest.mark.parametrize("command", CHANGES)
 def test_a_kill_at_each_change_of_a_folder(command: str, crash: Callable[..., dict[str, Any]]) -> None:
     seen = crash("kill_renames.py", list(CHANGES).index(command), timeout_s=1500)

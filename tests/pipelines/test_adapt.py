@@ -26,6 +26,7 @@ REDUCED = (
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.takes(900)
 def test_a_pretrained_model_adapts_to_tasks_that_it_was_not_trained_on(
     tmp_path: Path, shared_data: Path
 ) -> None:

@@ -34,6 +34,7 @@ def test_the_header_of_the_config_says_what_the_readme_says() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
+@pytest.mark.takes(1500)
 def test_the_demo_learns_what_the_readme_says(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "sft_dist", "run"], cwd=tmp_path, capture_output=True, text=True, check=False
