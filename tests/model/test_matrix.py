@@ -139,7 +139,7 @@ def test_layers_are_computed_again_with_the_borders_that_they_had(tmp_path: Path
     ("options", "message"),
     [
         (
-            {"backend": "sdpa_dense"},
+            {"attention": "sdpa_dense"},
             "falcon has attention code of its own, which transformers offers no way to replace",
         )
     ],

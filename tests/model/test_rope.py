@@ -12,6 +12,7 @@ import torch
 from loading import load
 from torch.nn import functional as F
 
+from sft_dist.config.model import RopeScalingConfig
 from sft_dist.core.errors import UserError
 from sft_dist.model import rope
 from sft_dist.model.packed import to_inputs
@@ -47,14 +48,14 @@ def test_how_far_positions_reach(text: dict[str, Any], expected: int | None) -> 
     ("text", "scaling", "seq_len", "message"),
     [
         (PLAIN, None, 8192, "pack.seq_len=8192 is more than the 4096 positions .*pack.seq_len=4096, or set model.rope_scaling.type=yarn and model.rope_scaling.factor=2"),
-        (PLAIN, {"type": "yarn", "factor": 2.0}, 16384, "more than the 8192 positions .*raise model.rope_scaling.factor to 4"),
-        (LLAMA3, {"type": "yarn", "factor": 2.0}, 4096, r"already rescales its positions \(llama3\)"),
+        (PLAIN, RopeScalingConfig(type="yarn", factor=2.0), 16384, "more than the 8192 positions .*raise model.rope_scaling.factor to 4"),
+        (LLAMA3, RopeScalingConfig(type="yarn", factor=2.0), 4096, r"already rescales its positions \(llama3\)"),
         (LONG, None, 8192, "depend on the longest document of a row beyond 4096 tokens.*use pack.seq_len=4096"),
-        ({}, {"type": "linear", "factor": 2.0}, 8, "has no limit of positions"),
+        ({}, RopeScalingConfig(type="linear", factor=2.0), 8, "has no limit of positions"),
     ],
 )  # fmt: skip
 def test_out_of_reach_is_refused_with_the_remedy(
-    text: dict[str, Any], scaling: Any, seq_len: int, message: str
+    text: dict[str, Any], scaling: RopeScalingConfig | None, seq_len: int, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         rope.check_reach(text, scaling, seq_len)
@@ -64,12 +65,12 @@ def test_out_of_reach_is_refused_with_the_remedy(
     ("text", "scaling", "seq_len"),
     [
         (PLAIN, None, 4096),
-        (PLAIN, {"type": "linear", "factor": 2.0}, 8192),
+        (PLAIN, RopeScalingConfig(type="linear", factor=2.0), 8192),
         (OLD_YARN, None, 16384),
         (LONG, None, 4096),
     ],
 )
-def test_within_reach_passes(text: dict[str, Any], scaling: Any, seq_len: int) -> None:
+def test_within_reach_passes(text: dict[str, Any], scaling: RopeScalingConfig | None, seq_len: int) -> None:
     rope.check_reach(text, scaling, seq_len)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sft_dist.config.auto import supposed
 from sft_dist.config.load import load_config
-from sft_dist.config.model import LoraConfig
+from sft_dist.config.model import LoraConfig, ModelConfig, RopeScalingConfig
 from sft_dist.core.errors import UserError
 from sft_dist.core.files import read_json
 from sft_dist.core.runfolder import RunFolder
@@ -59,8 +59,8 @@ def asked_for(
 ) -> dict[str, Any]:
     from sft_dist.render.tokenizer import TextTokenizer
 
-    def stop(path: str, **options: Any) -> None:
-        raise Called(options)
+    def stop(path: str, model: ModelConfig, **options: Any) -> None:
+        raise Called({"path": path, "model": model, **options})
 
     monkeypatch.setattr(engine, "load_packed", stop)
     config = supposed(load_config(list(overrides), project / "my.yaml"))
@@ -74,12 +74,14 @@ def test_every_field_reaches_the_loader(
 ) -> None:
     options = asked_for(project, base_model, monkeypatch, *LORA, *MODEL, "lora.dora=true", "lora.rslora=true")
     assert options["lora"] == WANTED
-    assert options["rope_scaling"] == {"type": "linear", "factor": 2.0}
-    assert (options["vocab_multiple"], options["seq_len"]) == (64, 128)
+    assert options["path"] == options["model"].path == str(base_model)
+    assert options["model"].rope_scaling == RopeScalingConfig(type="linear", factor=2.0)
+    assert (options["model"].vocab_multiple, options["seq_len"]) == (64, 128)
     parts = asked_for(
         project, base_model, monkeypatch, "model.trainable=[head,'layers[1:]']", "model.freeze=['*norm*']"
     )
-    assert (parts["trainable"], parts["freeze"], parts["lora"]) == (("head", "layers[1:]"), ("*norm*",), None)
+    model = parts["model"]
+    assert (model.trainable, model.freeze, parts["lora"]) == (("head", "layers[1:]"), ("*norm*",), None)
     four_bits = asked_for(project, base_model, monkeypatch, "lora.quantize_base=nf4", "deepspeed.stage=2")
     assert four_bits["lora"].quantize_base == "nf4"
 
@@ -90,7 +92,7 @@ def test_every_field_reaches_the_export(project: Path) -> None:
     )
     base = engine.export_base(config, "m")
     assert (base.path, base.revision, base.vocab_multiple) == ("m", "abc", 64)
-    assert (base.lora, base.rope_scaling) == (WANTED, {"type": "linear", "factor": 2.0})
+    assert (base.lora, base.rope_scaling) == (WANTED, RopeScalingConfig(type="linear", factor=2.0))
     assert not engine.exports_adapter(config)
     assert engine.exports_adapter(load_config([*LORA, "lora.export=adapter"], project / "my.yaml"))
 

@@ -311,7 +311,7 @@ def test_a_torn_config_of_the_model(sft: Sft, project: Path, base_model: Path) -
     torn = project / "torn"
     shutil.copytree(base_model, torn)
     (torn / "config.json").write_text((torn / "config.json").read_text()[:100])
-    assert "torn/config.json is torn" in refused(sft, "check", "my.yaml", f"model.path={torn}")
+    assert "torn/config.json is damaged" in refused(sft, "check", "my.yaml", f"model.path={torn}")
 
 
 def test_a_run_root_that_is_a_file(sft: Sft, project: Path) -> None:
