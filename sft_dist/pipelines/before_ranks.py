@@ -65,7 +65,7 @@ def _settings(config: RunConfig) -> Iterator[str]:
 def _model(config: RunConfig) -> Iterator[str]:
     check_stage(config)
     path = config.model.path
-    text = text_config(path, config.model.revision)
+    text = text_config(config.model)
     if path and not text and (is_local(path) or "/" not in path):
         place = expanded(path)
         if config_json.located(path) is None:

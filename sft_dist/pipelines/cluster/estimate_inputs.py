@@ -51,7 +51,7 @@ def model_config(config: RunConfig) -> Mapping[str, Any]:
             "tie_word_embeddings": shape.tie_word_embeddings,
         }
     path = str(config.model.path)
-    if text := config_json.text_config(path, config.model.revision):
+    if text := config_json.text_config(config.model):
         _check_sizes(text, path)
         return text
     if known := published().get(path):

@@ -156,7 +156,7 @@ def _summary(
     config: RunConfig, prepared: Prepared, corpus: Corpus, marks: tuple[str, ...], *, exact: bool = True
 ) -> Summary:
     tokens = prepared.renderer.tokenizer.vocab_size
-    if rows := text_config(config.model.path, config.model.revision).get("vocab_size"):
+    if rows := text_config(config.model).get("vocab_size"):
         rows_for(rows, tokens, config.model.vocab_multiple, str(config.model.path))
     planner = make_planner(config, corpus, world_size=1, cost=cost_model(config, tokens))
     rendered = {

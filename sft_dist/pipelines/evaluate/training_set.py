@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sft_dist.config import RunConfig
+from sft_dist.core.files import read_object
 from sft_dist.core.records import Example
 from sft_dist.core.rng import derive
 from sft_dist.core.runfolder import RunFolder
@@ -50,8 +51,9 @@ def drawn_ids(config: RunConfig, folder: RunFolder) -> set[str]:
     """Return the ids of the examples in the steps that the run took: shares, weights, caps and max_steps applied."""
     known = folder.read_stores()
     corpus = open_corpus({name: Path(s["path"]) for name, s in known["sources"].items()})
-    shape = text_config(str(folder.export)) or text_config(config.model.path, config.model.revision)
-    cost = cost_of(shape or DEFAULT_SHAPE)
+    file = folder.export / "config.json"
+    shape = read_object(file, "export the run again") if file.is_file() else text_config(config.model)
+    cost = cost_of(shape.get("text_config") or shape or DEFAULT_SHAPE)
     world = int(folder.plan("world_size")["world_size"])
     planner = make_planner(config, corpus, world_size=world, cost=cost)
     left = int(folder.status().get("step", 0)) or config.train.max_steps or 1 << 60

@@ -72,7 +72,7 @@ def cost_model(config: RunConfig, vocab_size: int) -> CostModel:
             intermediate_size=shape.intermediate_size,
             vocab_size=vocab_size,
         )
-    return cost_of(text_config(config.model.path, config.model.revision) or DEFAULT_SHAPE)
+    return cost_of(text_config(config.model) or DEFAULT_SHAPE)
 
 
 def cost_of(shape: Mapping[str, Any]) -> CostModel:
@@ -125,11 +125,7 @@ def check_ranks(config: RunConfig, *, ranks: int | None = None, heads: int | Non
         )
     if heads is None:
         shape = config.model.shape
-        heads = (
-            shape.heads
-            if shape
-            else text_config(config.model.path, config.model.revision).get("num_attention_heads")
-        )
+        heads = shape.heads if shape else text_config(config.model).get("num_attention_heads")
     if heads is not None and heads % size:
         raise UserError(
             f"the model has {heads} attention heads, which {size} ranks (train.sequence_parallel) cannot share evenly; "
