@@ -203,15 +203,15 @@ def machine_warnings(config: RunConfig) -> tuple[str, ...]:
         return ()
     devices, ranks, cores = gpus(), ranks_of(config.launch.nproc), os.cpu_count() or 1
     found = []
-    path, offline = (
-        config.model.path,
-        os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
-    )
-    if offline and path and config_json.located(path, config.model.revision) is None:
-        found.append(
-            f"model.path={path} is not in the hub's cache of this machine, and HF_HUB_OFFLINE is set, so training would find no model here; "
-            f"run `hf download {path}` where there is internet, with the same HF_HOME"
-        )
+    path = config.model.path
+    if path and config_json.located(path, config.model.revision) is None:
+        from huggingface_hub import constants
+
+        if constants.HF_HUB_OFFLINE:
+            found.append(
+                f"model.path={path} is not in the hub's cache of this machine, and HF_HUB_OFFLINE is set, so training would find no model here; "
+                f"run `hf download {path}` where there is internet, with the same HF_HOME"
+            )
     if devices and ranks > devices:
         found.append(
             f"launch.nproc={ranks} starts more ranks than the {devices} GPUs of this machine, and two cannot share one; use launch.nproc=auto"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from sft_dist.config.load import validate
 from sft_dist.core.errors import UserError
@@ -18,7 +19,7 @@ MODEL = {"path": "org/m"}
 def test_ranks_and_precision_that_do_not_fit_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(before_ranks, "gpus", lambda: 0)
     monkeypatch.setattr(before_ranks.os, "cpu_count", lambda: 2)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     said = machine_warnings(validate({"model": MODEL, "launch": {"nproc": 8}}))
     assert [w.split(" ")[0] for w in said] == ["launch.nproc=8", "model.dtype=bfloat16"]
     monkeypatch.setattr(before_ranks, "gpus", lambda: 4)
@@ -28,7 +29,7 @@ def test_ranks_and_precision_that_do_not_fit_here(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_model_that_nobody_can_fetch_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     said = machine_warnings(
         validate({"model": {"path": "org/m", "dtype": "float32"}, "launch": {"nproc": 1}})
     )
