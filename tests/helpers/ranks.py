@@ -15,6 +15,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -40,19 +41,16 @@ def on_ranks(world: int, script: Path, *arguments: str, timeout_s: float = 900) 
         ranks = [
             context.Process(
                 target=_rank,
-                args=(script, arguments, {"MASTER_PORT": str(port), **_of(rank, world)}, said[rank]),
+                args=(script, arguments, {**os.environ, **ENVIRONMENT, **_of(rank, world, port)}, said[rank]),
             )
             for rank in range(world)
         ]
         for rank in ranks:
             rank.start()
-        while (
-            any(r.is_alive() for r in ranks)
-            and not any(r.exitcode for r in ranks)
-            and time.monotonic() < limit
-        ):
-            ranks[0].join(0.05) if ranks[0].is_alive() else time.sleep(0.05)
-        late = time.monotonic() >= limit
+        while (alive := [r.sentinel for r in ranks if r.is_alive()]) and not any(r.exitcode for r in ranks):
+            if not wait(alive, limit - time.monotonic()):
+                break
+        late = bool(alive) and time.monotonic() >= limit
         for rank in ranks:
             if late or any(r.exitcode for r in ranks):
                 rank.join(5)  # the others may say more of the same fault
@@ -66,9 +64,10 @@ def on_ranks(world: int, script: Path, *arguments: str, timeout_s: float = 900) 
             raise AssertionError(f"{world} ranks {'took too long' if late else 'failed'}:{text}")
 
 
-def _of(rank: int, world: int) -> dict[str, str]:
+def _of(rank: int, world: int, port: int) -> dict[str, str]:
     return {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
 
 
@@ -90,6 +89,7 @@ def _server() -> ForkServerContext:
 
 def _rank(script: Path, arguments: tuple[str, ...], environment: Mapping[str, str], said: Path) -> None:
     """Be a rank: the script as it would run by `python SCRIPT ARGUMENTS`."""
+    os.environ.clear()
     os.environ.update(environment)
     log = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
