@@ -1,4 +1,4 @@
-"""Cases of single features: ten steps with the feature on, saved half-way and continued by a new engine."""
+"""Cases of single features: twenty steps with the feature on, saved half-way and continued by a new engine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from sft_dist.train.ema import Ema
 from sft_dist.train.evaluate import set_losses
 from sft_dist.train.metrics import Meter
 
-STEPS, HALF = 10, 5
+STEPS, HALF = 20, 10
 
 
 def smooth(module: Any) -> None:

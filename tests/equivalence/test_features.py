@@ -27,8 +27,8 @@ SAME = [
     Feature(name="tiles", stage=2),
     Feature(name="compiled", stage=3),
     Feature(name="compiled_full", stage=3),
+    pytest.param(Feature(name="compiled", stage=2), marks=pytest.mark.slow),
 ]
-COMPILED = Feature(name="compiled", stage=2)
 OTHER = [
     Feature(name="neftune", stage=3),
     Feature(name="loss_options", stage=3),
@@ -52,12 +52,6 @@ def test_the_trajectory_stays_and_is_continued(outcome: Outcome, feature: Featur
     check(ours)
     np.testing.assert_allclose(ours["losses"], plain["losses"], rtol=1e-5)
     np.testing.assert_allclose(ours["norms"], plain["norms"], rtol=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.cases(PLAIN, COMPILED)
-def test_compiled_layers_keep_it_on_another_stage(outcome: Outcome) -> None:
-    test_the_trajectory_stays_and_is_continued(outcome, COMPILED)
 
 
 @pytest.mark.cases(PLAIN)
