@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft_dist.config.model import LoraConfig, ModelConfig
+from sft_dist.config.model import ModelConfig
 from sft_dist.model.load import Loaded, load_packed
-from sft_dist.model.ulysses import SequenceGroup
 
 
-def load(
-    folder: Path | str,
-    *,
-    zero_config: Mapping[str, Any] | None = None,
-    lora: LoraConfig | None = None,
-    seed: int = 0,
-    sequence: SequenceGroup | None = None,
-    seq_len: int = 0,
-    min_vocab_size: int = 0,
-    **model: Any,
-) -> Loaded:
-    """Load a folder; what is left are keys of the section `model`, float32 and no recomputation by default."""
-    return load_packed(
-        str(folder),
-        ModelConfig(**{"dtype": "float32", "gradient_checkpointing": False, **model}),
-        device="cpu",
-        zero_config=zero_config,
-        lora=lora,
-        seed=seed,
-        sequence=sequence,
-        seq_len=seq_len,
-        min_vocab_size=min_vocab_size,
-    )
+def load(folder: Path | str, **options: Any) -> Loaded:
+    """Load a folder; options are keys of the section `model` (float32 and no recomputation by default) or of `load_packed`."""
+    section = {k: options.pop(k) for k in list(options) if k in ModelConfig.model_fields}
+    model = ModelConfig(**{"dtype": "float32", "gradient_checkpointing": False, **section})
+    return load_packed(str(folder), model, device="cpu", **options)
