@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-RUN = Path(__file__).resolve().parents[2] / ".ci" / "run"
+REPOSITORY = Path(__file__).resolve().parents[2]
+RUN = REPOSITORY / ".ci" / "run"
 
 
 @pytest.fixture
@@ -85,3 +88,21 @@ def test_without_slurm_or_root_the_reason_is_said(ci):
     assert (done.returncode, last_line(done)) == (0, "53 passed in Ns")
     assert "cluster tests skipped: Slurm is not installed, and installing it needs root" in done.stdout
     assert ci.calls() == ["make test", "make test-slow"]
+
+
+@pytest.mark.parametrize(("left_s", "outcome"), [(-1, "1 skipped"), (470, "1 skipped"), (3600, "1 passed")])
+def test_nothing_begins_that_may_not_end_in_time(left_s, outcome):
+    environment = {**os.environ, "SFT_END_BY": str(time.time() + left_s)}
+    test = f"{__file__}::test_last_line_is_what_it_says"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", test],
+        env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert outcome in done.stdout
+    assert ("no time was left for it (SFT_END_BY)" in done.stdout) == (outcome == "1 skipped")
+
+
+def test_last_line_is_what_it_says():
+    """Begun by the test above."""
+    done = subprocess.CompletedProcess([], 0, stdout="x\n1 passed in 12.00s\n")
+    assert last_line(done) == "1 passed in Ns"
